@@ -1,0 +1,49 @@
+"""MACs and parameters as exact integer functions of widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from eagleeye_hf.channels.graph import ChannelGraph
+
+
+class Cost(NamedTuple):
+    """Multiply-accumulates of one image, and parameters; integers, or arrays of them for many candidates."""
+
+    macs: int | np.ndarray
+    params: int | np.ndarray
+
+
+def count_cost(graph: ChannelGraph, widths: Sequence[int] | np.ndarray) -> Cost:
+    """Count what the network costs at given widths, without building it.
+
+    MACs are those of convolutions and matrix products (biases and BatchNorm not counted), for one image of
+    `graph.input_size`; PyTorch's `FlopCounterMode` counts exactly twice as many. Parameters are all of the model's.
+
+    Args:
+        widths: channels kept, shape `(num_groups,)`, or `(num_candidates, num_groups)` for many at once.
+    Returns:
+        Two integers, or two integer arrays of shape `(num_candidates,)`.
+    """
+    array = np.asarray(widths, dtype=np.int64)
+    units = np.atleast_2d(array) // graph.steps
+    # float64 matrix products are exact here (below 2**53) and far faster than NumPy's integer ones
+    forms = (units.astype(np.float64) @ graph.cost.coefficients + graph.cost.constants).astype(np.int64).T
+    macs = _sum_terms(graph.cost.macs, forms)
+    params = _sum_terms(graph.cost.params, forms)
+    if array.ndim == 1:
+        return Cost(int(macs[0]), int(params[0]))
+    return Cost(macs, params)
+
+
+def _sum_terms(terms: tuple[tuple[int, tuple[int, ...]], ...], forms: np.ndarray) -> np.ndarray:
+    total = np.zeros(forms.shape[1], dtype=np.int64)
+    for factor, indices in terms:
+        product = np.full(forms.shape[1], factor, dtype=np.int64)
+        for index in indices:
+            product *= forms[index]
+        total += product
+    return total

@@ -1,0 +1,259 @@
+"""From ties and pins to channel groups, sizes and costs; whole arrays at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, CostModel, Member, SizeAttribute
+from eagleeye_hf.channels.shadow import Dim, Dims, Label, Product, Recorder, factors_of
+from eagleeye_hf.channels.thin import named_tensors
+
+if TYPE_CHECKING:
+    from eagleeye_hf.channels.trace import Shadow
+
+SINGLE_UNIT = "all its channels go together"
+
+
+@dataclass(frozen=True)
+class Solution:
+    graph: ChannelGraph
+    roots: np.ndarray
+    """Per id, the smallest id of its tied set."""
+    unit_roots: list[np.ndarray]
+    """Per group, the root of each unit."""
+    pinned: np.ndarray
+    """Per id, whether it can't be removed."""
+    labels: dict[str, list[list[Label]]]
+    """Per tensor and dimension, the labels that lie along it."""
+
+    def kept(self, removed: np.ndarray) -> tuple[dict[str, Dims], np.ndarray]:
+        """What a checker needs once the roots marked in `removed` are gone."""
+        kept: dict[str, Dims] = {}
+        for name, dims in self.labels.items():
+            described: list[Dim] = []
+            for labels in dims:
+                ids = [roots[~removed[roots]] for roots in (self.roots[label.ids] for label in labels)]
+                if len(ids) > 1:
+                    described.append(Product(tuple((len(factor), factor) for factor in ids)))
+                else:
+                    described.append(ids[0] if len(labels[0].positions) > 1 else None)
+            kept[name] = tuple(described)
+        return kept, self.pinned
+
+
+def solve(shadow: Shadow, input_size: tuple[int, int, int]) -> Solution:
+    """Group the ids of a finished run."""
+    store = shadow.store
+    assert isinstance(store, Recorder)
+    roots = store.roots()
+    reasons, reason_of = _pinned(store, roots)
+    groups, group_of, unit_roots = _group(store, roots, reasons, reason_of)
+    places = _Places(roots, group_of, unit_roots, groups)
+    attributes = tuple(
+        SizeAttribute(module=module, path=path, length=len(ids), parts=parts)
+        for (module, path), ids in shadow.sizes.finish().items()
+        if (parts := places.of(ids))
+    )
+    labels: dict[str, list[list[Label]]] = {}
+    tensors = dict(named_tensors(shadow.model))
+    for label in sorted(store.labels.values(), key=lambda label: label.start):
+        dims = labels.setdefault(label.tensor, [[] for _ in tensors[label.tensor].shape])
+        dims[label.dim].append(label)
+    forms = _Forms(places, len(groups))
+    macs = [(factor, forms.of(dims)) for factor, dims in shadow.costs]
+    params = [
+        (
+            1,
+            forms.of(
+                [(len(label.positions), label.ids) for dim in labels[name] for label in dim]
+                if name in labels
+                else [(size, None) for size in tensor.shape]
+            ),
+        )
+        for name, tensor in shadow.model.named_parameters()
+    ]
+    graph = ChannelGraph(
+        groups=groups, attributes=attributes, cost=forms.model(macs, params), input_size=input_size
+    )
+    return Solution(graph, roots, unit_roots, reason_of[roots] >= 0, labels)
+
+
+def _pinned(store: Recorder, roots: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Distinct reasons, and per root the number of the first that pins it, or -1."""
+    reasons: dict[str, int] = {}
+    reason_of = np.full(store.num_ids, -1)
+    for ids, reason in reversed(store.pins):
+        reason_of[roots[ids]] = reasons.setdefault(reason, len(reasons))
+    return list(reasons), reason_of
+
+
+def _group(
+    store: Recorder, roots: np.ndarray, reasons: list[str], reason_of: np.ndarray
+) -> tuple[tuple[ChannelGroup, ...], np.ndarray, list[np.ndarray]]:
+    """Units with the same members, pinned for the same reason, form a group; only those that a layer produces do."""
+    produced = np.concatenate([*store.producers, np.empty(0, dtype=np.int64)])
+    is_produced = np.zeros(store.num_ids, dtype=bool)
+    is_produced[roots[produced]] = True
+    labels = [label for label in store.labels.values() if is_produced[roots[label.ids]].any()]
+    label_of = np.repeat(np.arange(len(labels)), [len(label.positions) for label in labels])
+    id_of = np.concatenate([label.ids for label in labels] or [np.empty(0, dtype=np.int64)])
+    label_of, id_of = label_of[is_produced[roots[id_of]]], id_of[is_produced[roots[id_of]]]
+    root_of = roots[id_of]
+
+    random = np.random.default_rng(0)
+    keys = random.integers(1, 2**63, len(labels), dtype=np.uint64)
+    signature = random.integers(1, 2**63, len(reasons) + 1, dtype=np.uint64)[reason_of]
+    np.add.at(signature, root_of, keys[label_of])
+    produced_roots = np.unique(root_of)
+    _, number = np.unique(signature[produced_roots], return_inverse=True)
+    group_of = np.full(store.num_ids, -1)
+    group_of[produced_roots] = number
+
+    # a group is named after, and ordered by, the first layer that produces it
+    label_at = {label.start: i for i, label in enumerate(labels)}
+    firsts: dict[int, int] = {}
+    for ids in store.producers:
+        if (i := label_at.get(int(ids[0]))) is not None:
+            for group in np.unique(group_of[roots[labels[i].ids]]):
+                firsts.setdefault(int(group), i)
+    firsts.pop(-1, None)
+    rank = np.full(int(number.max(initial=-1)) + 2, -1)
+    rank[list(firsts)] = np.arange(len(firsts))
+    group_of = rank[group_of]
+
+    inside = group_of[root_of] >= 0
+    label_of, id_of, root_of = label_of[inside], id_of[inside], root_of[inside]
+    group_at, first_label = group_of[root_of], np.array(list(firsts.values()), dtype=np.int64)
+    # units are numbered by their first place in the group's first producer
+    leads = label_of == first_label[group_at]
+    lead_id = np.full(store.num_ids, store.num_ids)
+    np.minimum.at(lead_id, root_of[leads], id_of[leads])
+    sorting = np.lexsort((id_of, lead_id[root_of], label_of, group_at))
+    label_of, id_of, root_of, group_at = (a[sorting] for a in (label_of, id_of, root_of, group_at))
+    cuts = np.flatnonzero(np.diff(label_of) | np.diff(group_at)) + 1
+    runs: list[list[tuple[int, np.ndarray, np.ndarray]]] = [[] for _ in firsts]
+    for start, stop in zip([0, *cuts], [*cuts, len(label_of)], strict=True):
+        if stop > start:
+            label = labels[label_of[start]]
+            places = label.positions[id_of[start:stop] - label.start]
+            runs[group_at[start]].append((int(label_of[start]), root_of[start:stop], places))
+
+    groups, unit_roots, names = [], [], {}
+    for number, (first, pieces) in enumerate(zip(first_label, runs, strict=True)):
+        lead_roots, lead_places = next((r, p) for label, r, p in pieces if label == first)
+        units_here = lead_roots[np.concatenate([[True], np.diff(lead_roots) != 0])]
+        num_units = len(units_here)
+        units = np.argsort(np.argsort(lead_places[:, 0])).reshape(num_units, -1)
+        members = tuple(
+            Member(tensor=labels[label].tensor, dim=labels[label].dim, index=_per_channel(places, units))
+            for label, _, places in pieces
+        )
+        reason = reasons[reason_of[units_here[0]]] if reason_of[units_here[0]] >= 0 else ""
+        name = labels[first].tensor.rsplit(".", 1)[0].removesuffix(".parametrizations.weight")
+        names[name] = names.get(name, 0) + 1
+        groups.append(
+            ChannelGroup(
+                name=name if names[name] == 1 else f"{name}:{names[name]}",
+                units=units,
+                members=members,
+                reason=reason or (SINGLE_UNIT if num_units == 1 else ""),
+            )
+        )
+        unit_roots.append(units_here)
+    return tuple(groups), group_of, unit_roots
+
+
+def _per_channel(places: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Hand the places of each unit out to its channels; all of them to each where they don't divide."""
+    num_units, step = units.shape
+    by_unit = places.reshape(num_units, -1)
+    if by_unit.shape[1] % step:
+        by_unit = np.tile(by_unit, (1, step))
+    index = np.empty((units.size, by_unit.shape[1] // step), dtype=np.int64)
+    index[units.ravel()] = by_unit.reshape(units.size, -1)
+    return index
+
+
+class _Places:
+    """Where the groups' channels lie in any array of ids."""
+
+    def __init__(
+        self, roots: np.ndarray, group_of: np.ndarray, unit_roots: list[np.ndarray], groups: tuple[ChannelGroup, ...]
+    ) -> None:
+        self.roots, self.group_of, self.groups = roots, group_of, groups
+        self.unit_of = np.full(len(roots), -1)
+        for units in unit_roots:
+            self.unit_of[units] = np.arange(len(units))
+
+    def of(self, ids: np.ndarray) -> tuple[tuple[int, np.ndarray], ...]:
+        """(group number, pairs of a channel and its place) for every prunable group in `ids`."""
+        roots = self.roots[ids]
+        group_at = self.group_of[roots]
+        parts = []
+        for number in np.unique(group_at[group_at >= 0]):
+            if self.groups[number].reason:
+                continue
+            here = np.flatnonzero(group_at == number)
+            channels = self.groups[number].units[self.unit_of[roots[here]], 0]
+            parts.append((int(number), np.stack([channels, here], axis=1)))
+        return tuple(parts)
+
+
+class _Forms:
+    """Distinct linear forms of unit counts."""
+
+    def __init__(self, places: _Places, num_groups: int) -> None:
+        self.places, self.num_groups = places, num_groups
+        self.forms: dict[tuple[tuple[int, int], ...], int] = {}
+
+    def of(self, dims: list[tuple[int, Dim]]) -> tuple[int, tuple[int, ...]]:
+        """A constant factor and the forms of the dimensions that vary."""
+        factor, forms = 1, []
+        for size, dim in dims:
+            for length, ids in factors_of(size, dim):
+                form = self._form(length, ids)
+                if len(form) == 1:
+                    factor *= form[0][1]
+                else:
+                    forms.append(self.forms.setdefault(form, len(self.forms)))
+        return factor, tuple(sorted(forms))
+
+    def _form(self, length: int, ids: np.ndarray | None) -> tuple[tuple[int, int], ...]:
+        """((-1, constant), (group, channels per unit), ...)"""
+        if ids is None:
+            return ((-1, length),)
+        group_at = self.places.group_of[self.places.roots[ids]]
+        numbers, counts = np.unique(group_at, return_counts=True)
+        constant, terms = 0, []
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            if number < 0 or self.places.groups[number].reason:
+                constant += count
+            else:
+                num_units = len(self.places.groups[number].units)
+                assert count % num_units == 0, "the units of a group lie equally often along a dimension"
+                terms.append((number, count // num_units))
+        return ((-1, constant), *terms)
+
+    def model(self, macs: list[tuple[int, tuple[int, tuple[int, ...]]]], params: list[tuple[int, tuple[int, tuple[int, ...]]]]) -> CostModel:
+        constants = np.zeros(len(self.forms), dtype=np.int64)
+        coefficients = np.zeros((self.num_groups, len(self.forms)), dtype=np.int64)
+        for form, i in self.forms.items():
+            for number, count in form:
+                if number < 0:
+                    constants[i] = count
+                else:
+                    coefficients[number, i] = count
+        return CostModel(
+            constants=constants, coefficients=coefficients, macs=_gather(macs), params=_gather(params)
+        )
+
+
+def _gather(terms: list[tuple[int, tuple[int, tuple[int, ...]]]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Add up terms over the same forms."""
+    total: dict[tuple[int, ...], int] = {}
+    for factor, (constant, forms) in terms:
+        total[forms] = total.get(forms, 0) + factor * constant
+    return tuple((factor, forms) for forms, factor in total.items())

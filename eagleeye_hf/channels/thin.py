@@ -1,0 +1,111 @@
+"""The bare mechanism of surgery: a copy of a model with fewer channels, tensors and Python sizes alike."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from eagleeye_hf.channels.graph import ChannelGraph, SizeAttribute
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once, those that `state_dict` leaves out included."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def kept_places(graph: ChannelGraph, keep: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, int], np.ndarray]:
+    """The indices that stay, per (tensor, dimension) that loses some."""
+    masks: dict[tuple[str, int], np.ndarray] = {}
+    for group in graph.groups:
+        if group.name not in keep:
+            continue
+        removed = np.ones(group.channels, dtype=bool)
+        removed[keep[group.name]] = False
+        for member in group.members:
+            key = member.tensor, member.dim
+            if key not in masks:
+                masks[key] = np.ones(shapes[member.tensor][member.dim], dtype=bool)
+            masks[key][member.index[removed].ravel()] = False
+    return {key: np.flatnonzero(mask) for key, mask in masks.items()}
+
+
+def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> nn.Module:
+    """A new model without the channels that `keep` leaves out; the input is untouched."""
+    tensors = dict(named_tensors(model))
+    places = kept_places(graph, keep, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    by_tensor: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, dim), kept in places.items():
+        by_tensor.setdefault(name, []).append((dim, torch.from_numpy(kept).to(tensors[name].device)))
+    memo: dict[int, Any] = {}
+    for name, cuts in by_tensor.items():
+        full = tensors[name]
+        thin = full.detach()
+        for dim, kept in cuts:
+            thin = thin.index_select(dim, kept)
+        memo[id(full)] = nn.Parameter(thin, full.requires_grad) if isinstance(full, nn.Parameter) else thin
+    thinned = copy.deepcopy(model, memo)
+    resize_modules(thinned, {(a.module, a.path): _kept_size(a, graph, keep) for a in graph.attributes})
+    return thinned
+
+
+def _kept_size(attribute: SizeAttribute, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> int:
+    mask = np.ones(attribute.length, dtype=bool)
+    for number, pairs in attribute.parts:
+        group = graph.groups[number]
+        if group.name in keep:
+            removed = np.ones(group.channels, dtype=bool)
+            removed[keep[group.name]] = False
+            mask[pairs[removed[pairs[:, 0]], 1]] = False
+    return int(mask.sum())
+
+
+def resize_modules(model: nn.Module, sizes: Mapping[tuple[str, tuple[str | int, ...]], int]) -> None:
+    """Write Python sizes into the modules, then let the standard layers follow the shapes of their tensors."""
+    for (module, path), size in sizes.items():
+        _assign(model.get_submodule(module), path, size)
+    for module in model.modules():
+        follow_shapes(module)
+
+
+def _assign(target: Any, path: tuple[str | int, ...], size: int) -> None:
+    head, *rest = path
+    old = getattr(target, head) if isinstance(head, str) and not isinstance(target, dict) else target[head]
+    if not rest:
+        new: Any = size
+    elif isinstance(old, tuple):
+        items = list(old)
+        _assign(items, tuple(rest), size)
+        new = tuple(items)
+    else:
+        _assign(old, tuple(rest), size)
+        return
+    if isinstance(head, str) and not isinstance(target, dict):
+        setattr(target, head, new)
+    else:
+        target[head] = new
+
+
+def follow_shapes(module: nn.Module) -> None:
+    """Set the channel counts that a standard layer keeps beside its tensors."""
+    if isinstance(module, _ConvNd):
+        first, second = module.weight.shape[:2]
+        if isinstance(module, _ConvTransposeNd):
+            module.in_channels, module.out_channels = first, second * module.groups
+        else:
+            module.out_channels, module.in_channels = first, second * module.groups
+    elif isinstance(module, _NormBase):
+        tensor = module.weight if module.weight is not None else module.running_mean
+        if tensor is not None:
+            module.num_features = len(tensor)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()

@@ -1,0 +1,224 @@
+"""timm model -> ChannelGraph, by shadow execution.
+
+A copy of the model runs once on the `meta` device, where nothing is computed, while a dispatch mode sees every ATen
+call and lets `rules` follow the channels. Then a copy thinned at random runs through the same rules, which must find
+every tie of the full model again: groups for which they do not are pinned, so that a graph never breaks its model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.rules import apply_rule
+from eagleeye_hf.channels.shadow import Checker, Dim, Dims, MismatchError, Recorder, Store
+from eagleeye_hf.channels.sizes import SizeFinder
+from eagleeye_hf.channels.solve import Solution, solve
+from eagleeye_hf.channels.thin import named_tensors, thin_copy
+from eagleeye_hf.errors import EagleEyeError
+
+OUTPUT = "carries the model's output"
+
+
+def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> ChannelGraph:
+    """Find the channel groups of a network, and what they cost.
+
+    Args:
+        model: any module whose forward takes one image batch; it is not changed, and nothing is computed.
+        input_size: `(channels, height, width)` of one image; by default the model's own (`pretrained_cfg`), else
+            `(3, 224, 224)`. MACs are counted at this size.
+    Returns:
+        The groups in the order of execution. What can't be removed exactly is pinned, with a reason.
+    Raises:
+        EagleEyeError: `input_size` is no image size, or the forward pass fails on it.
+    """
+    size = resolve_input_size(model, input_size)
+    shadow = meta_copy(model)
+    full = Shadow(shadow, Recorder())
+    try:
+        full.run(size)
+    except Exception as error:  # the model's own code, any error is possible
+        raise EagleEyeError(
+            f"`model` ({type(model).__name__}) can't be traced at `input_size={size}`: {type(error).__name__}: {error}"
+        ) from error
+    solution = solve(full, size)
+    return _confirm(shadow, full, solution)
+
+
+def resolve_input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int, int, int]:
+    """`input_size`, or the model's own."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    size = tuple(input_size or config.get("input_size") or (3, 224, 224))
+    if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise EagleEyeError(f"`input_size` is (channels, height, width), three positive integers; got {input_size}")
+    return size
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose tensors have shapes but no values."""
+    memo: dict[int, Any] = {}
+    for _, tensor in named_tensors(model):
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo).eval()
+
+
+@dataclass
+class Shadow:
+    """One run of a model under the rules."""
+
+    model: nn.Module
+    store: Store
+    sizes: SizeFinder = field(init=False)
+    costs: list[tuple[int, list[tuple[int, Dim]]]] = field(default_factory=list)
+    log: list[tuple[Any, ...]] = field(default_factory=list)
+    choices: list[bool] = field(default_factory=list)
+    following: Iterator[bool] | None = None
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sizes = SizeFinder(self.model, self.dims)
+        self._names = {id(tensor): name for name, tensor in named_tensors(self.model)}
+        self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
+
+    def run(self, size: tuple[int, int, int]) -> None:
+        with torch.no_grad(), self.sizes.listen(), _Dispatch(self):
+            output = self.model(torch.empty(1, *size, device="meta"))
+        for tensor in _tensors(output):
+            self.shapes.append(tuple(tensor.shape))
+            for dim in self.dims(tensor):
+                self.store.pin(dim, OUTPUT)
+
+    def dims(self, tensor: Tensor) -> Dims:
+        record = self._records.get(id(tensor))
+        if record is None:
+            name = self._names.get(id(tensor))
+            dims = (None,) * tensor.ndim if name is None else self.store.parameter_dims(name, tensor)
+            record = self._records[id(tensor)] = (tensor, dims, name is not None)
+        return record[1]
+
+    def set_dims(self, tensor: Tensor, dims: Sequence[Dim]) -> None:
+        assert len(dims) == tensor.ndim, (tuple(tensor.shape), dims)
+        self._records[id(tensor)] = (tensor, tuple(dims), self._all_weights)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        self.dims(tensor)
+        return self._records[id(tensor)][2]
+
+    def found_size(self, size: int, ids: Dim, groups: bool = False) -> None:
+        if isinstance(self.store, Recorder) and isinstance(ids, np.ndarray) and size > 1:
+            if (other := self.sizes.found(size, ids, groups)) is not None:
+                self.store.tie(other, ids)
+
+    def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None:
+        self.costs.append((factor, list(dims)))
+
+    def prefers_whole_groups(self, groups: int, num_in: int, num_out: int) -> bool:
+        return self._choose(groups >= max(num_in, num_out))
+
+    def keeps_outer(self) -> bool:
+        return self._choose(False)
+
+    def _choose(self, preferred: bool) -> bool:
+        """Decide once; a check of the thinned model follows the decisions made on the full one."""
+        if self.following is not None:
+            return next(self.following, preferred)
+        self.choices.append(preferred)
+        return preferred
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        inputs = [*_tensors(list(named.values()))]
+        self._all_weights = bool(inputs) and all(self.is_weight(tensor) for tensor in inputs)
+        apply_rule(self, func, named, out)
+        constants = tuple(value for value in named.values() if isinstance(value, float))
+        self.log.append((func, constants))
+
+
+class _Dispatch(TorchDispatchMode):
+    def __init__(self, shadow: Shadow) -> None:
+        super().__init__()
+        self.shadow = shadow
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.shadow.see(func, args, kwargs, out)
+        return out
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _confirm(shadow: nn.Module, full: Shadow, solution: Solution) -> ChannelGraph:
+    """Pin the groups whose removal breaks the model, found by bisection."""
+    graph = solution.graph
+    numbers = [i for i, group in enumerate(graph.groups) if group.prunable]
+    reasons: dict[int, str] = {}
+
+    def search(candidates: list[int]) -> None:
+        problem = _try_removing(shadow, full, solution, candidates)
+        if not problem:
+            return
+        if len(candidates) == 1:
+            reasons[candidates[0]] = problem
+            return
+        half = len(candidates) // 2
+        search(candidates[:half])
+        search(candidates[half:])
+
+    search(numbers)
+    if reasons:
+        good = [i for i in numbers if i not in reasons]
+        if problem := _try_removing(shadow, full, solution, good):  # fine alone, not together: add one by one
+            fine: list[int] = []
+            for number in good:
+                if problem := _try_removing(shadow, full, solution, [*fine, number]):
+                    reasons[number] = problem
+                else:
+                    fine.append(number)
+    groups = tuple(replace(g, reason=reasons[i]) if i in reasons else g for i, g in enumerate(graph.groups))
+    return replace(graph, groups=groups)
+
+
+def _try_removing(shadow: nn.Module, full: Shadow, solution: Solution, numbers: list[int]) -> str:
+    """Thin these groups at random and run; return what goes wrong, or nothing."""
+    if not numbers:
+        return ""
+    graph = solution.graph
+    random = np.random.default_rng(0)
+    keep: dict[str, np.ndarray] = {}
+    removed = np.zeros(len(solution.roots), dtype=bool)
+    for number in numbers:
+        group = graph.groups[number]
+        order = random.permutation(len(group.units))
+        num_kept = min(max(2, len(order) // 2), len(order) - 1)
+        keep[group.name] = np.sort(group.units[order[:num_kept]].ravel())
+        removed[solution.unit_roots[number][order[num_kept:]]] = True
+    try:
+        check = Shadow(thin_copy(shadow, graph, keep), Checker(*solution.kept(removed)), following=iter(full.choices))
+        check.run(graph.input_size)
+    except MismatchError as error:
+        return f"removing channels breaks the model: {error}"
+    except Exception as error:  # the model's own code, any error is possible
+        return f"removing channels breaks the model: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    if check.log != full.log:
+        return "removing channels changes what the model computes"
+    if check.shapes != full.shapes:
+        return "removing channels changes the shape of the output"
+    return ""
