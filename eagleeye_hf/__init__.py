@@ -1,0 +1,52 @@
+"""EagleEye channel pruning for timm CNNs on the Hugging Face stack."""
+
+import eagleeye_hf.models  # noqa: F401  registers the CIFAR networks with timm
+from eagleeye_hf.channels.cost import Cost, count_cost
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.strategy import Budget, Strategy, sample_strategies, widths_from_ratios
+from eagleeye_hf.channels.trace import trace_model
+from eagleeye_hf.data.splits import Splits, open_splits
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
+from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
+from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.pruning.importance import choose_channels
+from eagleeye_hf.pruning.surgery import slice_model
+from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained
+from eagleeye_hf.publishing.hub import push_to_hub
+from eagleeye_hf.search.run import SearchConfig, SearchResult, run_search
+from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
+from eagleeye_hf.workflow import RunConfig, compress_model, load_model, run_recipe
+
+__version__ = "0.1.0"
+__all__ = [
+    "AdaptiveBNScore",
+    "Budget",
+    "ChannelGraph",
+    "Cost",
+    "EagleEyeError",
+    "FinetuneConfig",
+    "Metrics",
+    "RunConfig",
+    "SearchConfig",
+    "SearchResult",
+    "Splits",
+    "Strategy",
+    "choose_channels",
+    "compress_model",
+    "count_cost",
+    "evaluate_model",
+    "finetune_model",
+    "from_pretrained",
+    "load_model",
+    "open_splits",
+    "push_to_hub",
+    "recalibrate_bn",
+    "run_recipe",
+    "run_search",
+    "sample_strategies",
+    "save_pretrained",
+    "slice_model",
+    "trace_model",
+    "widths_from_ratios",
+]

@@ -1,0 +1,1 @@
+"""Images: streams, disjoint splits, transforms."""

@@ -1,0 +1,1 @@
+"""Recomputing BatchNorm statistics, and scoring."""

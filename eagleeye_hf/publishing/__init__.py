@@ -1,0 +1,1 @@
+"""Checkpoints that timm, transformers and this package load, and their cards."""

@@ -1,0 +1,64 @@
+"""Top-1, top-5 and cross-entropy of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.batchnorm import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    top1: float
+    """Share of images whose label scores highest, in [0, 1]."""
+    top5: float
+    """Share of images whose label is among the five highest (among all, where there are fewer classes)."""
+    loss: float
+    """Mean cross-entropy, in nats."""
+    num_images: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def evaluate_model(model: nn.Module, batches: Iterable[Batch], accelerator: Accelerator | None = None) -> Metrics:
+    """Score a classifier in eval mode; its modes are restored.
+
+    Args:
+        batches: images of shape `(N, C, H, W)` and labels of shape `(N,)`.
+        accelerator: where given, `batches` is this process's part, and the metrics are those of all processes' images.
+    Raises:
+        EagleEyeError: there are no images, or a label is not among the model's outputs.
+    """
+    modes = {module: module.training for module in model.modules()}
+    device = next(iter(model.parameters())).device
+    sums = torch.zeros(4, dtype=torch.float64)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for images, labels in batches:
+                logits = model(images.to(device)).float().cpu()
+                if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+                    raise EagleEyeError(
+                        f"a label is {int(labels.max())}, but `model` has {logits.shape[1]} outputs; "
+                        "fine-tune it with this dataset's number of classes first"
+                    )
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                sums += torch.tensor([best[:, 0].sum(), best.any(1).sum(), loss, len(labels)], dtype=torch.float64)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if accelerator is not None and accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()  # type: ignore[union-attr]
+    top1, top5, loss, num_images = sums.tolist()
+    if not num_images:
+        raise EagleEyeError("`batches` holds no images")
+    return Metrics(top1=top1 / num_images, top5=top5 / num_images, loss=loss / num_images, num_images=int(num_images))

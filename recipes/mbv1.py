@@ -1,0 +1,33 @@
+"""The paper's main experiment: MobileNetV1 on ImageNet-1k at 50% of the MACs.
+
+    accelerate launch recipes/mbv1.py
+    accelerate launch recipes/mbv1.py --model resnet20_cifar --weights FILE --dataset FOLDER --epochs 5
+
+The paper (Li et al. 2020, table 4) prunes a MobileNetV1 of 70.9% top-1 to 284 M FLOPs at 70.9% top-1.
+"""
+
+from dataclasses import dataclass
+
+from eagleeye_hf import RunConfig, compress_model, load_model, open_splits, run_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV1Config(RunConfig):
+    """Defaults are the paper's; see `--help`."""
+
+
+def main(config: MobileNetV1Config) -> None:
+    """Search, prune, fine-tune, save and publish."""
+    model = load_model(config.model, config.weights)
+    data = open_splits(
+        config.dataset,
+        like=model,
+        calibration_images=config.calibration_images,
+        holdout_images=config.holdout_images,
+        seed=config.seed,
+    )
+    compress_model(model, data, config)
+
+
+if __name__ == "__main__":
+    run_recipe(main, MobileNetV1Config)
