@@ -31,10 +31,10 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
 from eagleeye_hf.publishing.checkpoint import check_free, from_pretrained, save_pretrained, weights_size
 from eagleeye_hf.publishing.hub import push_to_hub
-from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.search.run import SearchConfig, run_search
 from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
 
@@ -92,7 +92,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> None:
     """Parse the command line into a config and run; bad input ends with one line and exit code 2."""
-    (config,) = HfArgumentParser(config_class, description=main.__doc__).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    (config,) = HfArgumentParser(config_class, description=main.__doc__).parse_args_into_dataclasses()
     _use_all_cores()
     try:
         main(config)
@@ -118,13 +118,16 @@ def load_model(name: str, weights: str | None = None) -> nn.Module:
     """
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-        raise EagleEyeError(f"`model={name}` is no model of timm{'; did you mean ' + ', '.join(close) if close else ''}")
+        raise EagleEyeError(
+            f"`model={name}` is no model of timm{'; did you mean ' + ', '.join(close) if close else ''}"
+        )
     if weights is None:
         try:
             return timm.create_model(name, pretrained=True)
         except Exception as error:  # timm and the Hub raise many kinds
             raise EagleEyeError(
-                f"`model={name}`: its trained weights can't be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                f"`model={name}`: its trained weights can't be loaded "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "check the connection, or give a file with `weights`"
             ) from error
     try:
@@ -139,7 +142,9 @@ def load_model(name: str, weights: str | None = None) -> nn.Module:
     try:
         model.load_state_dict(load_file(weights))
     except RuntimeError as error:
-        raise EagleEyeError(f"`weights={weights}` does not fit `model={name}`: {' '.join(str(error).split())[:300]}") from error
+        raise EagleEyeError(
+            f"`weights={weights}` does not fit `model={name}`: {' '.join(str(error).split())[:300]}"
+        ) from error
     return model
 
 
@@ -148,9 +153,15 @@ def prepare_output(config: RunConfig) -> Path:
     folder = Path(config.output)
     check_free(folder)
     known = {"search.jsonl", "strategy.json", "training"}
-    strange = sorted(p.name for p in folder.iterdir() if p.name.split(".")[0] not in {k.split(".")[0] for k in known}) if folder.is_dir() else []
+    strange = (
+        sorted(p.name for p in folder.iterdir() if p.name.split(".")[0] not in {k.split(".")[0] for k in known})
+        if folder.is_dir()
+        else []
+    )
     if strange:
-        raise EagleEyeError(f"`output={folder}` is not empty (it holds {', '.join(strange[:3])}); choose another folder")
+        raise EagleEyeError(
+            f"`output={folder}` is not empty (it holds {', '.join(strange[:3])}); choose another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -276,7 +287,8 @@ def save_run(
 def print_summary(facts: CardFacts, folder: Path) -> None:
     """The closing table."""
     full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
-    print(f"\n{facts.base}: {pruned.macs / full.macs:.1%} of the MACs, {pruned.params / full.params:.1%} of the parameters\n")
+    share = f"{pruned.macs / full.macs:.1%} of the MACs, {pruned.params / full.params:.1%} of the parameters"
+    print(f"\n{facts.base}: {share}\n")
     print(f"{'top-1 on the test images':36}{'':>12}")
     for stage, metrics in facts.metrics.items():
         print(f"  {stage:34}{metrics.top1:>12.2%}")

@@ -1,6 +1,6 @@
 """The whole method in about two minutes, without network: handwritten digits and a MobileNetV1 trained on the spot.
 
-    accelerate launch recipes/quickstart.py
+accelerate launch recipes/quickstart.py
 """
 
 from dataclasses import dataclass

@@ -66,11 +66,7 @@ def join(tracer: Tracer, dims: Sequence[Dim], reason: str) -> Dim:
         return None
     assert isinstance(first, Product)
     columns = zip(*(dim.factors for dim in tracked if isinstance(dim, Product)), strict=True)
-    joined_factors = []
-    for column in columns:
-        dim = join(tracer, [ids for _, ids in column], reason)
-        joined_factors.append((column[0][0], dim))
-    return Product(tuple(joined_factors))  # type: ignore[arg-type]
+    return Product(tuple((column[0][0], join(tracer, [ids for _, ids in column], reason)) for column in columns))  # type: ignore[misc]
 
 
 def pin_all(tracer: Tracer, dims: Sequence[Dim], reason: str) -> None:
@@ -89,9 +85,7 @@ def elementwise(tracer: Tracer, inputs: Sequence[Tensor], out: Tensor) -> None:
     described = [(tensor.shape, tracer.dims(tensor)) for tensor in inputs]
     for axis in range(1, out.ndim + 1):
         size = out.shape[-axis]
-        meeting = [
-            dims[-axis] for shape, dims in described if len(shape) >= axis and shape[-axis] == size and size > 1
-        ]
+        meeting = [dims[-axis] for shape, dims in described if len(shape) >= axis and shape[-axis] == size and size > 1]
         result.append(join(tracer, meeting, "meets a tensor of fixed size") if meeting else None)
     tracer.set_dims(out, result[::-1])
 
@@ -179,8 +173,8 @@ def transposed_channels(tracer: Tracer, x: Dim, w: Dims, num_in: int, num_out: i
 
 @rule("addmm", "mm", "bmm", "baddbmm")
 def matrix_product(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
-    left = args.get("mat1", args.get("batch1", args.get("self")))
-    right = args.get("mat2", args.get("batch2"))
+    left: Tensor = args["mat1"] if "mat1" in args else args["batch1"] if "batch1" in args else args["self"]
+    right: Tensor = args["mat2"] if "mat2" in args else args["batch2"]
     a, b = tracer.dims(left), tracer.dims(right)
     if tracer.is_weight(left) or tracer.is_weight(right):
         reads(tracer, a[-1], b[-2])
@@ -475,10 +469,7 @@ def expand(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     shape = [1] * (out.ndim - data.ndim) + list(data.shape)
     tracer.set_dims(
         out,
-        [
-            tracer.store.free(new) if new != old else dim
-            for old, new, dim in zip(shape, out.shape, dims, strict=True)
-        ],
+        [tracer.store.free(new) if new != old else dim for old, new, dim in zip(shape, out.shape, dims, strict=True)],
     )
 
 
@@ -490,7 +481,11 @@ def repeat(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     tracer.set_dims(
         out,
         [
-            dim if new == old else tracer.store.free(new) if old == 1 else merge_factors([(new // old, None), (old, dim)])  # type: ignore[list-item]
+            dim
+            if new == old
+            else tracer.store.free(new)
+            if old == 1
+            else merge_factors([(new // old, None), (old, dim)])  # type: ignore[list-item]
             for old, new, dim in zip(shape, out.shape, dims, strict=True)
         ],
     )
@@ -538,7 +533,9 @@ def apply_rule(tracer: Tracer, func: Any, args: dict[str, Any], out: Any) -> Non
     elif isinstance(out, Tensor) and (torch.Tag.pointwise in func.tags or name in POINTWISE):
         elementwise(tracer, inputs, out)
     else:
-        listed = [t for value in args.values() if isinstance(value, (list, tuple)) for t in value if isinstance(t, Tensor)]
+        listed = [
+            t for value in args.values() if isinstance(value, (list, tuple)) for t in value if isinstance(t, Tensor)
+        ]
         for tensor in inputs + listed:
             pin_all(tracer, tracer.dims(tensor), NO_RULE.format(name))
         for tensor in [out] if isinstance(out, Tensor) else out if isinstance(out, (tuple, list)) else []:
@@ -548,4 +545,3 @@ def apply_rule(tracer: Tracer, func: Any, args: dict[str, Any], out: Any) -> Non
 
 POINTWISE = {"hardswish_", "hardtanh_", "leaky_relu_", "silu_", "_prelu_kernel", "where", "masked_fill", "mish"}
 """Pointwise operators that PyTorch does not tag as such."""
-

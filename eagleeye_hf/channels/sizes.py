@@ -19,8 +19,9 @@ OUTPUT_SIZES = ("out_channels", "out_chs", "out_features", "out_dim", "outplanes
 OTHER_SIZES = ("channels", "num_channels", "dim", "width", "expand_chs", "embed_dim", "hidden_dim")
 
 NOT_SIZES = frozenset(
-    "stride kernel_size padding dilation groups num_heads radix num_classes num_paths num_experts scale "
-    "filt_size output_stride depth num_scales num_conv_branches reduction axis window_size head_dim".split()
+    {"stride", "kernel_size", "padding", "dilation", "groups", "num_heads", "head_dim", "window_size", "axis"}
+    | {"radix", "num_classes", "num_paths", "num_experts", "num_scales", "num_conv_branches", "reduction", "scale"}
+    | {"filt_size", "output_stride", "depth"}
 )
 """Integers that never count channels, though they may happen to equal a number of them."""
 
@@ -30,7 +31,7 @@ Path = tuple[str | int, ...]
 class SizeFinder:
     """Listens to the modules while they run and remembers (module, attribute path) -> the ids it counts."""
 
-    def __init__(self, model: nn.Module, dims: Callable[[Tensor], Dims]) -> None:
+    def __init__(self, model: Any, dims: Callable[[Tensor], Dims]) -> None:
         self.model = model
         self.found_ids: dict[tuple[str, Path], np.ndarray] = {}
         self.inputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
@@ -51,7 +52,7 @@ class SizeFinder:
                 self._features = self._describe(features)
                 return features
 
-            self.model.forward_features = recorded  # type: ignore[assignment]
+            self.model.forward_features = recorded
         handles = [
             hooks.register_module_forward_pre_hook(self._enter),
             hooks.register_module_forward_hook(self._leave),

@@ -75,9 +75,7 @@ def solve(shadow: Shadow, input_size: tuple[int, int, int]) -> Solution:
         )
         for name, tensor in shadow.model.named_parameters()
     ]
-    graph = ChannelGraph(
-        groups=groups, attributes=attributes, cost=forms.model(macs, params), input_size=input_size
-    )
+    graph = ChannelGraph(groups=groups, attributes=attributes, cost=forms.model(macs, params), input_size=input_size)
     return Solution(graph, roots, unit_roots, reason_of[roots] >= 0, labels)
 
 
@@ -141,8 +139,9 @@ def _group(
             places = label.positions[id_of[start:stop] - label.start]
             runs[group_at[start]].append((int(label_of[start]), root_of[start:stop], places))
 
-    groups, unit_roots, names = [], [], {}
-    for number, (first, pieces) in enumerate(zip(first_label, runs, strict=True)):
+    groups, unit_roots = [], []
+    names: dict[str, int] = {}
+    for first, pieces in zip(first_label, runs, strict=True):
         lead_roots, lead_places = next((r, p) for label, r, p in pieces if label == first)
         units_here = lead_roots[np.concatenate([[True], np.diff(lead_roots) != 0])]
         num_units = len(units_here)
@@ -237,7 +236,9 @@ class _Forms:
                 terms.append((number, count // num_units))
         return ((-1, constant), *terms)
 
-    def model(self, macs: list[tuple[int, tuple[int, tuple[int, ...]]]], params: list[tuple[int, tuple[int, tuple[int, ...]]]]) -> CostModel:
+    def model(
+        self, macs: list[tuple[int, tuple[int, tuple[int, ...]]]], params: list[tuple[int, tuple[int, tuple[int, ...]]]]
+    ) -> CostModel:
         constants = np.zeros(len(self.forms), dtype=np.int64)
         coefficients = np.zeros((self.num_groups, len(self.forms)), dtype=np.int64)
         for form, i in self.forms.items():
@@ -246,9 +247,7 @@ class _Forms:
                     constants[i] = count
                 else:
                     coefficients[number, i] = count
-        return CostModel(
-            constants=constants, coefficients=coefficients, macs=_gather(macs), params=_gather(params)
-        )
+        return CostModel(constants=constants, coefficients=coefficients, macs=_gather(macs), params=_gather(params))
 
 
 def _gather(terms: list[tuple[int, tuple[int, tuple[int, ...]]]]) -> tuple[tuple[int, tuple[int, ...]], ...]:

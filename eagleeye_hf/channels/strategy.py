@@ -83,7 +83,7 @@ def widths_from_ratios(graph: ChannelGraph, ratios: Sequence[float] | np.ndarray
     prunable = [i for i, group in enumerate(graph.groups) if group.prunable]
     if array.shape[-1:] != (len(prunable),):
         raise EagleEyeError(
-            f"`ratios` needs one number per prunable group ({len(prunable)} here); got {array.shape[-1] if array.ndim else 1}"
+            f"`ratios` needs one number per prunable group ({len(prunable)} here); got an array of shape {array.shape}"
         )
     if not np.all((array >= 0) & (array < 1)):
         raise EagleEyeError(f"`ratios` are fractions removed, in [0, 1); got {array[(array < 0) | (array >= 1)][:3]}")
@@ -150,9 +150,9 @@ def sample_strategies(
     if lightest > budget.tolerance:
         cost = count_cost(graph, widths_from_ratios(graph, np.full(num_groups, max_ratio), divisor))
         raise EagleEyeError(
-            f"the budget ({_describe(budget)}) is out of reach: with `max_ratio={max_ratio}` and `divisor={divisor}` the "
-            f"smallest model still has {cost.macs / full.macs:.3f} of the MACs and {cost.params / full.params:.3f} of "
-            "the parameters. Raise the budget, or raise `max_ratio`."
+            f"the budget ({_describe(budget)}) is out of reach: with `max_ratio={max_ratio}` and `divisor={divisor}` "
+            f"the smallest model still has {cost.macs / full.macs:.3f} of the MACs and "
+            f"{cost.params / full.params:.3f} of the parameters. Raise the budget, or raise `max_ratio`."
         )
     uniform = _project(np.full((1, num_groups), max_ratio / 2), max_ratio, miss)
     # the uniform strategy is always a candidate: where its steps are too coarse for the tolerance, just below the bound
@@ -177,7 +177,7 @@ def sample_strategies(
     return chosen
 
 
-def _project(ratios: np.ndarray, max_ratio: float, miss) -> np.ndarray:  # noqa: ANN001
+def _project(ratios: np.ndarray, max_ratio: float, miss) -> np.ndarray:
     """The heaviest point within the budget on the line from no pruning through `ratios` to the full `max_ratio`."""
 
     def along(t: np.ndarray) -> np.ndarray:
@@ -193,4 +193,6 @@ def _project(ratios: np.ndarray, max_ratio: float, miss) -> np.ndarray:  # noqa:
 
 
 def _describe(budget: Budget) -> str:
-    return ", ".join(f"{name}={getattr(budget, name)}" for name in ("macs", "params") if getattr(budget, name) is not None)
+    return ", ".join(
+        f"{name}={getattr(budget, name)}" for name in ("macs", "params") if getattr(budget, name) is not None
+    )

@@ -31,12 +31,17 @@ def read_strategy(graph: ChannelGraph, path: str, divisor: int = 1) -> Strategy:
     if isinstance(data, dict) and "strategies" in data:
         known = data["strategies"]
         if name not in known:
-            raise EagleEyeError(f"`strategy={path}`: choose one of its strategies, for instance {file}#{next(iter(known))}; it has {', '.join(known)}")
+            raise EagleEyeError(
+                f"`strategy={path}` holds several; choose one, for instance {file}#{next(iter(known))} "
+                f"(it has {', '.join(known)})"
+            )
         data = known[name]
     if isinstance(data, dict) and isinstance(data.get("widths"), dict):
         unknown = set(data["widths"]) - {group.name for group in graph.groups}
         if unknown:
-            raise EagleEyeError(f"`strategy={path}` names {sorted(unknown)[0]!r}, which is no channel group of this model")
+            raise EagleEyeError(
+                f"`strategy={path}` names {sorted(unknown)[0]!r}, which is no channel group of this model"
+            )
         widths = [data["widths"].get(group.name, group.channels) for group in graph.groups]
         return strategy_from_widths(graph, widths, "file")
     if not isinstance(data, dict) or not isinstance(data.get("ratios"), list):

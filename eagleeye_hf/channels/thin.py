@@ -21,7 +21,9 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def kept_places(graph: ChannelGraph, keep: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, int], np.ndarray]:
+def kept_places(
+    graph: ChannelGraph, keep: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[tuple[str, int], np.ndarray]:
     """The indices that stay, per (tensor, dimension) that loses some."""
     masks: dict[tuple[str, int], np.ndarray] = {}
     for group in graph.groups:
@@ -48,8 +50,8 @@ def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarr
     for name, cuts in by_tensor.items():
         full = tensors[name]
         thin = full.detach()
-        for dim, kept in cuts:
-            thin = thin.index_select(dim, kept)
+        for dim, places_kept in cuts:
+            thin = thin.index_select(dim, places_kept)
         memo[id(full)] = nn.Parameter(thin, full.requires_grad) if isinstance(full, nn.Parameter) else thin
     thinned = copy.deepcopy(model, memo)
     resize_modules(thinned, {(a.module, a.path): _kept_size(a, graph, keep) for a in graph.attributes})
@@ -71,8 +73,8 @@ def resize_modules(model: nn.Module, sizes: Mapping[tuple[str, tuple[str | int, 
     """Write Python sizes into the modules, then let the standard layers follow the shapes of their tensors."""
     for (module, path), size in sizes.items():
         _assign(model.get_submodule(module), path, size)
-    for module in model.modules():
-        follow_shapes(module)
+    for child in model.modules():
+        follow_shapes(child)
 
 
 def _assign(target: Any, path: tuple[str | int, ...], size: int) -> None:

@@ -115,7 +115,8 @@ class Shadow:
 
     def found_size(self, size: int, ids: Dim, groups: bool = False) -> None:
         if isinstance(self.store, Recorder) and isinstance(ids, np.ndarray) and size > 1:
-            if (other := self.sizes.found(size, ids, groups)) is not None:
+            other = self.sizes.found(size, ids, groups)
+            if other is not None:
                 self.store.tie(other, ids)
 
     def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None:

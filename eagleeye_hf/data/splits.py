@@ -32,7 +32,9 @@ SHUFFLE_BUFFER = 10_000
 class ImageSet:
     """Labelled images, encoded, with the transform under which they are seen."""
 
-    def __init__(self, rows: Callable[[int], Iterable[Row]], transform: Transform, num_images: int | None = None) -> None:
+    def __init__(
+        self, rows: Callable[[int], Iterable[Row]], transform: Transform, num_images: int | None = None
+    ) -> None:
         self._rows, self.transform, self._num_images = rows, transform, num_images
         self._cache: tuple[Tensor, Tensor] | None = None
 
@@ -74,7 +76,7 @@ class ImageSet:
         )
 
 
-class _Stream(TorchStream[Row]):
+class _Stream(TorchStream[Any]):
     def __init__(self, rows: Callable[[int], Iterable[Row]], epoch: int) -> None:
         self.rows, self.epoch = rows, epoch
 
@@ -144,7 +146,9 @@ def open_splits(
         raise EagleEyeError(f"`dataset={name}` has no split `train`; it has {', '.join(map(str, opened))}")
     test_split = next((split for split in TEST_SPLITS if split in opened), None)
     if test_split is None:
-        raise EagleEyeError(f"`dataset={name}` needs a split named {' or '.join(TEST_SPLITS)}; it has {', '.join(map(str, opened))}")
+        raise EagleEyeError(
+            f"`dataset={name}` needs a split named {' or '.join(TEST_SPLITS)}; it has {', '.join(map(str, opened))}"
+        )
     for key, value in (("calibration_images", calibration_images), ("holdout_images", holdout_images)):
         if value < 1:
             raise EagleEyeError(f"`{key}` is a positive number of images; got {value}")
@@ -160,7 +164,9 @@ def open_splits(
         calibration=ImageSet(lambda epoch: held[:calibration_images], evaluation, calibration_images),
         holdout=ImageSet(lambda epoch: held[calibration_images:], evaluation, holdout_images),
         train=ImageSet(
-            lambda epoch: _train_rows(train, held_keys, seed, epoch), training, None if total is None else total - len(held)
+            lambda epoch: _train_rows(train, held_keys, seed, epoch),
+            training,
+            None if total is None else total - len(held),
         ),
         test=ImageSet(lambda epoch: test.rows(), evaluation),
         label_names=label_names,
@@ -202,9 +208,10 @@ def _find_columns(name: str, train: Any) -> tuple[str, str, tuple[str, ...]]:
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(images) != 1 or not labels:
+        columns = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
         raise EagleEyeError(
             f"`dataset={name}` needs one image column and a column of class labels; it has "
-            f"{', '.join(f'{key} ({type(feature).__name__})' for key, feature in features.items()) or 'no described columns'}"
+            f"{columns or 'no described columns'}"
         )
     label = "label" if "label" in labels else "fine_label" if "fine_label" in labels else labels[0]
     return images[0], label, tuple(features[label].names)
@@ -239,7 +246,8 @@ def _hold_out(name: str, train: _Rows, num: int, seed: int, total: int | None) -
     """The first distinct images of a shuffled pass."""
     if total is not None and total <= num:
         raise EagleEyeError(
-            f"`dataset={name}` has {total} training images; `calibration_images` and `holdout_images` ask for {num} of them"
+            f"`dataset={name}` has {total} training images; "
+            f"`calibration_images` and `holdout_images` ask for {num} of them"
         )
     held: dict[int | str, Row] = {}
     for row in train.shuffled(seed):

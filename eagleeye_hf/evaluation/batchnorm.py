@@ -28,7 +28,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor | Batch], momentum
     Returns:
         The same model.
     Raises:
-        EagleEyeError: the model has no BatchNorm with running statistics, there is no batch, or `momentum` is out of range.
+        EagleEyeError: the model has no BatchNorm with running statistics, there is no batch, or `momentum` is out of
+            range.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:

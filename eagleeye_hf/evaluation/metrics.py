@@ -57,7 +57,7 @@ def evaluate_model(model: nn.Module, batches: Iterable[Batch], accelerator: Acce
         for module, mode in modes.items():
             module.training = mode
     if accelerator is not None and accelerator.num_processes > 1:
-        sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()  # type: ignore[union-attr]
+        sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()
     top1, top5, loss, num_images = sums.tolist()
     if not num_images:
         raise EagleEyeError("`batches` holds no images")

@@ -32,7 +32,7 @@ class CifarBlock(nn.Module):
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             pad = out_channels - in_channels
             self.shortcut = PaddedShortcut(stride, pad // 2, pad - pad // 2)
@@ -47,7 +47,12 @@ class CifarResNet(nn.Module):
     """ResNet-(6n + 2) for 32 px images: a 3 x 3 stem, three stages of n blocks, average pooling, a linear layer."""
 
     def __init__(
-        self, depth: int = 20, num_classes: int = 10, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0
+        self,
+        depth: int = 20,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -82,7 +87,9 @@ class CifarResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
+        for name in ("layer1", "layer2", "layer3"):
+            x = self.get_submodule(name)(x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.global_pool:

@@ -24,8 +24,8 @@ def choose_channels(
 
     Args:
         widths: channels kept, one integer per group, in the graph's order.
-        criterion: `"l1"` (sum of absolute weights; paper, section 3.2), `"l2"`, `"bn_scale"` (absolute BatchNorm weight) or
-            `"geometric_median"` (summed distance to the layer's other filters, He et al. 2019).
+        criterion: `"l1"` (sum of absolute weights; paper, section 3.2), `"l2"`, `"bn_scale"` (absolute BatchNorm
+            weight) or `"geometric_median"` (summed distance to the layer's other filters, He et al. 2019).
     Returns:
         Kept channels, ascending, per name of a pruned group.
     Raises:
@@ -55,7 +55,9 @@ def score_channels(tensors: dict[str, Tensor], group: ChannelGroup, criterion: s
         raise EagleEyeError(f"`criterion={criterion!r}` has nothing to go by in group {group.name}; use another one")
     total = np.zeros(group.channels)
     for member in rows:
-        weight = tensors[member.tensor].detach().float().flatten(1) if criterion != "bn_scale" else tensors[member.tensor]
+        weight = (
+            tensors[member.tensor].detach().float().flatten(1) if criterion != "bn_scale" else tensors[member.tensor]
+        )
         scores = CRITERIA[criterion](weight.detach()).double().cpu().numpy()[member.index].sum(1)
         total += scores / max(scores.mean(), 1e-12)
     return total

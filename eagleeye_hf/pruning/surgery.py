@@ -20,8 +20,8 @@ def slice_model(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Sequen
         model: the network that `graph` was traced from, or one of the same shapes.
         keep: kept channels, ascending, per name of a pruned group, as `choose_channels` gives them.
     Returns:
-        A new model of the same class, with the sizes that its Python keeps (`num_features`, `feature_info`, `groups`...)
-        following; the input is untouched.
+        A new model of the same class; the sizes that its Python keeps (`num_features`, `feature_info`, `groups`...)
+        follow. The input is untouched.
     Raises:
         EagleEyeError: `keep` names an unknown or pinned group, or channels that it can't keep.
     """
@@ -36,7 +36,8 @@ def slice_model(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Sequen
             raise EagleEyeError(f"`keep`: group {name} can't be pruned ({group.reason}); leave it out")
         if not len(kept) or kept.min() < 0 or kept.max() >= group.channels or np.any(np.diff(kept) <= 0):
             raise EagleEyeError(
-                f"`keep[{name!r}]` holds channel numbers from 0 to {group.channels - 1}, ascending, at least one; got {channels}"
+                f"`keep[{name!r}]` holds channel numbers from 0 to {group.channels - 1}, ascending, at least one; "
+                f"got {channels}"
             )
         whole = np.isin(group.units, kept)
         if not np.array_equal(whole.all(1), whole.any(1)):

@@ -81,7 +81,9 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         template_path=str(TEMPLATE),
         title=title,
         base=facts.base,
-        base_url=f"https://huggingface.co/timm/{facts.base}" if hub_base else "https://github.com/huggingface/pytorch-image-models",
+        base_url=f"https://huggingface.co/timm/{facts.base}"
+        if hub_base
+        else "https://github.com/huggingface/pytorch-image-models",
         macs_percent=f"{pruned.macs / full.macs:.1%}",
         params_percent=f"{pruned.params / full.params:.1%}",
         dataset=facts.dataset,
@@ -114,7 +116,9 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
 def cost_table(facts: CardFacts) -> list[dict[str, str]]:
     """Full against pruned, one row per fact that was measured."""
     full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
-    rows = [("MACs (papers say FLOPs)", f"{full.macs / 1e6:,.1f} M", f"{pruned.macs / 1e6:,.1f} M")]
+    rows: list[tuple[str, ...]] = [
+        ("MACs (papers say FLOPs)", f"{full.macs / 1e6:,.1f} M", f"{pruned.macs / 1e6:,.1f} M")
+    ]
     rows.append(("parameters", f"{full.params / 1e6:,.3f} M", f"{pruned.params / 1e6:,.3f} M"))
     if facts.file_bytes:
         rows.append(("file size", *(f"{size / 1e6:,.2f} MB" for size in facts.file_bytes)))

@@ -83,14 +83,17 @@ def build_config(
 ) -> dict[str, Any]:
     """The `config.json` of a pruned network, in timm's layout."""
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
-    base = getattr(model, "_base_architecture", None) or cfg.get("architecture")
+    arguments = dict(getattr(model, "_model_args", {}))
+    base = cfg.get("architecture")
+    if base == "eagleeye_pruned":  # loaded by timm from a checkpoint of ours
+        base, arguments = arguments.get("base"), dict(arguments.get("base_args") or {})
     if not base or not timm.is_model(base):
         raise EagleEyeError(
             f"`model` ({type(model).__name__}) was not made by `timm.create_model`, so no loader could rebuild it; "
             "register its architecture with timm first (`timm.models.register_model`)"
         )
-    num_classes = int(getattr(model, "num_classes", cfg.get("num_classes", 1000)))
-    base_args = {k: v for k, v in getattr(model, "_base_args", getattr(model, "_model_args", {})).items() if k not in ("num_classes", "in_chans")}
+    num_classes = int(getattr(model, "num_classes", None) or cfg.get("num_classes") or 0)
+    base_args = {key: value for key, value in arguments.items() if key not in ("num_classes", "in_chans")}
     in_chans = _input_channels(model, cfg)
     full = timm.create_model(base, pretrained=False, num_classes=num_classes, in_chans=in_chans, **base_args)
     sizes = changed_sizes(full, model)
@@ -132,12 +135,18 @@ def _input_channels(model: nn.Module, cfg: Mapping[str, Any]) -> int:
             channels = (cfg.get("input_size") or (3,))[0]
             full_cfg = get_pretrained_cfg(cfg.get("architecture", ""), allow_unregistered=True)
             own = (full_cfg.input_size if full_cfg else (3,))[0]
-            return module.in_channels * own // channels if channels != own and module.in_channels % own == 0 else channels
+            return (
+                module.in_channels * own // channels if channels != own and module.in_channels % own == 0 else channels
+            )
     return int((cfg.get("input_size") or (3,))[0])
 
 
 def from_pretrained(
-    path_or_repo: str | Path, revision: str | None = None, *, token: str | bool | None = None, cache_dir: str | Path | None = None
+    path_or_repo: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> nn.Module:
     """Load a pruned network from a folder or a Hub repo, in eval mode.
 
@@ -152,7 +161,11 @@ def from_pretrained(
         try:
             folder = Path(
                 snapshot_download(
-                    str(path_or_repo), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=[CONFIG, WEIGHTS]
+                    str(path_or_repo),
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    allow_patterns=[CONFIG, WEIGHTS],
                 )
             )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -175,7 +188,10 @@ def from_pretrained(
         raise EagleEyeError(f"{folder / CONFIG} does not describe a model: {type(error).__name__}: {error}") from error
     _load_weights(model, folder)
     cfg = {**getattr(model, "pretrained_cfg", {}), **config.get("pretrained_cfg", {})}
-    model.pretrained_cfg = model.default_cfg = cfg | {"architecture": arguments["base"], "label_names": config.get("label_names")}
+    model.pretrained_cfg = model.default_cfg = cfg | {  # type: ignore[assignment]
+        "architecture": arguments["base"],
+        "label_names": config.get("label_names"),
+    }
     return model.eval()
 
 
@@ -191,7 +207,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise EagleEyeError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("architecture") != "eagleeye_pruned":
-        raise EagleEyeError(f"{path} is not of a pruned network (`architecture` is not eagleeye_pruned); load it with timm")
+        raise EagleEyeError(
+            f"{path} is not of a pruned network (`architecture` is not eagleeye_pruned); load it with timm"
+        )
     if not isinstance(config.get("model_args"), dict):
         raise EagleEyeError(f"{path} has no `model_args`; the checkpoint is damaged")
     return config
@@ -221,5 +239,3 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
 def weights_size(folder: Path) -> int:
     """Bytes of the saved weights."""
     return (folder / WEIGHTS).stat().st_size
-
-

@@ -50,4 +50,6 @@ def push_to_hub(
             )
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise EagleEyeError(f"`repo={repo}` could not be written ({type(error).__name__}: {str(error).strip().splitlines()[0]})") from error
+        raise EagleEyeError(
+            f"`repo={repo}` could not be written ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        ) from error

@@ -1,4 +1,4 @@
-"""A thin model from its base architecture and the sizes that surgery changed; no tracing, no code from the checkpoint."""
+"""A thin model from its base architecture and the sizes that surgery changed; nothing traced, no foreign code run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def changed_sizes(full: nn.Module, thin: nn.Module) -> Sizes:
     return sizes
 
 
-def build_thin(base: str, sizes: Mapping[str, Mapping[str, Any]], base_args: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+def build_thin(
+    base: str, sizes: Mapping[str, Mapping[str, Any]], base_args: Mapping[str, Any] | None = None, **kwargs: Any
+) -> nn.Module:
     """Build the base architecture with random weights, then give it the sizes of a checkpoint.
 
     Raises:
@@ -80,7 +82,9 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
             elif key in numbers and key in _paths(module):
                 least = 0 if "pad" in key else 1
                 if type(value) is not int or not least <= value <= numbers[key]:
-                    raise EagleEyeError(f"`sizes[{name!r}][{key!r}]` is an integer from {least} to {numbers[key]}; got {value!r}")
+                    raise EagleEyeError(
+                        f"`sizes[{name!r}][{key!r}]` is an integer from {least} to {numbers[key]}; got {value!r}"
+                    )
                 attributes[name, _parse(key)] = value
             else:
                 raise EagleEyeError(f"`sizes[{name!r}]` names {key!r}, which is no size of {type(module).__name__}")
@@ -90,7 +94,7 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
     return model
 
 
-def _shrink_standard(module: nn.Module, numbers: Mapping[str, int]) -> None:
+def _shrink_standard(module: Any, numbers: Mapping[str, int]) -> None:
     """Cut the tensors of a convolution, BatchNorm or linear layer to its channel counts."""
     if isinstance(module, _ConvNd):
         out, inputs, groups = numbers["out_channels"], numbers["in_channels"], numbers["groups"]
@@ -123,8 +127,12 @@ def _shrink(module: nn.Module, key: str, shape: tuple[int, ...]) -> None:
 
 
 def _checked_shape(module: str, key: str, value: list[Any], full: tuple[int, ...]) -> tuple[int, ...]:
-    if len(value) != len(full) or not all(v is None or (type(v) is int and 1 <= v <= f) for v, f in zip(value, full, strict=False)):
-        raise EagleEyeError(f"`sizes[{module!r}][{key!r}]` is {value}, which does not fit the base model's shape {full}")
+    if len(value) != len(full) or not all(
+        v is None or (type(v) is int and 1 <= v <= f) for v, f in zip(value, full, strict=False)
+    ):
+        raise EagleEyeError(
+            f"`sizes[{module!r}][{key!r}]` is {value}, which does not fit the base model's shape {full}"
+        )
     return tuple(old if new is None else new for new, old in zip(value, full, strict=True))
 
 
@@ -149,7 +157,7 @@ def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
                     yield f"{name}.{i}.num_chs", item["num_chs"]
 
 
-NOT_SIZES = frozenset("stride kernel_size padding dilation num_classes training".split())
+NOT_SIZES = frozenset(["stride", "kernel_size", "padding", "dilation", "num_classes", "training"])
 
 
 def _paths(module: nn.Module) -> set[str]:
@@ -160,9 +168,14 @@ def _parse(path: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in path.split("."))
 
 
+default_cfgs = {"eagleeye_pruned": {"architecture": "eagleeye_pruned"}}
+
+
 @register_model
 def eagleeye_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A pruned network; `base`, `base_args` and `sizes` come from the checkpoint's `model_args`."""
     if "base" not in kwargs:
         raise EagleEyeError("`eagleeye_pruned` is built from a checkpoint: timm.create_model('local-dir:FOLDER')")
-    return build_model_with_cfg(build_thin, "eagleeye_pruned", pretrained, feature_cfg={"feature_cls": "getter"}, **kwargs)
+    return build_model_with_cfg(
+        build_thin, "eagleeye_pruned", pretrained, feature_cfg={"feature_cls": "getter"}, **kwargs
+    )

@@ -50,7 +50,9 @@ def _complete_lines(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError as error:
             if line.endswith("\n"):
-                raise EagleEyeError(f"{path} is not a search journal; move it away, or choose another folder") from error
+                raise EagleEyeError(
+                    f"{path} is not a search journal; move it away, or choose another folder"
+                ) from error
     return rows
 
 

@@ -23,9 +23,12 @@ from eagleeye_hf.search.journal import Journal
 class Score(Protocol):
     """What a search needs of a metric; `loss` ranks."""
 
-    loss: float
-    top1: float
-    num_images: int
+    @property
+    def loss(self) -> float: ...
+    @property
+    def top1(self) -> float: ...
+    @property
+    def num_images(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,14 @@ def run_search(
     rows = {row["index"]: row for row in (journal.rows if journal else [])}
     pending = [i for i in range(len(strategies)) if i not in rows]
     size = accelerator.num_processes
-    bar = tqdm(total=len(strategies), initial=len(rows), desc="search", unit="candidate", disable=not accelerator.is_main_process, delay=2)
+    bar = tqdm(
+        total=len(strategies),
+        initial=len(rows),
+        desc="search",
+        unit="candidate",
+        disable=not accelerator.is_main_process,
+        delay=2,
+    )
     for start in range(0, len(pending), size):
         share = pending[start : start + size]
         own = share[accelerator.process_index : accelerator.process_index + 1]

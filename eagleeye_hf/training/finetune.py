@@ -117,7 +117,9 @@ def _run_epoch(
     model.train()
     total, number = torch.zeros((), device=accelerator.device), 0
     title = f"epoch {epoch + 1}/{config.epochs}"
-    for images, labels in tqdm(batches, title, steps, disable=not accelerator.is_main_process, delay=2, leave=False, mininterval=1):
+    for images, labels in tqdm(
+        batches, title, steps, disable=not accelerator.is_main_process, delay=2, leave=False, mininterval=1
+    ):
         if number == steps:
             break
         lr = config.lr * _schedule((epoch * steps + number) / (config.epochs * steps), config.warmup)

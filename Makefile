@@ -1,0 +1,31 @@
+# `make quickstart` and `make test` do everything on a fresh machine with Python.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# PyTorch's own index has CPU builds for machines without a GPU: make quickstart PIP_ARGS="--index-url ..."
+PIP_ARGS ?=
+
+.PHONY: quickstart test test-all lint clean
+
+quickstart: $(VENV)/.installed
+	rm -rf outputs/quickstart
+	$(BIN)/accelerate launch recipes/quickstart.py
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs
