@@ -543,5 +543,5 @@ def apply_rule(tracer: Tracer, func: Any, args: dict[str, Any], out: Any) -> Non
                 tracer.set_dims(tensor, [None] * tensor.ndim)
 
 
-POINTWISE = {"hardswish_", "hardtanh_", "leaky_relu_", "silu_", "_prelu_kernel", "where", "masked_fill", "mish"}
+POINTWISE = {"hardswish", "hardswish_", "hardtanh", "hardtanh_", "leaky_relu_", "relu6", "_prelu_kernel", "mish"}
 """Pointwise operators that PyTorch does not tag as such."""

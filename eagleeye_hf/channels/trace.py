@@ -8,6 +8,7 @@ every tie of the full model again: groups for which they do not are pinned, so t
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,7 +43,7 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
     """
     size = resolve_input_size(model, input_size)
     shadow = meta_copy(model)
-    full = Shadow(shadow, Recorder())
+    full = Shadow(copy.deepcopy(shadow), Recorder())  # a run may leave caches behind, which the checks must not find
     try:
         full.run(size)
     except Exception as error:  # the model's own code, any error is possible
@@ -90,8 +91,9 @@ class Shadow:
         self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
 
     def run(self, size: tuple[int, int, int]) -> None:
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         with torch.no_grad(), self.sizes.listen(), _Dispatch(self):
-            output = self.model(torch.empty(1, *size, device="meta"))
+            output = self.model(torch.empty(1, *size, device="meta", dtype=dtype))
         for tensor in _tensors(output):
             self.shapes.append(tuple(tensor.shape))
             for dim in self.dims(tensor):
@@ -167,32 +169,46 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _confirm(shadow: nn.Module, full: Shadow, solution: Solution) -> ChannelGraph:
-    """Pin the groups whose removal breaks the model, found by bisection."""
+    """Pin the groups whose removal breaks the model, found by bisection.
+
+    Layers of the same name but for numbers (the blocks of a stage) are likely to fail alike. So the bisection goes over
+    such kinds first, and where the first and the last group of a kind both fail, the whole kind is pinned.
+    """
     graph = solution.graph
-    numbers = [i for i, group in enumerate(graph.groups) if group.prunable]
+    kinds: dict[str, list[int]] = {}
+    for number, group in enumerate(graph.groups):
+        if group.prunable:
+            kinds.setdefault(re.sub(r"\d+", "#", group.name), []).append(number)
     reasons: dict[int, str] = {}
 
-    def search(candidates: list[int]) -> None:
-        problem = _try_removing(shadow, full, solution, candidates)
+    def search(sets: list[list[int]]) -> None:
+        numbers = [number for numbers in sets for number in numbers]
+        problem = _try_removing(shadow, full, solution, numbers)
         if not problem:
             return
-        if len(candidates) == 1:
-            reasons[candidates[0]] = problem
-            return
-        half = len(candidates) // 2
-        search(candidates[:half])
-        search(candidates[half:])
+        if len(numbers) == 1:
+            reasons[numbers[0]] = problem
+        elif len(sets) > 1:
+            search(sets[: len(sets) // 2])
+            search(sets[len(sets) // 2 :])
+        else:
+            search([numbers[:1]])
+            search([numbers[-1:]])
+            if numbers[0] in reasons and numbers[-1] in reasons:
+                reasons.update(dict.fromkeys(numbers[1:-1], reasons[numbers[0]]))
+            elif inner := numbers[1:-1]:
+                search([inner[: len(inner) // 2], inner[len(inner) // 2 :]] if len(inner) > 1 else [inner])
 
-    search(numbers)
+    search(list(kinds.values()))
     if reasons:
-        good = [i for i in numbers if i not in reasons]
-        if problem := _try_removing(shadow, full, solution, good):  # fine alone, not together: add one by one
+        good = [[n for n in numbers if n not in reasons] for numbers in kinds.values()]
+        if _try_removing(shadow, full, solution, sum(good, [])):  # fine alone, not together: add kind by kind
             fine: list[int] = []
-            for number in good:
-                if problem := _try_removing(shadow, full, solution, [*fine, number]):
-                    reasons[number] = problem
+            for numbers in good:
+                if problem := _try_removing(shadow, full, solution, [*fine, *numbers]):
+                    reasons.update(dict.fromkeys(numbers, problem))
                 else:
-                    fine.append(number)
+                    fine += numbers
     groups = tuple(replace(g, reason=reasons[i]) if i in reasons else g for i, g in enumerate(graph.groups))
     return replace(graph, groups=groups)
 

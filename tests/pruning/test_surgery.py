@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import EagleEyeError, choose_channels, slice_model, trace_model
+from tests.helpers import make_model, random_keep
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 1, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.b = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.b(self.bn(self.a(x)))
+
+
+def test_l1_keeps_the_largest_filters():
+    model = Two()
+    with torch.no_grad():
+        model.a.weight.copy_(torch.tensor([3.0, -9.0, 1.0, 5.0, -2.0, 7.0])[:, None, None, None].expand(6, 3, 1, 1))
+    graph = trace_model(model, (3, 8, 8))
+    assert choose_channels(model, graph, [3, 4])["a"].tolist() == [1, 3, 5]
+    with torch.no_grad():
+        model.bn.weight.copy_(torch.tensor([6.0, 5.0, -4.0, 3.0, 2.0, 1.0]))
+    assert choose_channels(model, graph, [2, 4], "bn_scale")["a"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "bn_scale", "geometric_median"])
+def test_every_criterion_gives_the_asked_widths(criterion):
+    model = make_model("mobilenetv3_large_100")
+    graph = trace_model(model, (3, 64, 64))
+    widths = [max(1, len(g.units) // 2) * g.step if g.prunable else g.channels for g in graph.groups]
+    if criterion == "bn_scale":
+        with pytest.raises(EagleEyeError, match="nothing to go by in group"):  # SE layers have no BatchNorm
+            choose_channels(model, graph, widths, criterion)
+        return
+    keep = choose_channels(model, graph, widths, criterion)
+    for group, width in zip(graph.groups, widths, strict=True):
+        if width < group.channels:
+            assert len(keep[group.name]) == width
+            assert keep[group.name].tolist() == sorted(set(keep[group.name].tolist()))
+
+
+def test_the_input_is_untouched_and_nothing_is_shared():
+    model = make_model("resnet18")
+    graph = trace_model(model, (3, 64, 64))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    thin = slice_model(model, graph, random_keep(graph, 0))
+    for tensor in thin.state_dict().values():
+        tensor.zero_()
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[key])
+
+
+def test_wrong_channels_are_refused():
+    model = make_model("regnety_002")
+    graph = trace_model(model, (3, 64, 64))
+    for keep, message in (
+        ({"nothing": [0]}, "no channel group"),
+        ({graph.groups[-1].name: [0, 1]}, "can't be pruned"),
+        ({"stem.conv": [1, 0]}, "ascending"),
+        ({"stem.conv": []}, "at least one"),
+        ({"stem.conv": [0, 99]}, "from 0 to 31"),
+    ):
+        with pytest.raises(EagleEyeError, match=message):
+            slice_model(model, graph, keep)
+    stepped = next(group for group in graph.prunable if group.step > 1)
+    with pytest.raises(EagleEyeError, match="go together by"):
+        slice_model(model, graph, {stepped.name: [0]})
+    with pytest.raises(EagleEyeError, match="is unknown; choose one of"):
+        choose_channels(model, graph, graph.widths, "magic")
+    with pytest.raises(EagleEyeError, match="one integer per group"):
+        choose_channels(model, graph, [1])
