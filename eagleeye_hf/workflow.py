@@ -39,6 +39,10 @@ from eagleeye_hf.search.run import SearchConfig, run_search
 from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
 
 
+RUN_FILES = {"search", "strategy", "training"}
+"""What an unfinished run may have left in its folder, without endings."""
+
+
 def _flag(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -95,6 +99,7 @@ def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> No
     (config,) = HfArgumentParser(config_class, description=main.__doc__).parse_args_into_dataclasses()
     _use_all_cores()
     try:
+        prepare_output(config)  # before anything takes time
         main(config)
     except EagleEyeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -152,12 +157,7 @@ def prepare_output(config: RunConfig) -> Path:
     """The run's folder: new, empty, or one that the same run left unfinished."""
     folder = Path(config.output)
     check_free(folder)
-    known = {"search.jsonl", "strategy.json", "training"}
-    strange = (
-        sorted(p.name for p in folder.iterdir() if p.name.split(".")[0] not in {k.split(".")[0] for k in known})
-        if folder.is_dir()
-        else []
-    )
+    strange = [path.name for path in folder.iterdir() if path.stem not in RUN_FILES] if folder.is_dir() else []
     if strange:
         raise EagleEyeError(
             f"`output={folder}` is not empty (it holds {', '.join(strange[:3])}); choose another folder"

@@ -99,13 +99,18 @@ def same_dims(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     tracer.set_dims(out, dims)
 
 
-@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def constant_like(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
+    tracer.set_dims(out, tracer.dims(args["self"]))
+
+
+@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 def constant(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     """A tensor that is the same everywhere stays itself whatever is removed."""
     tracer.set_dims(out, [tracer.store.free(size) if size > 1 else None for size in out.shape])
 
 
-@rule("empty", "new_empty", "empty_like", "arange", "eye", "scalar_tensor", "tensor", "linspace", "empty_strided")
+@rule("empty", "new_empty", "arange", "eye", "scalar_tensor", "tensor", "linspace", "empty_strided")
 def unknown_values(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     tracer.set_dims(out, [None] * out.ndim)
 
@@ -423,6 +428,8 @@ def view(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
                 size, ids = take, outer
             factors.append((size, ids))
             wanted //= size
+        if sum(ids is not None for _, ids in factors) > 1:  # repeats of the same are no channels of their own
+            factors = [(size, None if ids is None or tracer.store.is_free(ids) else ids) for size, ids in factors]
         result.append(merge_factors(factors))
     tracer.set_dims(out, result)
 
@@ -513,6 +520,23 @@ def channel_shuffle(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
         row = tracer.store.tie_rows(dims[1].reshape(args["groups"], -1))
         dims[1] = np.repeat(row, args["groups"])
     tracer.set_dims(out, dims)
+
+
+@rule("glu")
+def gated_linear_unit(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
+    dims = list(tracer.dims(args["self"]))
+    axis = args.get("dim", -1) % out.ndim
+    if isinstance(dims[axis], np.ndarray):
+        dims[axis] = tracer.store.tie_rows(dims[axis].reshape(2, -1))
+    tracer.set_dims(out, dims)
+
+
+@rule("_weight_norm_interface")
+def weight_norm(tracer: Tracer, args: dict[str, Any], out: Sequence[Tensor]) -> None:
+    dims, axis = list(tracer.dims(args["v"])), args.get("dim", 0)
+    pin_all(tracer, [dim for i, dim in enumerate(dims) if i != axis], "normalised by weight_norm")
+    dims[axis] = join(tracer, [dims[axis], tracer.dims(args["g"])[axis]], "scaled by weight_norm")
+    tracer.set_dims(out[0], dims)
 
 
 @rule("copy_")

@@ -56,6 +56,7 @@ class Recorder:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     producers: list[np.ndarray] = field(default_factory=list)
     factored: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    free_starts: set[int] = field(default_factory=set)
 
     def fresh(self, num: int) -> np.ndarray:
         ids = np.arange(self.num_ids, self.num_ids + num)
@@ -63,7 +64,12 @@ class Recorder:
         return ids
 
     def free(self, num: int) -> np.ndarray:
+        """Ids of indices that are all alike, so that any of them can go."""
+        self.free_starts.add(self.num_ids)
         return self.fresh(num)
+
+    def is_free(self, ids: np.ndarray) -> bool:
+        return int(ids[0]) in self.free_starts
 
     def parameter_dims(self, name: str, tensor: Tensor) -> Dims:
         dims = []
@@ -141,6 +147,9 @@ class Checker:
 
     def free(self, num: int) -> np.ndarray:
         return np.full(num, FREE)
+
+    def is_free(self, ids: np.ndarray) -> bool:
+        return bool((ids == FREE).all())
 
     def parameter_dims(self, name: str, tensor: Tensor) -> Dims:
         return self.kept[name]

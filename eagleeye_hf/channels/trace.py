@@ -224,7 +224,9 @@ def _try_removing(shadow: nn.Module, full: Shadow, solution: Solution, numbers: 
     for number in numbers:
         group = graph.groups[number]
         order = random.permutation(len(group.units))
-        num_kept = min(max(2, len(order) // 2), len(order) - 1)
+        # about half, but different numbers in different groups, so that sizes agree only where they must
+        least, most = max(2, len(order) // 3), max(2, len(order) * 2 // 3)
+        num_kept = min(least + number % (most - least + 1), len(order) - 1)
         keep[group.name] = np.sort(group.units[order[:num_kept]].ravel())
         removed[solution.unit_roots[number][order[num_kept:]]] = True
     try:

@@ -1,0 +1,89 @@
+"""The recipes, run as users run them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eagleeye_hf import from_pretrained
+from tests.helpers import SHARED, needs_shared
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+SHORT = ["--candidates", "3", "--calibration_images", "32", "--holdout_images", "32"]
+RESNET = ["--model", "resnet20_cifar", "--weights", str(SHARED / "models" / "resnet20_cifar10.safetensors")]
+CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num_workers", "0"]
+
+
+def run(recipe: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "recipes" / recipe), *flags]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_quickstart(tmp_path):
+    output = tmp_path / "run"
+    done = run("quickstart.py", *SHORT, "--base_epochs", "1", "--epochs", "1", "--output", str(output))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for word in ("full", "vanilla", "adaptive", "fine-tuned", "MACs", "parameters", "file size", "latency"):
+        assert word in done.stdout
+    assert {path.name for path in output.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "search.jsonl",
+        "strategy.json",
+    }
+    assert from_pretrained(output)(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    again = run("quickstart.py", *SHORT, "--base_epochs", "0", "--output", str(output))
+    assert again.returncode == 2
+    assert "holds a checkpoint already" in again.stderr
+
+
+@needs_shared
+def test_the_main_recipe_on_real_images(tmp_path):
+    strategy = tmp_path / "strategy.json"
+    strategy.write_text(json.dumps({"ratios": [0.3] * 12}))
+    output = tmp_path / "run"
+    flags = [*RESNET, *CIFAR, *SHORT, "--epochs", "0", "--strategy", str(strategy), "--output", str(output)]
+    done = run("mbv1.py", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((output / "config.json").read_text())["eagleeye"]["metrics"]
+    assert metrics["full"]["top1"] == pytest.approx(0.8828, abs=0.002)
+    assert metrics["full"]["num_images"] == 10_000
+    assert metrics["vanilla"]["top1"] < metrics["adaptive"]["top1"] < metrics["full"]["top1"]
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "resnet20_cifra"], "is no model of timm; did you mean"),
+        ([*RESNET, "--dataset", "/nowhere"], "`dataset=/nowhere` can't be opened"),
+        ([*RESNET, *CIFAR, *SHORT, "--macs", "1.5"], "`macs` is a fraction of the full model"),
+        ([*RESNET, *CIFAR, *SHORT, "--macs", "0.01"], "out of reach: .* the smallest model still has"),
+        ([*RESNET[:2], "--weights", str(ROOT / "README.md")], "can't be read as safetensors"),
+        (["--model", "resnet56_cifar", *RESNET[2:]], "does not fit `model=resnet56_cifar`"),
+        (["--model", "resnet18"], "its trained weights can't be loaded"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, flags, message):
+    import re
+
+    done = run("mbv1.py", *flags, "--output", str(tmp_path / "run"))
+    assert done.returncode == 2, done.stderr[-3000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_recipes_are_short_and_use_public_names():
+    for path in (ROOT / "recipes").glob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 75, path
+        assert "from eagleeye_hf." not in text
