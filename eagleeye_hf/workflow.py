@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -37,7 +38,6 @@ from eagleeye_hf.publishing.checkpoint import check_free, from_pretrained, save_
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.run import SearchConfig, run_search
 from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
-
 
 RUN_FILES = {"search", "strategy", "training"}
 """What an unfinished run may have left in its folder, without endings."""
@@ -112,7 +112,8 @@ def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> No
 def _use_all_cores() -> None:
     """On a CPU, `accelerate launch` leaves one thread to each process; share all cores out instead."""
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def load_model(name: str, weights: str | None = None) -> nn.Module:
@@ -221,6 +222,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     )
     if accelerator.is_main_process:
         facts = save_run(pruned, facts, config, folder, data.label_names)
+        shutil.rmtree(folder / "training", ignore_errors=True)
         print_summary(facts, folder)
         if config.push_to:
             print(f"published: {push_to_hub(folder, config.push_to)}")

@@ -6,8 +6,21 @@ from pathlib import Path
 import eagleeye_hf
 
 ROOT = Path(eagleeye_hf.__file__).parent
-LEVELS = ["errors", "models", "channels", "pruning", "data", "evaluation", "search", "training", "publishing", "workflow"]
-INSIDE = {"channels": ["graph", "cost", "strategy", "strategy_file", "shadow", "rules", "thin", "sizes", "solve", "trace"]}
+LEVELS = [
+    "errors",
+    "models",
+    "channels",
+    "pruning",
+    "data",
+    "evaluation",
+    "search",
+    "training",
+    "publishing",
+    "workflow",
+]
+INSIDE = {
+    "channels": ["graph", "cost", "strategy", "strategy_file", "shadow", "rules", "thin", "sizes", "solve", "trace"]
+}
 
 
 def imports(path: Path) -> list[str]:

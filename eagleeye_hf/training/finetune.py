@@ -68,6 +68,7 @@ def finetune_model(
         train: training images; under several processes accelerate shares the batches out.
         teacher: the full network, whose outputs the pruned one learns beside the labels (Hinton et al. 2015).
         checkpoint: folder for the state after each epoch; a run started again there goes on after the last whole one.
+            It stays, so that nothing is lost before the result is saved; the caller removes it.
     Raises:
         EagleEyeError: there are fewer images than `batch_size`, or the loss is not finite.
     """
@@ -98,8 +99,7 @@ def finetune_model(
         if not math.isfinite(loss):
             raise EagleEyeError(f"the training loss became {loss} in epoch {epoch + 1}; lower `lr={config.lr}`")
         state.save(epoch + 1)
-    state.remove()
-    unwrapped: nn.Module = accelerator.unwrap_model(trained)
+    unwrapped: nn.Module = accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     accelerator.free_memory()
     return unwrapped.cpu().eval()
 
@@ -187,8 +187,3 @@ class _Checkpoint:
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(fresh, self.folder)
         self.accelerator.wait_for_everyone()
-
-    def remove(self) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.folder is not None and self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)

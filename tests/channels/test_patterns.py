@@ -284,7 +284,9 @@ class Cbam(Net):
         self.spatial, self.a = nn.Conv2d(2, 1, 7, padding=3), conv(16, 16)
 
     def middle(self, x):
-        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))) + self.fc2(F.relu(self.fc1(x.amax((2, 3), True))))
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))) + self.fc2(
+            F.relu(self.fc1(x.amax((2, 3), True)))
+        )
         x = x * gate.sigmoid()
         x = x * self.spatial(torch.cat([x.mean(1, True), x.amax(1, True)], 1)).sigmoid()
         return self.a(x)
@@ -529,8 +531,20 @@ def test_pattern(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "densenet121", "regnet_y_400mf"]
-    + ["efficientnet_b0", "vgg11_bn", "googlenet", "inception_v3", "resnext50_32x4d"],
+    [
+        "resnet18",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "shufflenet_v2_x0_5",
+        "mnasnet0_5",
+        "densenet121",
+        "regnet_y_400mf",
+        "efficientnet_b0",
+        "vgg11_bn",
+        "googlenet",
+        "inception_v3",
+        "resnext50_32x4d",
+    ],
 )
 def test_torchvision(name):
     torch.manual_seed(0)

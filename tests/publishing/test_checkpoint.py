@@ -41,7 +41,9 @@ def prune(name: str, **kwargs) -> tuple[nn.Module, torch.Tensor]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     model, images = prune("resnet20_cifar")
-    folder = save_pretrained(model, tmp_path_factory.mktemp("checkpoint") / "new", label_names=[f"c{i}" for i in range(10)])
+    folder = save_pretrained(
+        model, tmp_path_factory.mktemp("checkpoint") / "new", label_names=[f"c{i}" for i in range(10)]
+    )
     return folder, model, images
 
 
@@ -79,7 +81,9 @@ def test_timm_builds_variants_of_it(checkpoint):
 
 def test_a_loaded_model_is_pruned_and_saved_again(checkpoint, tmp_path):
     folder, _, images = checkpoint
-    for number, model in enumerate((from_pretrained(folder), timm.create_model(f"local-dir:{folder}", pretrained=True))):
+    for number, model in enumerate(
+        (from_pretrained(folder), timm.create_model(f"local-dir:{folder}", pretrained=True))
+    ):
         graph = trace_model(model.eval())
         thinner = slice_model(model, graph, random_keep(graph, 5, 0.8))
         save_pretrained(thinner, tmp_path / str(number))
@@ -106,7 +110,7 @@ def test_a_taken_folder_is_refused(checkpoint, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(EagleEyeError, match="is a file"):
         save_pretrained(model, tmp_path / "file")
-    with pytest.raises(EagleEyeError, match="was not made by `timm.create_model`"):
+    with pytest.raises(EagleEyeError, match=r"was not made by `timm.create_model`"):
         save_pretrained(nn.Linear(2, 2), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -153,7 +157,7 @@ def test_a_damaged_checkpoint_gets_one_clear_error(checkpoint, tmp_path, change,
 
 
 def test_files_that_are_none(checkpoint, tmp_path):
-    with pytest.raises(EagleEyeError, match="has no config.json"):
+    with pytest.raises(EagleEyeError, match=r"has no config\.json"):
         from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(EagleEyeError, match="is not JSON"):
@@ -188,5 +192,12 @@ def test_the_card_tells_what_was_measured_and_nothing_else(checkpoint):
     card = write_card(facts, "user/repo", on_hub=True)
     for text in ("value: 0.875", "12.00%", "58.00%", "87.50%", "base_model: timm/mobilenetv1_100.ra4_e3600_r224_in1k"):
         assert text in card
-    for text in ("base_model_relation: finetune", "- uoft-cs/cifar10", "hf-hub:user/repo", "seed: 3", "torch 2", "`conv1`"):
+    for text in (
+        "base_model_relation: finetune",
+        "- uoft-cs/cifar10",
+        "hf-hub:user/repo",
+        "seed: 3",
+        "torch 2",
+        "`conv1`",
+    ):
         assert text in card

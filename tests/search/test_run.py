@@ -61,7 +61,9 @@ def test_a_killed_search_goes_on_where_it_was(graph, tmp_path):
     ]
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
     assert len(rows) == 9
-    assert {"index", "origin", "widths", "macs", "params", "loss", "top1", "num_images", "seconds", "status"} <= set(rows[1])
+    assert {"index", "origin", "widths", "macs", "params", "loss", "top1", "num_images", "seconds", "status"} <= set(
+        rows[1]
+    )
 
 
 def test_another_configuration_is_refused_with_the_difference(graph, tmp_path):
@@ -92,7 +94,7 @@ def test_a_candidate_that_fails_is_recorded_and_ends_nothing(graph):
     def never(widths):
         raise RuntimeError("broken")
 
-    with pytest.raises(EagleEyeError, match="no candidate could be scored; the first one failed with: .*broken"):
+    with pytest.raises(EagleEyeError, match=r"no candidate could be scored; the first one failed with: .*broken"):
         _ = run_search(never, graph, CONFIG).best
 
 
