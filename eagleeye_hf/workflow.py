@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -41,6 +42,8 @@ from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
 
 RUN_FILES = {"search", "strategy", "training"}
 """What an unfinished run may have left in its folder, without endings."""
+
+PICTURE = "result.png"
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -218,6 +221,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         device=describe_device(accelerator.device),
         settings=_settings(config, strategy),
         command=f"accelerate launch {shlex.join(sys.argv)}",
+        license=str((getattr(model, "pretrained_cfg", None) or {}).get("license") or ""),
+        picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
         file_bytes=(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 0),
     )
     if accelerator.is_main_process:
@@ -279,6 +284,10 @@ def save_run(
         provenance=provenance,
         card=write_card(facts, config.push_to or str(folder), on_hub=bool(config.push_to)),
     )
+    if facts.picture:
+        from eagleeye_hf.publishing.plots import draw_result  # needs the extra `plots`
+
+        draw_result(facts.graph, facts.widths, dict(facts.metrics), folder / facts.picture)
     images = torch.randn(2, *facts.graph.input_size)
     with torch.inference_mode():
         torch.testing.assert_close(from_pretrained(folder)(images), pruned(images))

@@ -34,6 +34,7 @@ def test_quickstart(tmp_path):
         "README.md",
         "config.json",
         "model.safetensors",
+        "result.png",
         "search.jsonl",
         "strategy.json",
     }

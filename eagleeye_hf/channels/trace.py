@@ -202,9 +202,8 @@ def _confirm(shadow: nn.Module, full: Shadow, solution: Solution) -> ChannelGrap
     search(list(kinds.values()))
     if reasons:
         good = [[n for n in numbers if n not in reasons] for numbers in kinds.values()]
-        if _try_removing(
-            shadow, full, solution, [n for part in good for n in part]
-        ):  # fine alone, not together: add kind by kind
+        together = [number for numbers in good for number in numbers]
+        if _try_removing(shadow, full, solution, together):  # fine alone, not together: add kind by kind
             fine: list[int] = []
             for numbers in good:
                 if problem := _try_removing(shadow, full, solution, [*fine, *numbers]):

@@ -40,6 +40,8 @@ class CardFacts:
     """Search, calibration and training settings, and the seed."""
     command: str = ""
     license: str = ""
+    picture: str = ""
+    """File beside the card, from `plots.draw_result`."""
 
 
 def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
@@ -92,6 +94,7 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
             {"name": stage, "top1": f"{m.top1:.2%}", "top5": f"{m.top5:.2%}", "loss": f"{m.loss:.3f}"}
             for stage, m in facts.metrics.items()
         ],
+        picture=facts.picture,
         test_images=final.num_images if final else 0,
         holdout_images=facts.holdout_images,
         location=location,

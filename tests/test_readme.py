@@ -1,0 +1,55 @@
+"""The README's commands and code, run or parsed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser
+
+from eagleeye_hf import RunConfig
+from tests.helpers import digits_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_python_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train, load = blocks("python")[:2]
+    for old, new in (
+        ('"mobilenetv1_100.ra4_e3600_r224_in1k", pretrained=True', '"resnet20_cifar"'),
+        ('open_splits("ILSVRC/imagenet-1k", like=model)', "open_splits(DATASET, model, **COUNTS)"),
+        ("candidates=200", "candidates=2"),
+        ("FinetuneConfig(epochs=120)", "FinetuneConfig(epochs=1, batch_size=20)"),
+    ):
+        assert old in train
+        train = train.replace(old, new)
+    names = {"DATASET": digits_dataset(100, 20), "COUNTS": {"calibration_images": 20, "holdout_images": 20}}
+    exec(train, names)
+    exec(load, names)
+    assert names["model"].config.label_names[0] == "class 0"
+
+
+@pytest.mark.parametrize("command", re.findall(r"accelerate launch .*?(?=\n\s*(?:\n|#|```))", TEXT, re.DOTALL))
+def test_commands_name_existing_recipes_and_flags(command):
+    words = shlex.split(command.replace("\\\n", " "), comments=True)
+    recipe = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
+    assert (ROOT / words[recipe]).is_file()
+    (config,) = HfArgumentParser(RunConfig).parse_args_into_dataclasses(words[recipe + 1 :])
+    assert config.search.candidates
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.MULTILINE):
+        assert f"\n{target}:" in makefile
+
+
+def test_pictures_exist():
+    for path in re.findall(r"!\[.*?\]\((?!http)(.*?)\)", TEXT):
+        assert (ROOT / path).is_file(), path
