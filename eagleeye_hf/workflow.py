@@ -300,10 +300,12 @@ def print_summary(facts: CardFacts, folder: Path) -> None:
     full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
     share = f"{pruned.macs / full.macs:.1%} of the MACs, {pruned.params / full.params:.1%} of the parameters"
     print(f"\n{facts.base}: {share}\n")
-    print(f"{'top-1 on the test images':36}{'':>12}")
+    rows = cost_table(facts)
+    wide = max(len(row["name"]) for row in rows) + 4
+    print("top-1 on the test images")
     for stage, metrics in facts.metrics.items():
-        print(f"  {stage:34}{metrics.top1:>12.2%}")
-    print(f"\n{'':36}{'full':>12}{'pruned':>12}")
-    for row in cost_table(facts):
-        print(f"  {row['name']:34}{row['full']:>12}{row['pruned']:>12}")
+        print(f"  {stage:{wide}}{metrics.top1:>12.2%}")
+    print(f"\n  {'':{wide}}{'full':>12}{'pruned':>12}")
+    for row in rows:
+        print(f"  {row['name']:{wide}}{row['full']:>12}{row['pruned']:>12}")
     print(f"\nsaved in {folder}")

@@ -26,10 +26,11 @@ class Tracer(Protocol):
     def dims(self, tensor: Tensor) -> Dims: ...
     def set_dims(self, tensor: Tensor, dims: Sequence[Dim]) -> None: ...
     def is_weight(self, tensor: Tensor) -> bool: ...
-    def found_size(self, size: int, ids: Dim, groups: bool = False) -> None: ...
+    def found_size(self, size: int, ids: Dim, role: str = "") -> None: ...
+    def merged(self, size: int, ids: np.ndarray) -> None: ...
     def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None: ...
     def prefers_whole_groups(self, groups: int, num_in: int, num_out: int) -> bool: ...
-    def keeps_outer(self) -> bool: ...
+    def keeps_outer(self, outer: int) -> bool: ...
 
 
 Rule = Callable[[Tracer, dict[str, Any], Any], None]
@@ -153,7 +154,7 @@ def grouped_channels(tracer: Tracer, x: Dim, w: Dims, groups: int, sizes: tuple[
     if num_in == 1 or tracer.prefers_whole_groups(groups, num_in, num_out):
         store.pin(w[1], "inside a convolution group")
         units = store.join(tie_columns(tracer, x_groups), tie_columns(tracer, out_groups))
-        tracer.found_size(groups, units, groups=True)
+        tracer.found_size(groups, units, role="groups")
     else:
         reads(tracer, store.tie_rows(x_groups), w[1])
         store.tie_rows(out_groups)
@@ -169,7 +170,7 @@ def transposed_channels(tracer: Tracer, x: Dim, w: Dims, num_in: int, num_out: i
         return None
     reads(tracer, x, w[0])
     if num_in == groups:
-        tracer.found_size(groups, x, groups=True)
+        tracer.found_size(groups, x, role="groups")
         tracer.store.pin(w[1], "inside a convolution group")
         return np.repeat(x, num_out)
     tracer.store.tie_rows(x.reshape(groups, -1))
@@ -400,6 +401,41 @@ def select(tracer: Tracer, args: dict[str, Any], out: Any) -> None:
         tracer.set_dims(tensor, dims)
 
 
+@rule("index", "index_select")
+def index(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
+    """What is looked up by number stays; the other dimensions pass."""
+    dims: list[Dim] = list(tracer.dims(args["self"]))
+    if "dim" in args:
+        indices: list[Tensor | None] = [None] * (args["dim"] % len(dims)) + [args["index"]]
+    else:
+        indices = list(args["indices"])
+    used = [axis for axis, tensor in enumerate(indices) if tensor is not None]
+    for axis in used:
+        pin_all(tracer, [dims[axis], *tracer.dims(indices[axis])], "looked up by number")  # type: ignore[arg-type]
+    num_new = out.ndim - (len(dims) - len(used))
+    first = used[0] if used[-1] - used[0] == len(used) - 1 else 0  # where they are not side by side, they come first
+    kept = [dim for axis, dim in enumerate(dims) if axis not in used]
+    tracer.set_dims(out, [*kept[:first], *[None] * num_new, *kept[first:]])
+
+
+@rule("unfold")
+def unfold(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
+    dims = list(tracer.dims(args["self"]))
+    axis = args["dimension"] % len(dims)
+    tracer.store.pin(dims[axis], "cut into windows")
+    tracer.set_dims(out, [*dims[:axis], None, *dims[axis + 1 :], None])
+
+
+@rule("as_strided_")
+def restride(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
+    """Pooling to one pixel sets strides and keeps the shape."""
+    dims = tracer.dims(args["self"])
+    if len(dims) != out.ndim:
+        pin_all(tracer, dims, NO_RULE.format("as_strided"))
+        dims = (None,) * out.ndim
+    tracer.set_dims(out, dims)
+
+
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
 def view(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     """Match the factors of the old and the new dimensions from the left."""
@@ -430,13 +466,19 @@ def view(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
             wanted //= size
         if sum(ids is not None for _, ids in factors) > 1:  # repeats of the same are no channels of their own
             factors = [(size, None if ids is None or tracer.store.is_free(ids) else ids) for size, ids in factors]
-        result.append(merge_factors(factors))
+        result.append(merged := merge_factors(factors))
+        if len(factors) > 1 and isinstance(merged, np.ndarray):
+            tracer.merged(len(merged), merged)
+        elif isinstance(merged, np.ndarray):
+            tracer.found_size(len(merged), merged, role="shape")
     tracer.set_dims(out, result)
 
 
 def _split(tracer: Tracer, ids: np.ndarray, outer: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    if tracer.keeps_outer():
-        return tie_columns(tracer, ids.reshape(outer, -1)), None
+    if tracer.keeps_outer(outer):
+        kept = tie_columns(tracer, ids.reshape(outer, -1))
+        tracer.found_size(outer, kept, role="head")
+        return kept, None
     return tracer.store.split(ids, outer)
 
 

@@ -82,24 +82,41 @@ class SizeFinder:
             value = value[0]
         return (tuple(value.shape), self._dims(value)) if isinstance(value, Tensor) else None
 
-    def found(self, size: int, ids: np.ndarray, groups: bool) -> np.ndarray | None:
+    def has_heads(self, number: int) -> bool:
+        """Whether the running module says that it has this many attention heads."""
+        module = self._stack[-1] if self._stack else None
+        return module is not None and any(value == number and _fits(path, "head") for path, value in _integers(module))
+
+    def running_inputs(self, size: int) -> list[np.ndarray]:
+        """Ids of the channels that the running module reads, where it reads `size` of them."""
+        module = self._stack[-1] if self._stack else None
+        shape, dims = self.inputs.get(self._names.get(id(module), "?"), ((), ()))
+        return [dim for length, dim in zip(shape, dims, strict=True) if length == size and isinstance(dim, np.ndarray)]
+
+    def found(self, size: int, ids: np.ndarray, role: str) -> np.ndarray | None:
         """The running code used `size`: look for it among the attributes of the modules that are running.
 
+        Args:
+            role: `"groups"` of a convolution, `"head"` for attention heads, `"shape"` for the target of a view; those
+                attributes count nothing else.
         Returns:
             The ids that the same attribute already counts, which have to be tied to these, if there are any.
         """
-        for module in reversed(self._stack[-3:]):
+        modules = self._stack[:-4:-1]
+        if role == "shape" and modules:  # a module may also call methods of its parts
+            modules += modules[0].children()
+        for module in modules:
             name = self._names.get(id(module))
             if name is None:
                 continue
-            if groups and getattr(module, "groups", None) == size:
+            if role == "groups" and getattr(module, "groups", None) == size:
                 self.found_ids.setdefault((name, ("groups",)), ids)
                 return None
             if isinstance(module, (_ConvNd, _NormBase, nn.Linear)):
                 continue
             taken = None
             for path, value in _integers(module):
-                if value == size and path[0] not in NOT_SIZES:
+                if value == size and _fits(path, role):
                     known = self.found_ids.setdefault((name, path), ids)
                     if np.array_equal(known, ids):
                         return None
@@ -151,6 +168,13 @@ class SizeFinder:
                 if 0 < axis < len(shape) and shape[axis] == value and isinstance(dims[axis], np.ndarray):
                     self.found_ids.setdefault((module, path), _array(dims[axis]))
                     return
+
+
+def _fits(path: Path, role: str) -> bool:
+    name = str(path[0])
+    if role in ("head", "shape"):
+        return role in name and "dim" not in name
+    return name not in NOT_SIZES
 
 
 def _array(dim: Dim) -> np.ndarray:

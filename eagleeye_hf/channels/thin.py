@@ -39,23 +39,48 @@ def kept_places(
     return {key: np.flatnonzero(mask) for key, mask in masks.items()}
 
 
-def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> nn.Module:
-    """A new model without the channels that `keep` leaves out; the input is untouched."""
+def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray], meta: bool = False) -> nn.Module:
+    """A new model without the channels that `keep` leaves out; the input is untouched.
+
+    Args:
+        meta: the copy's tensors have shapes but no values.
+    """
     tensors = dict(named_tensors(model))
     places = kept_places(graph, keep, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    by_tensor: dict[str, list[tuple[int, Tensor]]] = {}
+    by_tensor: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in tensors} if meta else {}
     for (name, dim), kept in places.items():
-        by_tensor.setdefault(name, []).append((dim, torch.from_numpy(kept).to(tensors[name].device)))
+        by_tensor.setdefault(name, []).append((dim, kept))
     memo: dict[int, Any] = {}
     for name, cuts in by_tensor.items():
         full = tensors[name]
-        thin = full.detach()
-        for dim, places_kept in cuts:
-            thin = thin.index_select(dim, places_kept)
+        thin = _meta_cut(full, cuts) if meta else _cut(full, cuts)
         memo[id(full)] = nn.Parameter(thin, full.requires_grad) if isinstance(full, nn.Parameter) else thin
     thinned = copy.deepcopy(model, memo)
     resize_modules(thinned, {(a.module, a.path): _kept_size(a, graph, keep) for a in graph.attributes})
     return thinned
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy whose tensors have shapes but no values."""
+    memo: dict[int, Any] = {}
+    for _, full in named_tensors(model):
+        empty = _meta_cut(full, [])
+        memo[id(full)] = nn.Parameter(empty, full.requires_grad) if isinstance(full, nn.Parameter) else empty
+    return copy.deepcopy(model, memo)
+
+
+def _cut(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:
+    thin = full.detach()
+    for dim, kept in cuts:
+        thin = thin.index_select(dim, torch.from_numpy(kept).to(full.device))
+    return thin
+
+
+def _meta_cut(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:
+    shape = list(full.shape)
+    for dim, kept in cuts:
+        shape[dim] = len(kept)
+    return torch.empty(shape, dtype=full.dtype, device="meta")
 
 
 def _kept_size(attribute: SizeAttribute, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> int:

@@ -7,7 +7,6 @@ every tie of the full model again: groups for which they do not are pinned, so t
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,13 @@ from eagleeye_hf.channels.rules import apply_rule
 from eagleeye_hf.channels.shadow import Checker, Dim, Dims, MismatchError, Recorder, Store
 from eagleeye_hf.channels.sizes import SizeFinder
 from eagleeye_hf.channels.solve import Solution, solve
-from eagleeye_hf.channels.thin import named_tensors, thin_copy
+from eagleeye_hf.channels.thin import meta_copy, named_tensors, thin_copy
 from eagleeye_hf.errors import EagleEyeError
+
+BATCH_NORM = torch.ops.aten.native_batch_norm.default
+VIEWS_OF_ATTENTION = ((False, False), (True, False), (True, True), (False, True))
+"""(remove whole heads instead of channels inside them, tie what heads give to the inputs and sizes of their module).
+Which of them reaches most depends on how a model writes its attention, so all are tried where there are heads."""
 
 OUTPUT = "carries the model's output"
 
@@ -42,16 +46,29 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
         EagleEyeError: `input_size` is no image size, or the forward pass fails on it.
     """
     size = resolve_input_size(model, input_size)
-    shadow = meta_copy(model)
-    full = Shadow(copy.deepcopy(shadow), Recorder())  # a run may leave caches behind, which the checks must not find
-    try:
-        full.run(size)
-    except Exception as error:  # the model's own code, any error is possible
-        raise EagleEyeError(
-            f"`model` ({type(model).__name__}) can't be traced at `input_size={size}`: {type(error).__name__}: {error}"
-        ) from error
-    solution = solve(full, size)
-    return _confirm(shadow, full, solution)
+    best: ChannelGraph | None = None
+    for view in VIEWS_OF_ATTENTION:
+        full = Shadow(meta_copy(model).eval(), Recorder(), *view)
+        try:
+            full.run(size)
+        except Exception as error:  # the model's own code, any error is possible
+            raise EagleEyeError(
+                f"`model` ({type(model).__name__}) can't be traced at `input_size={size}`: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        solution = solve(full, size)
+        if best is None or _reach(solution.graph) > _reach(best):  # confirming only takes away
+            graph = _confirm(model, full, solution)
+            best = graph if best is None or _reach(graph) > _reach(best) else best
+        if not full.has_heads:
+            break
+    assert best is not None
+    return best
+
+
+def _reach(graph: ChannelGraph) -> int:
+    """How many tensors can shrink."""
+    return len({member.tensor for group in graph.prunable for member in group.members})
 
 
 def resolve_input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int, int, int]:
@@ -63,21 +80,15 @@ def resolve_input_size(model: nn.Module, input_size: Sequence[int] | None) -> tu
     return size
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode whose tensors have shapes but no values."""
-    memo: dict[int, Any] = {}
-    for _, tensor in named_tensors(model):
-        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).eval()
-
-
 @dataclass
 class Shadow:
     """One run of a model under the rules."""
 
     model: nn.Module
     store: Store
+    whole_heads: bool = False
+    tie_merged: bool = False
+    has_heads: bool = False
     sizes: SizeFinder = field(init=False)
     costs: list[tuple[int, list[tuple[int, Dim]]]] = field(default_factory=list)
     log: list[tuple[Any, ...]] = field(default_factory=list)
@@ -115,10 +126,16 @@ class Shadow:
         self.dims(tensor)
         return self._records[id(tensor)][2]
 
-    def found_size(self, size: int, ids: Dim, groups: bool = False) -> None:
+    def found_size(self, size: int, ids: Dim, role: str = "") -> None:
         if isinstance(self.store, Recorder) and isinstance(ids, np.ndarray) and size > 1:
-            other = self.sizes.found(size, ids, groups)
+            other = self.sizes.found(size, ids, role)
             if other is not None:
+                self.store.tie(other, ids)
+
+    def merged(self, size: int, ids: np.ndarray) -> None:
+        if self.tie_merged and isinstance(self.store, Recorder):
+            self.found_size(size, ids)
+            for other in self.sizes.running_inputs(size):
                 self.store.tie(other, ids)
 
     def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None:
@@ -127,8 +144,10 @@ class Shadow:
     def prefers_whole_groups(self, groups: int, num_in: int, num_out: int) -> bool:
         return self._choose(groups >= max(num_in, num_out))
 
-    def keeps_outer(self) -> bool:
-        return self._choose(False)
+    def keeps_outer(self, outer: int) -> bool:
+        heads = self.sizes.has_heads(outer)
+        self.has_heads |= heads
+        return self._choose(heads and self.whole_heads)
 
     def _choose(self, preferred: bool) -> bool:
         """Decide once; a check of the thinned model follows the decisions made on the full one."""
@@ -153,9 +172,19 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = _normalised(*args) if func is BATCH_NORM and not args[5] else func(*args, **kwargs)
         self.shadow.see(func, args, kwargs, out)
         return out
+
+
+def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm in eval mode; PyTorch's own takes most of a shadow run, being decomposed in Python."""
+    running_mean = own[2]
+    if running_mean is None or running_mean.shape != data.shape[1:2]:
+        raise RuntimeError(
+            f"BatchNorm of {0 if running_mean is None else len(running_mean)} channels reads {data.shape[1]}"
+        )
+    return torch.empty_like(data), data.new_empty(0), data.new_empty(0)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -168,7 +197,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def _confirm(shadow: nn.Module, full: Shadow, solution: Solution) -> ChannelGraph:
+def _confirm(model: nn.Module, full: Shadow, solution: Solution) -> ChannelGraph:
     """Pin the groups whose removal breaks the model, found by bisection.
 
     Layers of the same name but for numbers (the blocks of a stage) are likely to fail alike. So the bisection goes over
@@ -183,7 +212,7 @@ def _confirm(shadow: nn.Module, full: Shadow, solution: Solution) -> ChannelGrap
 
     def search(sets: list[list[int]]) -> None:
         numbers = [number for numbers in sets for number in numbers]
-        problem = _try_removing(shadow, full, solution, numbers)
+        problem = _try_removing(model, full, solution, numbers)
         if not problem:
             return
         if len(numbers) == 1:
@@ -203,10 +232,10 @@ def _confirm(shadow: nn.Module, full: Shadow, solution: Solution) -> ChannelGrap
     if reasons:
         good = [[n for n in numbers if n not in reasons] for numbers in kinds.values()]
         together = [number for numbers in good for number in numbers]
-        if _try_removing(shadow, full, solution, together):  # fine alone, not together: add kind by kind
+        if _try_removing(model, full, solution, together):  # fine alone, not together: add kind by kind
             fine: list[int] = []
             for numbers in good:
-                if problem := _try_removing(shadow, full, solution, [*fine, *numbers]):
+                if problem := _try_removing(model, full, solution, [*fine, *numbers]):
                     reasons.update(dict.fromkeys(numbers, problem))
                 else:
                     fine += numbers
@@ -214,7 +243,7 @@ def _confirm(shadow: nn.Module, full: Shadow, solution: Solution) -> ChannelGrap
     return replace(graph, groups=groups)
 
 
-def _try_removing(shadow: nn.Module, full: Shadow, solution: Solution, numbers: list[int]) -> str:
+def _try_removing(model: nn.Module, full: Shadow, solution: Solution, numbers: list[int]) -> str:
     """Thin these groups at random and run; return what goes wrong, or nothing."""
     if not numbers:
         return ""
@@ -231,7 +260,8 @@ def _try_removing(shadow: nn.Module, full: Shadow, solution: Solution, numbers: 
         keep[group.name] = np.sort(group.units[order[:num_kept]].ravel())
         removed[solution.unit_roots[number][order[num_kept:]]] = True
     try:
-        check = Shadow(thin_copy(shadow, graph, keep), Checker(*solution.kept(removed)), following=iter(full.choices))
+        thin = thin_copy(model, graph, keep, meta=True).eval()
+        check = Shadow(thin, Checker(*solution.kept(removed)), following=iter(full.choices))
         check.run(graph.input_size)
     except MismatchError as error:
         return f"removing channels breaks the model: {error}"

@@ -109,6 +109,7 @@ class Splits:
     test: ImageSet
     label_names: tuple[str, ...]
     name: str
+    """Hub name, or the name of the local folder."""
 
 
 def open_splits(
@@ -170,7 +171,7 @@ def open_splits(
         ),
         test=ImageSet(lambda epoch: test.rows(), evaluation),
         label_names=label_names,
-        name=name,
+        name=Path(name).resolve().name if Path(name).exists() else name,
     )
 
 

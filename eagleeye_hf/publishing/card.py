@@ -62,7 +62,7 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "pruned", "eagleeye"],
-        datasets=[facts.dataset] if HUB_NAME.fullmatch(facts.dataset) and not Path(facts.dataset).exists() else None,
+        datasets=[facts.dataset] if HUB_NAME.fullmatch(facts.dataset) else None,
         license=facts.license or None,
         eval_results=[
             EvalResult(
