@@ -55,7 +55,7 @@ def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarr
         full = tensors[name]
         thin = _meta_cut(full, cuts) if meta else _cut(full, cuts)
         memo[id(full)] = nn.Parameter(thin, full.requires_grad) if isinstance(full, nn.Parameter) else thin
-    thinned = copy.deepcopy(model, memo)
+    thinned = _copy_without_caches(model, memo)
     resize_modules(thinned, {(a.module, a.path): _kept_size(a, graph, keep) for a in graph.attributes})
     return thinned
 
@@ -66,7 +66,17 @@ def meta_copy(model: nn.Module) -> nn.Module:
     for _, full in named_tensors(model):
         empty = _meta_cut(full, [])
         memo[id(full)] = nn.Parameter(empty, full.requires_grad) if isinstance(full, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
+    return _copy_without_caches(model, memo)
+
+
+def _copy_without_caches(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What a forward pass left behind (LeViT keeps its attention biases) has the old sizes."""
+    new = copy.deepcopy(model, memo)
+    for module in new.modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_") and type(value) is dict and all(isinstance(v, Tensor) for v in value.values()):
+                value.clear()
+    return new
 
 
 def _cut(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:
