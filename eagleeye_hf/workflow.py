@@ -30,7 +30,7 @@ from eagleeye_hf.channels.strategy_file import read_strategy, strategy_to_dict
 from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
+from eagleeye_hf.evaluation.batchnorm import batch_norms, recalibrate_bn
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.pruning.latency import describe_device, measure_latency
@@ -103,6 +103,7 @@ def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> No
     _use_all_cores()
     try:
         prepare_output(config)  # before anything takes time
+        set_seed(config.seed)
         main(config)
     except EagleEyeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -123,8 +124,14 @@ def load_model(name: str, weights: str | None = None) -> nn.Module:
     """A trained network of timm: its weights from a safetensors file, or from the Hub.
 
     Raises:
-        EagleEyeError: the name is unknown, or the weights can't be had or don't fit.
+        EagleEyeError: the name is unknown, the weights can't be had or don't fit, or there is no BatchNorm in it.
     """
+    model = _load_model(name, weights)
+    batch_norms(model)
+    return model
+
+
+def _load_model(name: str, weights: str | None) -> nn.Module:
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
         raise EagleEyeError(
@@ -184,7 +191,6 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         EagleEyeError: the output folder is taken, the budget is out of reach, or the model can't be pruned.
     """
     accelerator = Accelerator()
-    set_seed(config.seed)
     folder = prepare_output(config)
     model = model.to(accelerator.device).eval()
     calibration = data.calibration.cached_batches()

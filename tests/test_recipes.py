@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
-from eagleeye_hf import from_pretrained
+from eagleeye_hf import EagleEyeError, from_pretrained, load_model
 from tests.helpers import SHARED, needs_shared
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +83,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, flags, message):
     assert re.search(message, lines[0]), lines[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_network_without_batchnorm_is_refused(tmp_path):
+    save_file(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(EagleEyeError, match="has no BatchNorm layer with running statistics"):
+        load_model("test_convnext", str(tmp_path / "weights.safetensors"))
 
 
 def test_recipes_are_short_and_use_public_names():

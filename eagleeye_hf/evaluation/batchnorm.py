@@ -14,6 +14,21 @@ from eagleeye_hf.errors import EagleEyeError
 Batch = tuple[Tensor, Tensor]
 
 
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The layers whose statistics can be recomputed.
+
+    Raises:
+        EagleEyeError: there is none.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not layers:
+        raise EagleEyeError(
+            f"`model` ({type(model).__name__}) has no BatchNorm layer with running statistics, so there is nothing to "
+            "recompute; EagleEye needs a BatchNorm network"
+        )
+    return layers
+
+
 def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor | Batch], momentum: float | None = None) -> nn.Module:
     """Recompute the running statistics of every BatchNorm layer from a few forward passes, without gradients.
 
@@ -31,12 +46,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor | Batch], momentum
         EagleEyeError: the model has no BatchNorm with running statistics, there is no batch, or `momentum` is out of
             range.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not layers:
-        raise EagleEyeError(
-            f"`model` ({type(model).__name__}) has no BatchNorm layer with running statistics, so there is nothing to "
-            "recompute; EagleEye needs a BatchNorm network"
-        )
+    layers = batch_norms(model)
     if momentum is not None and not 0 <= momentum < 1:
         raise EagleEyeError(f"`momentum` is the weight of the old statistics, in [0, 1), or None; got {momentum}")
     modes = {module: module.training for module in model.modules()}

@@ -10,7 +10,7 @@ from torch import nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.thin import named_tensors
-from eagleeye_hf.evaluation.batchnorm import Batch, recalibrate_bn
+from eagleeye_hf.evaluation.batchnorm import Batch, batch_norms, recalibrate_bn
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.pruning.importance import choose_channels
 from eagleeye_hf.pruning.surgery import slice_model
@@ -35,6 +35,7 @@ class AdaptiveBNScore:
         criterion: str = "l1",
         momentum: float | None = None,
     ) -> None:
+        batch_norms(model)  # refuses a network without any
         self.model, self.graph = model, graph
         self.calibration, self.holdout = calibration, holdout
         self.criterion, self.momentum = criterion, momentum
