@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import os
@@ -20,9 +21,9 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import HfArgumentParser
 
 import eagleeye_hf.models  # noqa: F401  registers the CIFAR networks with timm
+from eagleeye_hf.arguments import parse_config, run_main
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.strategy import Strategy
@@ -99,18 +100,14 @@ Config = TypeVar("Config", bound=RunConfig)
 
 def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> None:
     """Parse the command line into a config and run; bad input ends with one line and exit code 2."""
-    (config,) = HfArgumentParser(config_class, description=main.__doc__).parse_args_into_dataclasses()
-    _use_all_cores()
-    try:
+
+    def start(config: Config) -> None:
+        _use_all_cores()
         prepare_output(config)  # before anything takes time
         set_seed(config.seed)
         main(config)
-    except EagleEyeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+
+    sys.exit(run_main(start, lambda: parse_config(config_class, None, main.__doc__)))
 
 
 def _use_all_cores() -> None:
@@ -131,12 +128,17 @@ def load_model(name: str, weights: str | None = None) -> nn.Module:
     return model
 
 
-def _load_model(name: str, weights: str | None) -> nn.Module:
+def check_name(name: str) -> None:
+    """Refuse what neither timm nor the Hub can know."""
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4)
         raise EagleEyeError(
             f"`model={name}` is no model of timm{'; did you mean ' + ', '.join(close) if close else ''}"
         )
+
+
+def _load_model(name: str, weights: str | None) -> nn.Module:
+    check_name(name)
     if weights is None:
         try:
             return timm.create_model(name, pretrained=True)

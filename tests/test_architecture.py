@@ -16,10 +16,24 @@ LEVELS = [
     "search",
     "training",
     "publishing",
+    "arguments",
     "workflow",
+    "cli",
 ]
 INSIDE = {
-    "channels": ["graph", "cost", "strategy", "strategy_file", "shadow", "rules", "thin", "sizes", "solve", "trace"]
+    "channels": [
+        "graph",
+        "cost",
+        "strategy",
+        "strategy_file",
+        "shadow",
+        "rules",
+        "thin",
+        "sizes",
+        "solve",
+        "trace",
+        "summary",
+    ]
 }
 
 

@@ -64,6 +64,7 @@ def test_the_main_recipe_on_real_images(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--epoch-number", "5"], "unknown arguments: --epoch-number 5"),
         (["--model", "resnet20_cifra"], "is no model of timm; did you mean"),
         ([*RESNET, "--dataset", "/nowhere"], "`dataset=/nowhere` can't be opened"),
         ([*RESNET, *CIFAR, *SHORT, "--macs", "1.5"], "`macs` is a fraction of the full model"),

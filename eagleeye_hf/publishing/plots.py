@@ -34,12 +34,24 @@ def draw_result(graph: ChannelGraph, widths: Sequence[int], metrics: dict[str, M
     return path
 
 
+def draw_graph(graph: ChannelGraph, widths: Sequence[int], path: Path) -> Path:
+    """The channels of each group, and how many of them stay, as PNG."""
+    figure = Figure(figsize=(min(4 + 0.25 * len(graph.groups), 16), 4), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    draw_widths(axes, graph, widths)
+    _bare(axes)
+    figure.savefig(path)
+    return path
+
+
 def draw_widths(axes: Any, graph: ChannelGraph, widths: Sequence[int]) -> None:
     """Channels of each group in the order of execution, and how many of them stay."""
     channels = np.array(graph.widths)
     places = np.arange(len(channels))
     pinned = np.array([not group.prunable for group in graph.groups])
-    axes.bar(places, channels, color=LIGHT, label="removed")
+    if tuple(widths) != graph.widths:
+        axes.bar(places, channels, color=LIGHT, label="removed")
     axes.bar(places, widths, color=DARK, label="kept")
     if pinned.any():
         axes.bar(places[pinned], channels[pinned], color="#9aa5b1", hatch="///", edgecolor="white", label="pinned")

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+import timm
+
+from eagleeye_hf import count_cost, save_pretrained, slice_model, trace_model
+from eagleeye_hf.cli import main
+from tests.helpers import make_model, random_keep
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_inspect_tells_what_goes_and_what_stays(capsys):
+    code, out, _ = run(capsys, "inspect", "eca_resnet33ts", "--image-size", "64")
+    assert code == 0
+    assert "stem.conv1.conv " in out
+    assert "a convolution slides along them" in out
+    assert "19.6" in out.split("M parameters")[0]
+
+
+def test_inspect_as_json_agrees_with_the_models_own_numbers(capsys):
+    _, out, _ = run(capsys, "inspect", "mobilenetv1_100", "--json", "--image-size", "96")
+    data = json.loads(out)
+    model = timm.create_model("mobilenetv1_100")
+    assert data["input_size"] == [3, 96, 96]
+    assert data["full"]["params"] == sum(p.numel() for p in model.parameters())
+    last = data["groups"][-2]
+    assert last["name"] == "blocks.4.1.conv_pw"
+    # its filters, its BatchNorm, its columns in the classifier: all but one channel
+    assert last["params"] == 1023 * (1024 + 2 + 1000)
+    assert last["macs"] == 1023 * (1024 * 9 + 1000)
+
+
+def test_inspect_shows_a_pruned_checkpoint_beside_its_base(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    model = make_model("resnet20_cifar")
+    graph = trace_model(model)
+    keep = random_keep(graph, 0)
+    widths = {g.name: len(keep.get(g.name, range(g.channels))) for g in graph.groups}
+    save_pretrained(slice_model(model, graph, keep), tmp_path / "run", provenance={"widths": widths})
+    code, out, _ = run(capsys, "inspect", str(tmp_path / "run"), "--json", "--plot", str(tmp_path / "groups.png"))
+    assert code == 0
+    data = json.loads(out)
+    assert {g["name"]: g["width"] for g in data["groups"]} == widths
+    assert data["kept"]["macs"] == count_cost(graph, list(widths.values())).macs
+    assert (tmp_path / "groups.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspekt"], "there is no command 'inspekt'"),
+        (["inspect", "resnet180"], "is no model of timm; did you mean resnet18"),
+        (["inspect", "resnet18", "--image-size", "-1"], "three positive integers"),
+        (["inspect", "resnet18", "--strategy", "nowhere.json"], "`strategy=nowhere.json` can't be read"),
+        (["inspect", "resnet18", "--depth", "3"], "unknown arguments: --depth 3"),
+        (["inspect", "resnet18", "--plot", "/nowhere/at/all.png"], "`plot=/nowhere/at/all.png` can't be written"),
+    ],
+)
+def test_bad_input_is_one_clear_line(capsys, arguments, message):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_help_lists_the_commands(capsys):
+    code, _, err = run(capsys, "--help")
+    assert code == 0
+    assert "inspect" in err
