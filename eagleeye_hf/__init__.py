@@ -16,7 +16,10 @@ from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.run import SearchConfig, SearchResult, run_search
 from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
-from eagleeye_hf.workflow import RunConfig, compress_model, load_model, run_recipe
+from eagleeye_hf.workflow.config import RunConfig
+from eagleeye_hf.workflow.load import load_model
+from eagleeye_hf.workflow.recipe import run_recipe
+from eagleeye_hf.workflow.run import compress_model
 
 __version__ = "0.1.0"
 __all__ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import field
 from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
@@ -12,6 +13,11 @@ from transformers import HfArgumentParser
 from eagleeye_hf.errors import EagleEyeError
 
 Config = TypeVar("Config")
+
+
+def flag(default: Any, text: str) -> Any:
+    """A dataclass field that is a command line flag with this help text."""
+    return field(default=default, metadata={"help": text})
 
 
 def parse_config(

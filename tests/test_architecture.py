@@ -18,6 +18,7 @@ LEVELS = [
     "publishing",
     "arguments",
     "workflow",
+    "commands",
     "cli",
 ]
 INSIDE = {

@@ -1,0 +1,1 @@
+"""The commands of `eagleeye`, one module each: a config, and a function `run` whose docstring is the help."""

@@ -1,0 +1,1 @@
+"""The whole job: search, prune, fine-tune, measure, save, publish. The recipes and the command line call it."""

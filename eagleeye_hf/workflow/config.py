@@ -1,0 +1,46 @@
+"""What a run is told: one dataclass, from which the flags of recipes and commands are derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eagleeye_hf.arguments import flag
+from eagleeye_hf.search.run import SearchConfig
+from eagleeye_hf.training.finetune import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run is told; each field is a flag of the recipes."""
+
+    model: str = flag("mobilenetv1_100.ra4_e3600_r224_in1k", "timm name of the trained network")
+    weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
+    dataset: str = flag("ILSVRC/imagenet-1k", "Hub name or local folder of an image classification dataset")
+    macs: float | None = flag(0.5, "MACs to keep: a fraction of the full network, or an absolute number")
+    params: float | None = flag(None, "parameters to keep, likewise")
+    tolerance: float = flag(0.005, "how far the budget may be missed, as a fraction of the full network")
+    divisor: int = flag(1, "widths are multiples of this many channels")
+    max_ratio: float = flag(0.7, "largest fraction of channels removed from a group")
+    criterion: str = flag("l1", "which channels stay: l1, l2, bn_scale or geometric_median")
+    candidates: int = flag(1000, "strategies to score")
+    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
+    holdout_images: int = flag(2048, "training images that score the candidates")
+    strategy: str | None = flag(None, "JSON file (or FILE#NAME) with pruning ratios; skips the search")
+    epochs: int = flag(120, "epochs of fine-tuning")
+    batch_size: int = flag(512, "images per step, all processes together")
+    lr: float = flag(0.01, "highest learning rate of fine-tuning")
+    distillation: float = flag(0.5, "weight of the full network's outputs in fine-tuning; 0 turns it off")
+    num_workers: int = flag(4, "processes that decode training images, per training process")
+    seed: int = flag(0, "of everything random")
+    output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
+    push_to: str | None = flag(None, "Hub repo to publish the result in")
+
+    @property
+    def search(self) -> SearchConfig:
+        keys = ("macs", "params", "tolerance", "divisor", "max_ratio", "candidates", "seed")
+        return SearchConfig(**{key: getattr(self, key) for key in keys})
+
+    @property
+    def finetune(self) -> FinetuneConfig:
+        keys = ("epochs", "batch_size", "lr", "distillation", "num_workers")
+        return FinetuneConfig(**{key: getattr(self, key) for key in keys})

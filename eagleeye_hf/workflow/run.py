@@ -1,0 +1,177 @@
+"""One whole run on one model, dataset and budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from eagleeye_hf.channels.cost import count_cost
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.strategy import Strategy
+from eagleeye_hf.channels.strategy_file import read_strategy, strategy_to_dict
+from eagleeye_hf.channels.trace import trace_model
+from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
+from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
+from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.pruning.latency import describe_device, measure_latency
+from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
+from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained, weights_size
+from eagleeye_hf.publishing.hub import push_to_hub
+from eagleeye_hf.search.run import run_search
+from eagleeye_hf.training.finetune import finetune_model
+from eagleeye_hf.workflow.config import RunConfig
+from eagleeye_hf.workflow.recipe import prepare_output
+
+PICTURE = "result.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    folder: Path
+    strategy: Strategy
+    facts: CardFacts
+
+
+def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResult:
+    """Find the best thin version of `model` under the budget, fine-tune it, save it with its card, and print a table.
+
+    A run that was killed goes on when started again with the same config.
+
+    Raises:
+        EagleEyeError: the output folder is taken, the budget is out of reach, or the model can't be pruned.
+    """
+    accelerator = Accelerator()
+    folder = prepare_output(config)
+    model = model.to(accelerator.device).eval()
+    calibration = data.calibration.cached_batches()
+    graph = trace_model(model)
+    score = AdaptiveBNScore(model, graph, calibration, data.holdout.cached_batches(), criterion=config.criterion)
+    strategy = find_strategy(score, graph, config, folder, accelerator)
+
+    def test(network: nn.Module) -> Metrics:
+        part = accelerator.process_index, accelerator.num_processes
+        return evaluate_model(network, data.test.batches(part=part), accelerator)
+
+    metrics = {"full": test(model)}
+    pruned = score.build(strategy.widths)
+    metrics["vanilla"] = test(pruned)
+    metrics["adaptive"] = test(recalibrate_bn(pruned, calibration))
+    if config.epochs:
+        pruned = finetune_model(
+            pruned,
+            data.train,
+            config.finetune,
+            teacher=model,
+            accelerator=accelerator,
+            checkpoint=folder / "training",
+        )
+        metrics["fine-tuned"] = test(pruned.to(accelerator.device))
+    facts = CardFacts(
+        base=config.model,
+        graph=graph,
+        widths=strategy.widths,
+        dataset=data.name,
+        metrics=metrics,
+        holdout_images=data.holdout.count(),
+        latency_ms=tuple(measure_latency([model, pruned], graph.input_size)),  # type: ignore[arg-type]
+        device=describe_device(accelerator.device),
+        settings=_settings(config, strategy),
+        command=f"accelerate launch {shlex.join(sys.argv)}",
+        license=str((getattr(model, "pretrained_cfg", None) or {}).get("license") or ""),
+        picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
+        file_bytes=(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 0),
+    )
+    if accelerator.is_main_process:
+        facts = save_run(pruned, facts, config, folder, data.label_names)
+        shutil.rmtree(folder / "training", ignore_errors=True)
+        print_summary(facts, folder)
+        if config.push_to:
+            print(f"published: {push_to_hub(folder, config.push_to)}")
+    accelerator.wait_for_everyone()
+    return RunResult(folder=folder, strategy=strategy, facts=facts)
+
+
+def find_strategy(
+    score: AdaptiveBNScore, graph: ChannelGraph, config: RunConfig, folder: Path, accelerator: Accelerator
+) -> Strategy:
+    """The given strategy, or the search's best."""
+    if config.strategy:
+        strategy = read_strategy(graph, config.strategy, config.divisor)
+    else:
+        result = run_search(
+            score, graph, config.search, output=folder, fingerprint=score.fingerprint(), accelerator=accelerator
+        )
+        strategy = result.best.strategy
+    if accelerator.is_main_process:
+        (folder / "strategy.json").write_text(json.dumps(strategy_to_dict(graph, strategy), indent=2))
+    return strategy
+
+
+def _settings(config: RunConfig, strategy: Strategy) -> dict[str, object]:
+    settings: dict[str, object] = {"strategy": strategy.origin, "criterion": config.criterion}
+    if not config.strategy:
+        settings["candidates"] = config.candidates
+        settings["budget"] = ", ".join(f"{k} {getattr(config, k)}" for k in ("macs", "params") if getattr(config, k))
+    settings["calibration images"] = config.calibration_images
+    if config.epochs:
+        training = {k: v for k, v in asdict(config.finetune).items() if k != "num_workers"}
+        settings["fine-tuning"] = ", ".join(f"{key} {value}" for key, value in training.items())
+    return settings | {"seed": config.seed}
+
+
+def save_run(
+    pruned: nn.Module, facts: CardFacts, config: RunConfig, folder: Path, label_names: tuple[str, ...]
+) -> CardFacts:
+    """Save the checkpoint with its card, and make sure that it loads to the same outputs."""
+    pruned = pruned.cpu().eval()
+    size = sum(t.numel() * t.element_size() for t in pruned.state_dict().values())
+    assert facts.file_bytes is not None
+    facts = CardFacts(**{**vars(facts), "file_bytes": (facts.file_bytes[0], size)})
+    provenance = {
+        "base_model": facts.base,
+        "widths": {g.name: w for g, w in zip(facts.graph.groups, facts.widths, strict=True) if g.prunable},
+        "metrics": {stage: m.to_dict() for stage, m in facts.metrics.items()},
+        "config": asdict(config),
+    }
+    save_pretrained(
+        pruned,
+        folder,
+        label_names=label_names,
+        provenance=provenance,
+        card=write_card(facts, config.push_to or str(folder), on_hub=bool(config.push_to)),
+    )
+    if facts.picture:
+        from eagleeye_hf.publishing.plots import draw_result  # needs the extra `plots`
+
+        draw_result(facts.graph, facts.widths, dict(facts.metrics), folder / facts.picture)
+    images = torch.randn(2, *facts.graph.input_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(from_pretrained(folder)(images), pruned(images))
+    assert weights_size(folder) >= size
+    return facts
+
+
+def print_summary(facts: CardFacts, folder: Path) -> None:
+    """The closing table."""
+    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
+    share = f"{pruned.macs / full.macs:.1%} of the MACs, {pruned.params / full.params:.1%} of the parameters"
+    print(f"\n{facts.base}: {share}\n")
+    rows = cost_table(facts)
+    wide = max(len(row["name"]) for row in rows) + 4
+    print("top-1 on the test images")
+    for stage, metrics in facts.metrics.items():
+        print(f"  {stage:{wide}}{metrics.top1:>12.2%}")
+    print(f"\n  {'':{wide}}{'full':>12}{'pruned':>12}")
+    for row in rows:
+        print(f"  {row['name']:{wide}}{row['full']:>12}{row['pruned']:>12}")
+    print(f"\nsaved in {folder}")
