@@ -129,7 +129,8 @@ def _group(
     leads = label_of == first_label[group_at]
     lead_id = np.full(store.num_ids, store.num_ids)
     np.minimum.at(lead_id, root_of[leads], id_of[leads])
-    sorting = np.lexsort((id_of, lead_id[root_of], label_of, group_at))
+    # by group, label and lead; ids ascend already
+    sorting = np.argsort((group_at * len(labels) + label_of) * (store.num_ids + 1) + lead_id[root_of], kind="stable")
     label_of, id_of, root_of, group_at = (a[sorting] for a in (label_of, id_of, root_of, group_at))
     cuts = np.flatnonzero(np.diff(label_of) | np.diff(group_at)) + 1
     runs: list[list[tuple[int, np.ndarray, np.ndarray]]] = [[] for _ in firsts]
@@ -183,22 +184,26 @@ class _Places:
         self, roots: np.ndarray, group_of: np.ndarray, unit_roots: list[np.ndarray], groups: tuple[ChannelGroup, ...]
     ) -> None:
         self.roots, self.group_of, self.groups = roots, group_of, groups
-        self.unit_of = np.full(len(roots), -1)
-        for units in unit_roots:
-            self.unit_of[units] = np.arange(len(units))
+        self.varies = np.array([group.prunable for group in groups] + [False])  # the last: in no group, number -1
+        self.first_channel = np.full(len(roots), -1)
+        for group, units in zip(groups, unit_roots, strict=True):
+            self.first_channel[units] = group.units[:, 0]
 
     def of(self, ids: np.ndarray) -> tuple[tuple[int, np.ndarray], ...]:
         """(group number, pairs of a channel and its place) for every prunable group in `ids`."""
         roots = self.roots[ids]
         group_at = self.group_of[roots]
-        parts = []
-        for number in np.unique(group_at[group_at >= 0]):
-            if self.groups[number].reason:
-                continue
-            here = np.flatnonzero(group_at == number)
-            channels = self.groups[number].units[self.unit_of[roots[here]], 0]
-            parts.append((int(number), np.stack([channels, here], axis=1)))
-        return tuple(parts)
+        here = np.flatnonzero(self.varies[group_at])
+        here = here[np.argsort(group_at[here], kind="stable")]
+        channels = self.first_channel[roots[here]]
+        pairs = np.stack([channels, here], axis=1)
+        cuts = np.flatnonzero(np.diff(group_at[here])) + 1
+        return tuple((int(group_at[part[0, 1]]), part) for part in np.split(pairs, cuts) if len(part))
+
+    def count(self, ids: np.ndarray) -> np.ndarray:
+        """How many of the ids lie in each group, and last how many can't be removed."""
+        group_at = self.group_of[self.roots[ids]]
+        return np.bincount(np.where(self.varies[group_at], group_at, len(self.groups)), minlength=len(self.groups) + 1)
 
 
 class _Forms:
@@ -224,17 +229,13 @@ class _Forms:
         """((-1, constant), (group, channels per unit), ...)"""
         if ids is None:
             return ((-1, length),)
-        group_at = self.places.group_of[self.places.roots[ids]]
-        numbers, counts = np.unique(group_at, return_counts=True)
-        constant, terms = 0, []
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            if number < 0 or self.places.groups[number].reason:
-                constant += count
-            else:
-                num_units = len(self.places.groups[number].units)
-                assert count % num_units == 0, "the units of a group lie equally often along a dimension"
-                terms.append((number, count // num_units))
-        return ((-1, constant), *terms)
+        counts = self.places.count(ids)
+        terms = []
+        for number in np.flatnonzero(counts[:-1]).tolist():
+            num_units = len(self.places.groups[number].units)
+            assert counts[number] % num_units == 0, "the units of a group lie equally often along a dimension"
+            terms.append((number, int(counts[number]) // num_units))
+        return ((-1, int(counts[-1])), *terms)
 
     def model(
         self, macs: list[tuple[int, tuple[int, tuple[int, ...]]]], params: list[tuple[int, tuple[int, tuple[int, ...]]]]

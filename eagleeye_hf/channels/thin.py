@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from eagleeye_hf.channels.graph import ChannelGraph, SizeAttribute
+
+
+ATOMS = (bool, int, float, str, type(None))
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -71,12 +75,38 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 def _copy_without_caches(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """What a forward pass left behind (LeViT keeps its attention biases) has the old sizes."""
-    new = copy.deepcopy(model, memo)
+    new = _copy_modules(model, memo)
     for module in new.modules():
         for name, value in vars(module).items():
             if not name.startswith("_") and type(value) is dict and all(isinstance(v, Tensor) for v in value.values()):
                 value.clear()
     return new
+
+
+def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """`copy.deepcopy`, several times faster: most of what it copies is a module's dozen empty dictionaries of hooks."""
+    plain = [module for module in model.modules() if _copies_plainly(type(module))]
+    for module in plain:
+        memo[id(module)] = object.__new__(type(module))
+    for module in plain:
+        state = vars(memo[id(module)])
+        for name, value in vars(module).items():
+            if name == "_compiled_call_impl":  # belongs to the old module; `nn.Module` leaves it out, too
+                continue
+            kind = type(value)
+            if kind in ATOMS:
+                state[name] = value
+            else:
+                state[name] = kind() if not value and kind in (dict, OrderedDict) else copy.deepcopy(value, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _copies_plainly(kind: type) -> bool:
+    """Whether a class leaves it to `deepcopy` how its instances are copied."""
+    return not hasattr(kind, "__deepcopy__") and all(
+        getattr(kind, name, None) is getattr(nn.Module, name, None)
+        for name in ("__getstate__", "__reduce__", "__reduce_ex__")
+    )
 
 
 def _cut(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:

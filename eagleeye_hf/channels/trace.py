@@ -7,6 +7,7 @@ every tie of the full model again: groups for which they do not are pinned, so t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from eagleeye_hf.channels.solve import Solution, solve
 from eagleeye_hf.channels.thin import meta_copy, named_tensors, thin_copy
 from eagleeye_hf.errors import EagleEyeError
 
+CONCATENATE = torch.ops.aten.cat.default
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
 VIEWS_OF_ATTENTION = ((False, False), (True, False), (True, True), (False, True))
 """(remove whole heads instead of channels inside them, tie what heads give to the inputs and sizes of their module).
@@ -172,7 +174,12 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = _normalised(*args) if func is BATCH_NORM and not args[5] else func(*args, **kwargs)
+        if func is BATCH_NORM and not args[5]:
+            out = _normalised(*args)
+        elif func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
+            out = _concatenated(*args)
+        else:
+            out = func(*args, **kwargs)
         self.shadow.see(func, args, kwargs, out)
         return out
 
@@ -184,7 +191,21 @@ def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tens
         raise RuntimeError(
             f"BatchNorm of {0 if running_mean is None else len(running_mean)} channels reads {data.shape[1]}"
         )
-    return torch.empty_like(data), data.new_empty(0), data.new_empty(0)
+    nothing = torch.empty(0, device="meta")
+    contiguous = data.is_contiguous()
+    out = torch.empty(data.shape, dtype=data.dtype, device="meta") if contiguous else torch.empty_like(data)
+    return out, nothing, nothing
+
+
+def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenation of contiguous tensors; PyTorch's own is slow on `meta`, too."""
+    shape = list(tensors[0].shape)
+    dim %= len(shape)
+    others = [[*tensor.shape[:dim], *tensor.shape[dim + 1 :]] for tensor in tensors]
+    if others.count(others[0]) < len(others):
+        raise RuntimeError(f"can't concatenate shapes {[tuple(tensor.shape) for tensor in tensors]}")
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
+    return torch.empty(shape, dtype=functools.reduce(torch.promote_types, (t.dtype for t in tensors)), device="meta")
 
 
 def _tensors(value: Any) -> list[Tensor]:
