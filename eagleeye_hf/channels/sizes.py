@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ class SizeFinder:
         self.found_ids: dict[tuple[str, Path], np.ndarray] = {}
         self.inputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
         self.outputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
+        self.intermediates: list[tuple[tuple[int, ...], Dims] | None] = []
         self._dims = dims
         self._names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[nn.Module] = []
@@ -109,9 +110,9 @@ class SizeFinder:
             name = self._names.get(id(module))
             if name is None:
                 continue
-            if role == "groups" and getattr(module, "groups", None) == size:
+            if role == "groups" and getattr(module, "groups", None) == size:  # of the layer, and of blocks around it
                 self.found_ids.setdefault((name, ("groups",)), ids)
-                return None
+                continue
             if isinstance(module, (_ConvNd, _NormBase, nn.Linear)):
                 continue
             taken = None
@@ -132,7 +133,7 @@ class SizeFinder:
                 continue
             before, after = self.inputs.get(name), self.outputs.get(name)
             for attribute, value in vars(module).items():
-                if attribute in INPUT_SIZES:
+                if attribute in INPUT_SIZES or (attribute == "groups" and before is not None):  # depthwise
                     self._add(name, (attribute,), value, before)
                 elif attribute in OUTPUT_SIZES:
                     self._add(name, (attribute,), value, after)
@@ -151,11 +152,26 @@ class SizeFinder:
             classifier = model.get_classifier()
             name = self._names.get(id(classifier), "?")
             self._add("", ("head_hidden_size",), model.head_hidden_size, self.inputs.get(name), self._features)
+            around = name.rpartition(".")[0]
+            if around:  # the head, which makes a new classifier on `reset_classifier`
+                features = getattr(self.model.get_submodule(around), "num_features", None)
+                self._add(around, ("num_features",), features, self.inputs.get(name))
         for i, info in enumerate(getattr(model, "feature_info", None) or []):
             if isinstance(info, dict) and "num_chs" in info:
                 at = str(info.get("module", "?"))
                 side = self.inputs if info.get("hook_type") == "forward_pre" else self.outputs
-                self._add("", ("feature_info", i, "num_chs"), info["num_chs"], side.get(at))
+                found = self.intermediates[i] if self.intermediates else side.get(at)
+                self._add("", ("feature_info", i, "num_chs"), info["num_chs"], found)
+
+    def misses_features(self) -> bool:
+        """Whether `feature_info` names what is no module (HRNet's branches), but the model can hand it out."""
+        names = [info.get("module") for info in getattr(self.model, "feature_info", None) or []]
+        known = set(self._names.values()) - {""}
+        return hasattr(self.model, "forward_intermediates") and any(name not in known for name in names)
+
+    def found_intermediates(self, features: Sequence[Tensor]) -> None:
+        if len(features) == len(self.model.feature_info):
+            self.intermediates = [self._describe(feature) for feature in features]
 
     def _add(self, module: str, path: Path, value: Any, *sides: tuple[tuple[int, ...], Dims] | None) -> None:
         if type(value) is not int:

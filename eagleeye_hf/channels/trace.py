@@ -97,6 +97,8 @@ class Shadow:
     choices: list[bool] = field(default_factory=list)
     following: Iterator[bool] | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    finished: bool = False
+    """Whether the forward pass is over; what runs afterwards costs nothing and is not compared."""
 
     def __post_init__(self) -> None:
         self.sizes = SizeFinder(self.model, self.dims)
@@ -106,7 +108,12 @@ class Shadow:
     def run(self, size: tuple[int, int, int]) -> None:
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         with torch.no_grad(), self.sizes.listen(), _Dispatch(self):
-            output = self.model(torch.empty(1, *size, device="meta", dtype=dtype))
+            images = torch.empty(1, *size, device="meta", dtype=dtype)
+            output = self.model(images)
+        if isinstance(self.store, Recorder) and self.sizes.misses_features():
+            self.finished = True
+            with torch.no_grad(), _Dispatch(self):
+                self.sizes.found_intermediates(self.model.forward_intermediates(images, intermediates_only=True))
         for tensor in _tensors(output):
             self.shapes.append(tuple(tensor.shape))
             for dim in self.dims(tensor):
@@ -141,7 +148,8 @@ class Shadow:
                 self.store.tie(other, ids)
 
     def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None:
-        self.costs.append((factor, list(dims)))
+        if not self.finished:
+            self.costs.append((factor, list(dims)))
 
     def prefers_whole_groups(self, groups: int, num_in: int, num_out: int) -> bool:
         return self._choose(groups >= max(num_in, num_out))
@@ -164,7 +172,8 @@ class Shadow:
         self._all_weights = bool(inputs) and all(self.is_weight(tensor) for tensor in inputs)
         apply_rule(self, func, named, out)
         constants = tuple(value for value in named.values() if isinstance(value, float))
-        self.log.append((func, constants))
+        if not self.finished:
+            self.log.append((func, constants))
 
 
 class _Dispatch(TorchDispatchMode):

@@ -1,0 +1,239 @@
+"""Which networks can be pruned, how much of them, and is the result exact? Beside Torch-Pruning on the same networks.
+
+    pip install -e ".[benchmarks]"
+    python benchmarks/coverage.py            # about an hour; goes on where it was stopped; writes coverage.md
+
+Every prunable group loses half of its channels. The result is exact if it computes what the full network does when
+nothing reads the removed channels (float64, random BatchNorm statistics, relative error below 1e-9). The oracle knows
+neither tool: it looks every kept weight up by its value in the full network, and silences there what is gone.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+RESULTS, TABLE = Path("outputs/coverage.jsonl"), HERE / "coverage.md"
+SECONDS = 180
+FAMILIES = {
+    "efficientnet": "efficientnet_b0 efficientnet_b2 efficientnet_lite0 efficientnet_es efficientnetv2_rw_t "
+    "tf_efficientnetv2_b0 tf_efficientnet_cc_b0_4e mixnet_s tf_mixnet_m gc_efficientnetv2_rw_t mobilenetv1_100 "
+    "mobilenetv2_100 mnasnet_100 fbnetc_100 spnasnet_100",
+    "resnet": "resnet18 resnet50 resnet50d resnet26t seresnet50 ecaresnet50d ecaresnetlight resnetblur50 resnetaa50 "
+    "resnext50_32x4d wide_resnet50_2 resnetrs50 seresnextaa101d_32x8d",
+    "resnest": "resnest14d resnest26d resnest50d_1s4x24d resnest50d_4s2x40d",
+    "res2net": "res2net50_26w_4s res2net50_14w_8s res2next50 res2net50d",
+    "sknet": "skresnet18 skresnet34 skresnext50_32x4d",
+    "senet": "legacy_seresnet18 legacy_seresnet50 legacy_seresnext26_32x4d",
+    "regnet": "regnetx_002 regnetx_032 regnety_002 regnety_032 regnetz_005 regnetv_040",
+    "byobnet": "repvgg_a0 repvgg_b1g4 mobileone_s0 mobileone_s1 mobileone_s4 gcresnet33ts gcresnext26ts "
+    "eca_botnext26ts_256 resnet51q eca_resnet33ts resnet61q seresnet33ts bat_resnext26ts",
+    "mobilenetv3, v4": "mobilenetv3_small_100 mobilenetv3_large_100 mobilenetv3_rw fbnetv3_b lcnet_100 lcnet_050 "
+    "mobilenetv4_conv_small mobilenetv4_conv_medium mobilenetv4_hybrid_medium hardcorenas_a hardcorenas_f tinynet_a "
+    "tinynet_e",
+    "ghostnet": "ghostnet_050 ghostnet_100 ghostnetv2_100 ghostnetv3_100 repghostnet_050 repghostnet_100",
+    "repvit": "repvit_m0_9 repvit_m1 repvit_m1_1",
+    "fastvit": "fastvit_t8 fastvit_s12 fastvit_sa12",
+    "fasternet": "fasternet_t0 fasternet_s",
+    "starnet": "starnet_s1 starnet_s3",
+    "densenet": "densenet121 densenet169 densenetblur121d",
+    "dla": "dla34 dla46_c dla60 dla60x dla60_res2net dla60_res2next",
+    "dpn": "dpn48b dpn68 dpn92",
+    "hrnet": "hrnet_w18_small hrnet_w18_small_v2 hrnet_w18",
+    "vovnet": "ese_vovnet19b_dw ese_vovnet39b eca_vovnet39b vovnet39a",
+    "hgnet": "hgnet_tiny hgnetv2_b0 hgnetv2_b4",
+    "cspnet": "cspresnet50 cspresnext50 cspdarknet53 cs3darknet_s cs3darknet_m cs3sedarknet_l cs3se_edgenet_x "
+    "darknet53",
+    "selecsls": "selecsls42 selecsls42b selecsls60",
+    "tresnet": "tresnet_m tresnet_v2_l",
+    "xception": "legacy_xception xception41 xception41p xception65",
+    "inception": "inception_v3 inception_v4 inception_resnet_v2",
+    "nasnet, pnasnet": "nasnetalarge pnasnet5large",
+    "vgg": "vgg11_bn vgg16_bn repvgg_b0",
+    "rexnet": "rexnet_100 rexnetr_200",
+    "convmixer": "convmixer_768_32 convmixer_1024_20_ks9_p14",
+    "inception_next": "inception_next_atto inception_next_tiny",
+    "lowformer": "lowformer_b0 lowformer_b1",
+    "resnetv2": "resnetv2_50 resnetv2_50d resnetv2_50t",
+}
+
+
+def kernels(module: nn.Module) -> torch.Tensor | None:
+    """The weights of a layer as a view of shape (outputs, inputs per group, ...)."""
+    if type(module).__name__ == "CondConv2d":
+        banks = module.weight.view(len(module.weight), *module.weight_shape)
+        return banks.flatten(3).permute(1, 2, 0, 3)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        return module.weight.view(*module.weight.shape[:2], 1, -1)
+    return None
+
+
+def prepare(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """A network in which no two weights, statistics or scales are alike, and images of the least size it takes."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 0.1 * torch.rand_like(parameter)).add_(1e-3 * torch.randn_like(parameter))
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.running_mean.normal_(0, 0.2)
+                layer.running_var.uniform_(0.5, 2)
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.normal_(0, 0.2)
+    own = model.pretrained_cfg["input_size"][-1]
+    sizes = [own] if model.pretrained_cfg.get("fixed_input_size") else [s for s in (64, 96, 128) if s < own] + [own]
+    for size in sizes:
+        images = torch.randn(2, 3, size, size, dtype=torch.float64)
+        try:
+            with torch.inference_mode():
+                model(images)
+            return model, images
+        except RuntimeError:
+            continue
+    raise ValueError(f"{name} takes no images of {sizes} pixels")
+
+
+def silence(full: nn.Module, thin: nn.Module) -> None:
+    """Zero, in every layer of `full`, the weights by which its kept outputs read removed inputs."""
+    layers = dict(full.named_modules())
+    for name, module in thin.named_modules():
+        kept, weights = kernels(module), kernels(layers[name]) if name in layers else None
+        if kept is None or weights is None or kept.shape == weights.shape:
+            continue
+        values, order = weights[:, :, 0, 0].flatten().sort()
+        found = order[torch.searchsorted(values, kept[:, :, 0, 0].flatten().contiguous())]
+        reads = torch.zeros(weights.shape[:2], dtype=torch.bool)
+        reads.view(-1)[found] = True
+        kept_rows = reads.any(1, keepdim=True)
+        weights[(kept_rows & ~reads)[:, :, None, None].expand_as(weights)] = 0
+
+
+def prune_ours(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, dict[str, object]]:
+    from eagleeye_hf import choose_channels, slice_model, trace_model, widths_from_ratios
+
+    started = time.perf_counter()
+    graph = trace_model(model, tuple(images.shape[1:]))
+    widths = widths_from_ratios(graph, [0.5] * len(graph.prunable)).tolist()
+    thin = slice_model(model, graph, choose_channels(model, graph, widths))
+    pinned = Counter(group.reason for group in graph.groups if group.reason)
+    return thin, {"seconds": time.perf_counter() - started, "pinned": pinned}
+
+
+def prune_peer(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, dict[str, object]]:
+    import copy
+
+    import torch_pruning
+
+    thin = copy.deepcopy(model)
+    started = time.perf_counter()
+    importance = torch_pruning.importance.MagnitudeImportance(p=1)
+    ignored = [thin.get_classifier()]
+    torch_pruning.pruner.MagnitudePruner(
+        thin, images, importance=importance, pruning_ratio=0.5, ignored_layers=ignored
+    ).step()
+    return thin, {"seconds": time.perf_counter() - started}
+
+
+def work(tool: str, name: str) -> dict[str, object]:
+    """Prune by half and compare; in a process of its own, which may crash or be stopped."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    model, images = prepare(name)
+    thin, row = (prune_ours if tool == "ours" else prune_peer)(model, images)
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) or type(m).__name__ == "CondConv2d"}
+    layers = dict(thin.named_modules())
+    stay = [n for n, m in convs.items() if layers[n].weight.numel() == m.weight.numel()]
+    with torch.inference_mode():
+        result = thin(images)
+        silence(model, thin)
+        expected = model(images)
+        error = float((result - expected).abs().max() / expected.abs().max())
+    return row | {"error": error, "convs": len(convs), "shrunk": len(convs) - len(stay), "stay": stay}
+
+
+def run(tool: str, name: str) -> dict[str, object]:
+    command = [sys.executable, __file__, tool, name]
+    row: dict[str, object] = {"tool": tool, "name": name}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return row | {"outcome": f"more than {SECONDS} s"}
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        cause = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        return row | {"outcome": f"fails: {cause.split(':')[0]}", "cause": cause[:300]}
+    result = json.loads(lines[-1])
+    exact = result["error"] < 1e-9
+    return row | result | {"outcome": "exact" if exact else f"another function (error {result['error']:.0e})"}
+
+
+def write_table(rows: dict[tuple[str, str], dict]) -> None:
+    import torch_pruning
+
+    names = [(family, name) for family, names in FAMILIES.items() for name in names.split()]
+    ours = [rows["ours", name] for _, name in names]
+    peers = [rows["torch-pruning", name] for _, name in names]
+
+    def share(row: dict) -> float:
+        return row["shrunk"] / row["convs"] if row["outcome"] == "exact" else 0.0
+
+    lines = [
+        "# Coverage",
+        "",
+        "Half of the channels of every prunable group removed; written by `benchmarks/coverage.py` with timm "
+        f"{timm.__version__} and Torch-Pruning {torch_pruning.__version__}.",
+        "",
+        f"| | eagleeye_hf | Torch-Pruning |\n|---|---:|---:|\n| architectures | {len(ours)} | {len(peers)} |",
+    ]
+    for title, test in (
+        ("pruned exactly", lambda row: row["outcome"] == "exact"),
+        ("computes another function", lambda row: row["outcome"].startswith("another")),
+        ("fails", lambda row: row["outcome"].startswith("fails")),
+        (f"takes more than {SECONDS} s", lambda row: row["outcome"].startswith("more")),
+        ("exact, and at least 90% of convolutions shrink", lambda row: share(row) >= 0.9),
+        ("exact, and at least half of them", lambda row: share(row) >= 0.5),
+    ):
+        lines.append(f"| {title} | {sum(map(test, ours))} | {sum(map(test, peers))} |")
+    lines += ["", "| family | architecture | result | convs that shrink | Torch-Pruning | convs |"]
+    lines += ["|---|---|---|---:|---|---:|"]
+    for (family, name), own, peer in zip(names, ours, peers, strict=True):
+        cells = [f"{row['shrunk']}/{row['convs']}" if "convs" in row else "" for row in (own, peer)]
+        lines.append(f"| {family} | {name} | {own['outcome']} | {cells[0]} | {peer['outcome']} | {cells[1]} |")
+    lines += ["", "## What stays, and why", "", "The classifier's outputs stay everywhere.", ""]
+    for row in ours:
+        reasons = {reason: n for reason, n in row.get("pinned", {}).items() if reason != "carries the model's output"}
+        if reasons or row.get("stay"):
+            why = "; ".join(f"{reason} ({n})" for reason, n in reasons.items())
+            lines.append(f"- {row['name']}: {len(row.get('stay', []))} convolutions keep their size. {why}")
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    rows = {(row["tool"], row["name"]): row for row in map(json.loads, lines)}
+    for names in FAMILIES.values():
+        for name in names.split():
+            for tool in ("ours", "torch-pruning"):
+                if (tool, name) not in rows:
+                    rows[tool, name] = run(tool, name)
+                    print(name, tool, rows[tool, name]["outcome"], flush=True)
+                    with RESULTS.open("a") as file:
+                        file.write(json.dumps(rows[tool, name]) + "\n")
+    write_table(rows)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(work(*sys.argv[1:])))
+    else:
+        main()
