@@ -67,7 +67,7 @@ FAMILIES = {
 
 
 def kernels(module: nn.Module) -> torch.Tensor | None:
-    """The weights of a layer as a view of shape (outputs, inputs per group, ...)."""
+    """The weights of a layer as a view of shape (outputs, inputs per group, banks, pixels)."""
     if type(module).__name__ == "CondConv2d":
         banks = module.weight.view(len(module.weight), *module.weight_shape)
         return banks.flatten(3).permute(1, 2, 0, 3)
@@ -109,12 +109,12 @@ def silence(full: nn.Module, thin: nn.Module) -> None:
         kept, weights = kernels(module), kernels(layers[name]) if name in layers else None
         if kept is None or weights is None or kept.shape == weights.shape:
             continue
-        values, order = weights[:, :, 0, 0].flatten().sort()
-        found = order[torch.searchsorted(values, kept[:, :, 0, 0].flatten().contiguous())]
-        reads = torch.zeros(weights.shape[:2], dtype=torch.bool)
+        values, order = weights[..., 0].flatten().sort()
+        found = order[torch.searchsorted(values, kept[..., 0].flatten().contiguous())]
+        reads = torch.zeros(weights.shape[:3], dtype=torch.bool)
         reads.view(-1)[found] = True
-        kept_rows = reads.any(1, keepdim=True)
-        weights[(kept_rows & ~reads)[:, :, None, None].expand_as(weights)] = 0
+        kept_rows = reads.any((1, 2), keepdim=True)
+        weights[(kept_rows & ~reads)[..., None].expand_as(weights)] = 0
 
 
 def prune_ours(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, dict[str, object]]:

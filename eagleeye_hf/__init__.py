@@ -1,9 +1,11 @@
 """EagleEye channel pruning for timm CNNs on the Hugging Face stack."""
 
 import eagleeye_hf.models  # noqa: F401  registers the CIFAR networks with timm
+from eagleeye_hf.channels.budget import Budget
 from eagleeye_hf.channels.cost import Cost, count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.strategy import Budget, Strategy, sample_strategies, widths_from_ratios
+from eagleeye_hf.channels.sampling import sample_strategies
+from eagleeye_hf.channels.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.errors import EagleEyeError
@@ -14,7 +16,9 @@ from eagleeye_hf.pruning.importance import choose_channels
 from eagleeye_hf.pruning.surgery import slice_model
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained
 from eagleeye_hf.publishing.hub import push_to_hub
-from eagleeye_hf.search.run import SearchConfig, SearchResult, run_search
+from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.search.result import SearchResult
+from eagleeye_hf.search.run import run_search
 from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
 from eagleeye_hf.workflow.config import RunConfig
 from eagleeye_hf.workflow.load import load_model

@@ -112,8 +112,9 @@ class Shadow:
             output = self.model(images)
         if isinstance(self.store, Recorder) and self.sizes.misses_features():
             self.finished = True
+            model: Any = self.model
             with torch.no_grad(), _Dispatch(self):
-                self.sizes.found_intermediates(self.model.forward_intermediates(images, intermediates_only=True))
+                self.sizes.found_intermediates(model.forward_intermediates(images, intermediates_only=True))
         for tensor in _tensors(output):
             self.shapes.append(tuple(tensor.shape))
             for dim in self.dims(tensor):
@@ -183,6 +184,7 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        out: Any
         if func is BATCH_NORM and not args[5]:
             out = _normalised(*args)
         elif func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):

@@ -106,7 +106,8 @@ def test_a_sliced_model_is_still_a_model(name, pixels):
     assert inputs[thin.get_classifier()][1] == thin.head_hidden_size
     found = {info["module"]: info["num_chs"] for info in thin.feature_info}
     if name in NAMED_OTHERWISE:
-        channels = dict(zip(found, (t.shape[1] for t in thin.forward_intermediates(images, intermediates_only=True))))
+        intermediates = thin.forward_intermediates(images, intermediates_only=True)
+        channels = dict(zip(found, (t.shape[1] for t in intermediates), strict=True))
     assert found == channels
 
     with torch.inference_mode():
