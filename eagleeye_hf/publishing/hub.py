@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.checkpoint import CARD, read_config
+from eagleeye_hf.publishing.config import CARD, read_config
 
 FILES = ("model.safetensors", "config.json", "README.md", "search.jsonl", "*.png")
 
