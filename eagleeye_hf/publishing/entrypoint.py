@@ -41,12 +41,16 @@ def _safe_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
     return {**clean_pretrained_cfg(cfg), **kept, **place, "hf_hub_filename": WEIGHTS, "architecture": ARCHITECTURE}
 
 
-def _feature_net(model: nn.Module, arguments: dict[str, Any], out_indices: Sequence[int] | int | None) -> nn.Module:
+def _feature_net(model: Any, arguments: dict[str, Any], out_indices: Sequence[int] | int | None) -> nn.Module:
     """The stages of the network, by default those that timm gives for its base."""
-    if out_indices is None:
-        base = build_empty(arguments["base"], arguments.get("base_args") or {}, features_only=True)
-        out_indices = tuple(base.feature_info.out_indices)
-    kind = FeatureGetterNet if hasattr(model, "forward_intermediates") else FeatureHookNet
-    features = kind(model, out_indices=out_indices)
+    if hasattr(model, "forward_intermediates"):
+        if out_indices is None:
+            base: Any = build_empty(arguments["base"], arguments.get("base_args") or {}, features_only=True)
+            out_indices = tuple(base.feature_info.out_indices)
+        features = FeatureGetterNet(model, out_indices=out_indices)
+    else:
+        features = FeatureHookNet(
+            model, out_indices=range(len(model.feature_info)) if out_indices is None else out_indices
+        )
     features.pretrained_cfg = features.default_cfg = model.pretrained_cfg
     return features

@@ -94,9 +94,8 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
             elif key in numbers and key in _paths(module):
                 least = 0 if "pad" in key else 1
                 if type(value) is not int or not least <= value <= numbers[key]:
-                    raise EagleEyeError(
-                        f"`sizes[{name!r}][{key!r}]` is an integer from {least} to {numbers[key]}; got {reprlib.repr(value)}"
-                    )
+                    range_ = f"an integer from {least} to {numbers[key]}"
+                    raise EagleEyeError(f"`sizes[{name!r}][{key!r}]` is {range_}; got {reprlib.repr(value)}")
                 attributes[name, _parse(key)] = value
             else:
                 raise EagleEyeError(
