@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.card import check_card
@@ -16,8 +16,8 @@ from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILE, modeling_cod
 FILES = (WEIGHTS, CONFIG, CARD, "search.jsonl", "*.png")
 """What of a folder is published; never anything pickled."""
 
-RACES = 5
-"""How often a commit is tried again when somebody else's came first."""
+ATTEMPTS = 4
+"""How often a commit is tried; huggingface_hub itself tries again what comes before it."""
 
 
 def push_to_hub(
@@ -90,7 +90,8 @@ def _commit(
     create_pr: bool,
     message: str,
 ) -> CommitInfo:
-    for attempt in range(RACES):
+    """Commit, and again after a fault that may pass; what had arrived after all is then found unchanged."""
+    for attempt in range(ATTEMPTS):
         try:
             return api.create_commit(
                 repo,
@@ -99,23 +100,41 @@ def _commit(
                 revision=revision,
                 create_pr=create_pr,
             )
-        except HfHubHTTPError as error:
-            if error.response is None or error.response.status_code != 412 or attempt == RACES - 1:
+        except Exception as error:
+            if attempt == ATTEMPTS - 1 or not _may_pass(error, create_pr):
                 raise
+            time.sleep(2**attempt)
     raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception, create_pr: bool) -> bool:
+    """Whether the commit is worth another try; a pull request is not, where the first may have been opened."""
+    status = _status(error)
+    if status in (412, 429, 503):  # somebody else's commit came first, or the Hub is busy: nothing was done
+        return True
+    broken = status is None and not isinstance(error, (ValueError, TypeError, RuntimeError))
+    return not create_pr and (broken or status in (500, 502, 504))
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, if there was an answer at all."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (response := getattr(cause, "response", None)) is not None:
+            return response.status_code
+        cause = cause.__cause__
+    return None
 
 
 def _explain(error: BaseException) -> str:
     """One line: what happened, and what helps."""
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    response = next((r for e in causes if (r := getattr(e, "response", None)) is not None), None)
-    status = getattr(response, "status_code", None)
-    lines = [line.strip() for line in str(causes[-1] if status is None else error).splitlines() if line.strip()]
-    what = " ".join(lines)[:300] or type(error).__name__
+    status = _status(error)
+    if status is None:
+        while error.__cause__ is not None:
+            error = error.__cause__
+    what = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
     if status in (401, 403, 404):
-        return f"{what} Log in with `hf auth login`, or give a `token` that may write there."
-    if status is None or status == 429 or status >= 500:
-        return f"{what} What was sent is not lost: run the same again to go on."
+        return f"{what}. Log in with `hf auth login`, or give a `token` that may write there."
+    if not isinstance(error, (ValueError, TypeError)) and (status is None or status == 429 or status >= 500):
+        return f"{what}. What was sent is not lost: run the same again to go on."
     return what
