@@ -14,7 +14,15 @@ from torch import nn
 
 import eagleeye_hf.publishing.entrypoint  # noqa: F401  registers the architecture with timm
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.config import ARCHITECTURE, CARD, CONFIG, WEIGHTS, clean_pretrained_cfg, read_config
+from eagleeye_hf.publishing.config import (
+    ARCHITECTURE,
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    base_args,
+    clean_pretrained_cfg,
+    read_config,
+)
 from eagleeye_hf.publishing.download import download_checkpoint
 from eagleeye_hf.publishing.rebuild import apply_sizes, build_empty, changed_sizes
 from eagleeye_hf.publishing.weights import load_weights, save_weights
@@ -69,16 +77,16 @@ def build_config(
     arguments = dict(getattr(model, "_model_args", {}))
     base = cfg.get("architecture")
     if base == ARCHITECTURE:  # loaded by timm from a checkpoint of ours
-        base, arguments = arguments.get("base"), dict(arguments.get("base_args") or {})
+        base, arguments = arguments.get("base"), base_args(arguments)
     if not base or not timm.is_model(base):
         raise EagleEyeError(
             f"`model` ({type(model).__name__}) was not made by `timm.create_model`, so no loader could rebuild it; "
             "register its architecture with timm first (`timm.models.register_model`)"
         )
     num_classes = int(getattr(model, "num_classes", cfg.get("num_classes") or 0))
-    base_args = {key: value for key, value in arguments.items() if key not in ("num_classes", "in_chans")}
+    arguments = {key: value for key, value in arguments.items() if key not in ("num_classes", "in_chans")}
     in_chans = _input_channels(model, cfg)
-    full = build_empty(base, base_args, num_classes=num_classes, in_chans=in_chans)
+    full = build_empty(base, arguments, num_classes=num_classes, in_chans=in_chans)
     sizes = changed_sizes(full, model)
     rebuilt = apply_sizes(full, json.loads(json.dumps(sizes)))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -94,7 +102,7 @@ def build_config(
         "architecture": ARCHITECTURE,
         "num_classes": num_classes,
         "num_features": int(getattr(model, "num_features", 0)),
-        "model_args": {"base": base, "sizes": sizes} | ({"base_args": base_args} if base_args else {}),
+        "model_args": {"base": base, "sizes": sizes} | ({"base_args": arguments} if arguments else {}),
         "pretrained_cfg": pretrained_cfg,
         "image_processor_type": "TimmWrapperImageProcessor",
         "eagleeye": dict(provenance or {}),
@@ -145,7 +153,7 @@ def from_pretrained(
     config = read_config(folder)
     arguments = config["model_args"]
     shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
-    model = build_empty(arguments["base"], arguments.get("base_args", {}), **shape)
+    model = build_empty(arguments["base"], base_args(arguments), **shape)
     load_weights(apply_sizes(model, arguments.get("sizes", {})), folder)
     cfg = {**getattr(model, "pretrained_cfg", {}), **config["pretrained_cfg"], "num_classes": config["num_classes"]}
     model.pretrained_cfg = model.default_cfg = cfg | {  # type: ignore[assignment]

@@ -119,12 +119,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def check_model_args(arguments: Mapping[str, Any]) -> None:
     """Refuse all but a known base, arguments that are safe to give it, and sizes (checked when they are applied)."""
-    unknown = sorted(set(arguments) - {"base", "base_args", "sizes", "in_chans"})
-    if unknown:
-        raise EagleEyeError(f"`model_args` has {reprlib.repr(unknown)}, which no checkpoint of ours has")
     check_base(arguments.get("base"))
     check_base_args(arguments.get("base_args", {}))
     _check("in_chans", arguments.get("in_chans", 3), is_count(1, MAX_CHANNELS))
+    for key in set(arguments) - {"base", "base_args", "sizes", "in_chans"}:  # timm's own `save_for_hf` adds some
+        if key != "num_classes" and key not in BASE_ARGS:
+            raise EagleEyeError(f"`model_args` has {reprlib.repr(key)}, which no checkpoint of ours has")
+        _check(key, arguments[key], BASE_ARGS.get(key, is_count(0, MAX_CLASSES)))
+
+
+def base_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the base architecture is built with."""
+    return {**arguments.get("base_args", {}), **{key: arguments[key] for key in BASE_ARGS if key in arguments}}
 
 
 def check_base(base: Any) -> None:

@@ -11,7 +11,7 @@ from timm.models._features import FeatureGetterNet, FeatureHookNet
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.config import ARCHITECTURE, WEIGHTS, check_model_args, clean_pretrained_cfg
+from eagleeye_hf.publishing.config import ARCHITECTURE, WEIGHTS, base_args, check_model_args, clean_pretrained_cfg
 from eagleeye_hf.publishing.rebuild import build_empty, build_thin
 
 default_cfgs = {ARCHITECTURE: {"architecture": ARCHITECTURE}}
@@ -45,7 +45,7 @@ def _feature_net(model: Any, arguments: dict[str, Any], out_indices: Sequence[in
     """The stages of the network, by default those that timm gives for its base."""
     if hasattr(model, "forward_intermediates"):
         if out_indices is None:
-            base: Any = build_empty(arguments["base"], arguments.get("base_args") or {}, features_only=True)
+            base: Any = build_empty(arguments["base"], base_args(arguments), features_only=True)
             out_indices = tuple(base.feature_info.out_indices)
         features = FeatureGetterNet(model, out_indices=out_indices)
     else:

@@ -81,11 +81,11 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
     if not isinstance(sizes, Mapping):
         raise EagleEyeError(f"`sizes` maps modules to their sizes; got {type(sizes).__name__}")
     for name, changes in sizes.items():
+        if isinstance(name, str) and _left_out(name, modules):
+            continue
         module = modules.get(name)
         if module is None or not isinstance(changes, Mapping):
             raise EagleEyeError(f"`sizes` names {reprlib.repr(name)}, which is no module of the base model")
-        if isinstance(module, nn.Identity):  # a head that was left out
-            continue
         numbers = dict(_integers(module))
         tensors = dict(_own_tensors(module))
         for key, value in changes.items():
@@ -105,6 +105,12 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
             _shrink_standard(module, {**numbers, **changes})
     resize_modules(model, attributes)
     return model
+
+
+def _left_out(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is, or was in, a head that is not there (`num_classes=0`)."""
+    parts = name.split(".")
+    return any(isinstance(modules.get(".".join(parts[: i + 1])), nn.Identity) for i in range(min(len(parts), 99)))
 
 
 def _shrink_standard(module: Any, numbers: Mapping[str, int]) -> None:

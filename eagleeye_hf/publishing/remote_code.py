@@ -63,7 +63,16 @@ def register_missing(function):
 """
 
 RESIZING = ("resize_modules", "_assign", "follow_shapes")
-REBUILDING = ("apply_sizes", "_shrink_standard", "_shrink", "_checked_shape", "_own_tensors", "_integers", "_paths")
+REBUILDING = (
+    "apply_sizes",
+    "_left_out",
+    "_shrink_standard",
+    "_shrink",
+    "_checked_shape",
+    "_own_tensors",
+    "_integers",
+    "_paths",
+)
 
 
 def modeling_code(base: str) -> str:
@@ -71,7 +80,7 @@ def modeling_code(base: str) -> str:
     parts = [HEAD, IMPORTS, inspect.getsource(errors.EagleEyeError)]
     parts += [inspect.getsource(getattr(thin, name)) for name in RESIZING]
     parts += [_definition(rebuild, name) for name in ("Sizes", "STANDARD", "NOT_SIZES")]
-    parts += [inspect.getsource(getattr(rebuild, name)) for name in (*REBUILDING, "_parse")]
+    parts += [inspect.getsource(getattr(rebuild, name)) for name in REBUILDING]
     if hasattr(cifar_resnet, base):
         parts.append(_body(cifar_resnet))
     return "\n\n".join(part.strip("\n") for part in [*parts, TAIL]) + "\n"

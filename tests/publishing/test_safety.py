@@ -156,7 +156,7 @@ def test_any_bytes_in_the_header(checkpoint, tmp_path_factory, place, new):
         (lambda c: c["model_args"].update(base_args={"pretrained_cfg": {"file": "x"}}), "has 'pretrained_cfg'"),
         (lambda c: c["model_args"].update(base_args={"act_layer": "os.system"}), "`act_layer='os.system'`"),
         (lambda c: c["model_args"].update(base_args={"act_layer": "nothing"}), "timm can't build"),
-        (lambda c: c["model_args"].update(checkpoint_path="x"), "`model_args` has .'checkpoint_path'"),
+        (lambda c: c["model_args"].update(checkpoint_path="x"), "`model_args` has 'checkpoint_path'"),
         (lambda c: c.update(label_names=["one"]), "`label_names="),
         (lambda c: c.update(pretrained_cfg={"input_size": [3, 10**9, 1]}), "`input_size="),
         (lambda c: c.update(pretrained_cfg={"classifier": "../x"}), "`classifier="),
@@ -231,7 +231,7 @@ def test_timm_takes_no_other_file_from_the_config(broken):
     assert model.pretrained_cfg["hf_hub_filename"] == "model.safetensors"
     assert not model.pretrained_cfg["custom_load"]
     with pytest.raises(EagleEyeError, match="`model_args` has"):
-        timm.create_model(f"local-dir:{broken(lambda c: c['model_args'].update(drop_rate=0.1))}")
+        timm.create_model(f"local-dir:{broken(lambda c: c['model_args'].update(depth=5))}")
 
 
 @pytest.mark.parametrize("special", ["pipe", "folder", "link to a device"])
