@@ -15,7 +15,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from eagleeye_hf.channels.graph import ChannelGraph, SizeAttribute
 
-
 ATOMS = (bool, int, float, str, type(None))
 
 

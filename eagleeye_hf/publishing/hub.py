@@ -16,6 +16,18 @@ from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILE, modeling_cod
 FILES = (WEIGHTS, CONFIG, CARD, "search.jsonl", "*.png")
 """What of a folder is published; never anything pickled."""
 
+MADE = "## How it was made\n"
+REMOTE_CODE = """Where eagleeye_hf is not installed, with the modeling file of this repo:
+
+```python
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("{repo}", trust_remote_code=True)
+```
+
+"""
+"""What the card says more, before `MADE`, where code is published."""
+
 ATTEMPTS = 4
 """How often a commit is tried; huggingface_hub itself tries again what comes before it."""
 
@@ -53,13 +65,15 @@ def push_to_hub(
         raise EagleEyeError(f"`folder={folder}` has no {WEIGHTS}; the checkpoint is damaged")
     if not (folder / CARD).is_file():
         raise EagleEyeError(f"`folder={folder}` has no model card ({CARD}); write one with `save_pretrained(card=...)`")
-    check_card((folder / CARD).read_text(encoding="utf-8"), str(folder / CARD))
+    card = (folder / CARD).read_text(encoding="utf-8")
+    check_card(card, str(folder / CARD))
     if create_pr and revision:
         raise EagleEyeError(f"`revision={revision}` and `create_pr` exclude each other: pull requests go to main")
     contents: dict[str, Path | bytes] = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
     if remote_code:
         contents[CODE_FILE] = modeling_code(config["model_args"]["base"]).encode()
         contents[CONFIG] = json.dumps(_raw_config(folder) | {"auto_map": AUTO_MAP}, indent=2).encode()
+        contents[CARD] = card.replace(MADE, REMOTE_CODE.format(repo=repo) + MADE, 1).encode()
     api = HfApi(token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)

@@ -64,14 +64,8 @@ def register_missing(function):
 
 RESIZING = ("resize_modules", "_assign", "follow_shapes")
 REBUILDING = (
-    "apply_sizes",
-    "_left_out",
-    "_shrink_standard",
-    "_shrink",
-    "_checked_shape",
-    "_own_tensors",
-    "_integers",
-    "_paths",
+    *("apply_sizes", "_left_out", "_shrink_standard", "_shrink", "_checked_shape"),
+    *("_own_tensors", "_integers", "_paths", "_parse"),
 )
 
 
