@@ -12,7 +12,9 @@ from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.pruning.importance import choose_channels
 from eagleeye_hf.pruning.surgery import slice_model
+from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained
+from eagleeye_hf.publishing.export import export_onnx
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.run import SearchConfig, SearchResult, run_search
 from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveBNScore",
     "Budget",
+    "CardFacts",
     "ChannelGraph",
     "Cost",
     "EagleEyeError",
@@ -39,6 +42,7 @@ __all__ = [
     "compress_model",
     "count_cost",
     "evaluate_model",
+    "export_onnx",
     "finetune_model",
     "from_pretrained",
     "load_model",
@@ -52,4 +56,5 @@ __all__ = [
     "slice_model",
     "trace_model",
     "widths_from_ratios",
+    "write_card",
 ]

@@ -16,6 +16,8 @@ from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILE, modeling_cod
 FILES = (WEIGHTS, CONFIG, CARD, "search.jsonl", "*.png")
 """What of a folder is published; never anything pickled."""
 
+MESSAGE = "Upload a network pruned with eagleeye_hf"
+
 MADE = "## How it was made\n"
 REMOTE_CODE = """Where eagleeye_hf is not installed, with the modeling file of this repo:
 
@@ -39,7 +41,7 @@ def push_to_hub(
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    commit_message: str = "Upload a network pruned with eagleeye_hf",
+    commit_message: str = MESSAGE,
     remote_code: bool = False,
     token: str | bool | None = None,
 ) -> str:
