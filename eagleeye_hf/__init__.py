@@ -14,7 +14,9 @@ from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.pruning.importance import choose_channels
 from eagleeye_hf.pruning.surgery import slice_model
+from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained
+from eagleeye_hf.publishing.export import export_onnx
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.result import SearchResult
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveBNScore",
     "Budget",
+    "CardFacts",
     "ChannelGraph",
     "Cost",
     "EagleEyeError",
@@ -43,6 +46,7 @@ __all__ = [
     "compress_model",
     "count_cost",
     "evaluate_model",
+    "export_onnx",
     "finetune_model",
     "from_pretrained",
     "load_model",
@@ -56,4 +60,5 @@ __all__ = [
     "slice_model",
     "trace_model",
     "widths_from_ratios",
+    "write_card",
 ]

@@ -11,6 +11,9 @@ from eagleeye_hf.arguments import parse_config, run_main
 
 COMMANDS = {
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",
+    "evaluate": "measure top-1, top-5 and cross-entropy on a dataset's test images",
+    "export": "write a network as ONNX or as a program of torch.export",
+    "push": "publish a checkpoint with its model card on the Hub",
 }
 """Each is a module of `eagleeye_hf.commands` with a `Config` and `run(config)`, imported when it is called."""
 

@@ -17,7 +17,8 @@ from eagleeye_hf.channels.strategy_file import read_strategy
 from eagleeye_hf.channels.summary import GroupSummary, summarise_groups
 from eagleeye_hf.channels.trace import resolve_input_size, trace_model
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.checkpoint import from_pretrained, read_config
+from eagleeye_hf.publishing.checkpoint import from_pretrained
+from eagleeye_hf.publishing.config import read_config
 from eagleeye_hf.workflow.load import check_name
 
 

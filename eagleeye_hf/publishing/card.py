@@ -12,11 +12,28 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PACKAGES = ("eagleeye-hf", "torch", "timm", "transformers", "datasets", "accelerate", "safetensors")
+
+REQUIRED = {
+    "the licence (`license:` in the metadata)": r"^license: \S",
+    "the test accuracy (`model-index:` in the metadata)": r"^model-index:\n",
+    "top-1 and top-5 of both networks": r"^\| top-1 \|.*\n\| top-5 \|",
+    "MACs and parameters": r"^\| MACs.*\n\| parameters \|",
+    "the file size": r"^\| file size \|",
+    "the latency and its device": r"^\| latency, [^|]*\w[^|]* \|",
+    "the dataset": r"^- dataset: \S",
+    "the number of calibration images": r"^- calibration images: \d",
+    "the seed": r"^- seed: \d",
+    "the command": r"^```bash\n\S",
+    "the widths": r"^\| group \| channels \| kept \|",
+    "the versions of packages": r"^Versions: \S",
+}
+"""Facts without which no card is published, and how the template writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,24 +41,42 @@ class CardFacts:
     """What a card tells; every optional fact may be missing."""
 
     base: str
-    """timm architecture, with its tag where it has one."""
+    """timm architecture, with its tag where it has one, or `hf-hub:USER/REPO`."""
     graph: ChannelGraph
     widths: Sequence[int]
     dataset: str = ""
+    dataset_revision: str = ""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
     """Test metrics, in order, of `full`, `vanilla`, `adaptive` and `fine-tuned`."""
     holdout_images: int = 0
+    training_curve: Sequence[Mapping[str, float]] = ()
+    """One entry per epoch of fine-tuning: `epoch`, `loss`, and `top1` on the holdout images where it was measured."""
     file_bytes: tuple[int, int] | None = None
     """Full, pruned."""
     latency_ms: tuple[float, float] | None = None
     """Full, pruned, one image."""
     device: str = ""
+    """Where the latency was measured."""
+    onnx_latency_ms: tuple[float, float] | None = None
+    """Full, pruned, one image, in ONNX Runtime on the CPU."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Search, calibration and training settings, and the seed."""
     command: str = ""
     license: str = ""
     picture: str = ""
     """File beside the card, from `plots.draw_result`."""
+
+    @property
+    def final(self) -> Metrics | None:
+        """Test metrics of the network that is published."""
+        return self.metrics.get("fine-tuned") or self.metrics.get("adaptive")
+
+    @property
+    def hub_base(self) -> str | None:
+        """The base network's repo on the Hub."""
+        if self.base.startswith("hf-hub:"):
+            return self.base.removeprefix("hf-hub:")
+        return f"timm/{self.base}" if "." in self.base else None
 
 
 def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
@@ -51,51 +86,34 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         location: folder, or Hub repo with `on_hub`, that the loading examples name.
     """
     full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
-    final = facts.metrics.get("fine-tuned") or facts.metrics.get("adaptive")
-    name = facts.base.split(".")[0]
+    name = facts.base.split("/")[-1].split(".")[0]
     title = f"{name}, pruned to {pruned.macs / full.macs:.0%} of the MACs"
-    hub_base = f"timm/{facts.base}" if "." in facts.base else None
-    data = ModelCardData(
-        model_name=title if final else None,
-        base_model=hub_base,
-        base_model_relation="finetune" if hub_base else None,
-        library_name="timm",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "pruned", "eagleeye"],
-        datasets=[facts.dataset] if HUB_NAME.fullmatch(facts.dataset) else None,
-        license=facts.license or None,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=facts.dataset or "unknown",
-                dataset_name=facts.dataset.rstrip("/").split("/")[-1] or "unknown",
-                dataset_split="test",
-                metric_type="accuracy",
-                metric_name="Top-1 accuracy",
-                metric_value=round(final.top1, 6),
-            )
-        ]
-        if final
-        else None,
-    )
+    timm_page = "https://github.com/huggingface/pytorch-image-models"
     card = ModelCard.from_template(
-        data,
+        _metadata(facts, title),
         template_path=str(TEMPLATE),
         title=title,
         base=facts.base,
-        base_url=f"https://huggingface.co/timm/{facts.base}"
-        if hub_base
-        else "https://github.com/huggingface/pytorch-image-models",
+        base_url=f"https://huggingface.co/{facts.hub_base}" if facts.hub_base else timm_page,
         macs_percent=f"{pruned.macs / full.macs:.1%}",
         params_percent=f"{pruned.params / full.params:.1%}",
         dataset=facts.dataset,
+        dataset_revision=facts.dataset_revision,
         table=cost_table(facts),
         stages=[
             {"name": stage, "top1": f"{m.top1:.2%}", "top5": f"{m.top5:.2%}", "loss": f"{m.loss:.3f}"}
             for stage, m in facts.metrics.items()
         ],
+        curve=[
+            {
+                "epoch": f"{point['epoch']:.0f}",
+                "loss": f"{point['loss']:.4f}",
+                "top1": f"{point['top1']:.2%}" if "top1" in point else "",
+            }
+            for point in facts.training_curve
+        ],
         picture=facts.picture,
-        test_images=final.num_images if final else 0,
+        test_images=facts.final.num_images if facts.final else 0,
         holdout_images=facts.holdout_images,
         location=location,
         timm_location=f"{'hf-hub' if on_hub else 'local-dir'}:{location}",
@@ -112,8 +130,38 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         ],
         image_size=" x ".join(map(str, facts.graph.input_size)),
         versions=", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES),
+        version=importlib.metadata.version("eagleeye-hf"),
     )
     return str(card)
+
+
+def _metadata(facts: CardFacts, title: str) -> ModelCardData:
+    results = None
+    if facts.final:
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=facts.dataset or "unknown",
+                dataset_name=facts.dataset.rstrip("/").split("/")[-1] or "unknown",
+                dataset_split="test",
+                dataset_revision=facts.dataset_revision or None,
+                metric_type="accuracy",
+                metric_name=name,
+                metric_value=round(value, 6),
+            )
+            for name, value in (("Top-1 accuracy", facts.final.top1), ("Top-5 accuracy", facts.final.top5))
+        ]
+    return ModelCardData(
+        model_name=title if results else None,
+        base_model=facts.hub_base,
+        base_model_relation="finetune" if facts.hub_base else None,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "pruned", "eagleeye"],
+        datasets=[facts.dataset] if HUB_NAME.fullmatch(facts.dataset) else None,
+        license=facts.license or None,
+        eval_results=results,
+    )
 
 
 def cost_table(facts: CardFacts) -> list[dict[str, str]]:
@@ -125,10 +173,33 @@ def cost_table(facts: CardFacts) -> list[dict[str, str]]:
     rows.append(("parameters", f"{full.params / 1e6:,.3f} M", f"{pruned.params / 1e6:,.3f} M"))
     if facts.file_bytes:
         rows.append(("file size", *(f"{size / 1e6:,.2f} MB" for size in facts.file_bytes)))
-    if facts.latency_ms:
-        rows.append((f"latency, one image, {facts.device}", *(f"{ms:.2f} ms" for ms in facts.latency_ms)))
-    before, after = facts.metrics.get("full"), facts.metrics.get("fine-tuned") or facts.metrics.get("adaptive")
+    for place, milliseconds in ((facts.device, facts.latency_ms), ("ONNX Runtime, CPU", facts.onnx_latency_ms)):
+        if milliseconds:
+            rows.append((f"latency, one image, {place}", *(f"{ms:.2f} ms" for ms in milliseconds)))
+    before, after = facts.metrics.get("full"), facts.final
     if before and after:
         rows.append(("top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"))
         rows.append(("top-5", f"{before.top5:.2%}", f"{after.top5:.2%}"))
     return [{"name": name, "full": a, "pruned": b} for name, a, b in rows]
+
+
+def check_card(text: str, place: str) -> None:
+    """Refuse a card that lacks a fact, so that nothing half-documented is published.
+
+    Args:
+        place: what to call the card in the message.
+    Raises:
+        EagleEyeError: the card's metadata can't be read, a metric in it is no number, or facts are missing.
+    """
+    try:
+        results = ModelCard(text, ignore_metadata_errors=False).data.eval_results or []
+    except Exception as error:  # yaml and huggingface_hub raise many kinds
+        raise EagleEyeError(f"the metadata of {place} can't be read: {' '.join(str(error).split())[:300]}") from error
+    for result in results:
+        if type(result.metric_value) not in (int, float):
+            raise EagleEyeError(f"{place}: `model-index` gives {result.metric_value!r} for {result.metric_name}")
+    missing = [fact for fact, pattern in REQUIRED.items() if not re.search(pattern, text, re.MULTILINE)]
+    if missing:
+        raise EagleEyeError(
+            f"{place} does not tell {', nor '.join(missing)}; a run of a recipe measures all of it, or add it by hand"
+        )

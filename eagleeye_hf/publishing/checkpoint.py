@@ -9,30 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+import eagleeye_hf.publishing.entrypoint  # noqa: F401  registers the architecture with timm
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.rebuild import apply_sizes, build_thin, changed_sizes
-
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-CFG_KEYS = (
-    "input_size",
-    "fixed_input_size",
-    "interpolation",
-    "crop_pct",
-    "crop_mode",
-    "mean",
-    "std",
-    "pool_size",
-    "first_conv",
-    "classifier",
-    "license",
+from eagleeye_hf.publishing.config import (
+    ARCHITECTURE,
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    base_args,
+    clean_pretrained_cfg,
+    read_config,
 )
+from eagleeye_hf.publishing.download import download_checkpoint
+from eagleeye_hf.publishing.rebuild import apply_sizes, build_empty, changed_sizes
+from eagleeye_hf.publishing.weights import load_weights, save_weights
 
 
 def save_pretrained(
@@ -60,9 +53,7 @@ def save_pretrained(
     check_free(folder)
     config = build_config(model, label_names, provenance)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
-    os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
+    save_weights(model, folder)
     for name, text in ((CARD, card), (CONFIG, json.dumps(config, indent=2))):
         if text is not None:
             (folder / (name + ".tmp")).write_text(text)
@@ -85,17 +76,17 @@ def build_config(
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     arguments = dict(getattr(model, "_model_args", {}))
     base = cfg.get("architecture")
-    if base == "eagleeye_pruned":  # loaded by timm from a checkpoint of ours
-        base, arguments = arguments.get("base"), dict(arguments.get("base_args") or {})
+    if base == ARCHITECTURE:  # loaded by timm from a checkpoint of ours
+        base, arguments = arguments.get("base"), base_args(arguments)
     if not base or not timm.is_model(base):
         raise EagleEyeError(
             f"`model` ({type(model).__name__}) was not made by `timm.create_model`, so no loader could rebuild it; "
             "register its architecture with timm first (`timm.models.register_model`)"
         )
-    num_classes = int(getattr(model, "num_classes", None) or cfg.get("num_classes") or 0)
-    base_args = {key: value for key, value in arguments.items() if key not in ("num_classes", "in_chans")}
+    num_classes = int(getattr(model, "num_classes", cfg.get("num_classes") or 0))
+    arguments = {key: value for key, value in arguments.items() if key not in ("num_classes", "in_chans")}
     in_chans = _input_channels(model, cfg)
-    full = timm.create_model(base, pretrained=False, num_classes=num_classes, in_chans=in_chans, **base_args)
+    full = build_empty(base, arguments, num_classes=num_classes, in_chans=in_chans)
     sizes = changed_sizes(full, model)
     rebuilt = apply_sizes(full, json.loads(json.dumps(sizes)))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -106,12 +97,12 @@ def build_config(
             f"`model` can't be rebuilt from timm's {base}: {', '.join(different[:5])} would differ; "
             "save a model that `slice_model` made"
         )
-    pretrained_cfg = {key: cfg[key] for key in CFG_KEYS if cfg.get(key) is not None} | {"num_classes": num_classes}
+    pretrained_cfg = clean_pretrained_cfg(cfg) | {"num_classes": num_classes}
     config: dict[str, Any] = {
-        "architecture": "eagleeye_pruned",
+        "architecture": ARCHITECTURE,
         "num_classes": num_classes,
         "num_features": int(getattr(model, "num_features", 0)),
-        "model_args": {"base": base, "sizes": sizes} | ({"base_args": base_args} if base_args else {}),
+        "model_args": {"base": base, "sizes": sizes} | ({"base_args": arguments} if arguments else {}),
         "pretrained_cfg": pretrained_cfg,
         "image_processor_type": "TimmWrapperImageProcessor",
         "eagleeye": dict(provenance or {}),
@@ -158,82 +149,18 @@ def from_pretrained(
     """
     folder = Path(path_or_repo)
     if not folder.is_dir():
-        try:
-            folder = Path(
-                snapshot_download(
-                    str(path_or_repo),
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    allow_patterns=[CONFIG, WEIGHTS],
-                )
-            )
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise EagleEyeError(
-                f"`path_or_repo={path_or_repo}` is neither a folder nor a Hub repo that can be read "
-                f"({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-            ) from error
+        folder = download_checkpoint(str(path_or_repo), revision, token, cache_dir)
     config = read_config(folder)
-    arguments = dict(config["model_args"])
-    base_args = arguments.get("base_args") or {}
-    try:
-        model = build_thin(
-            arguments.get("base", ""),
-            arguments.get("sizes", {}),
-            base_args,
-            num_classes=config.get("num_classes"),
-            in_chans=arguments.get("in_chans", 3),
-        )
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise EagleEyeError(f"{folder / CONFIG} does not describe a model: {type(error).__name__}: {error}") from error
-    _load_weights(model, folder)
-    cfg = {**getattr(model, "pretrained_cfg", {}), **config.get("pretrained_cfg", {})}
+    arguments = config["model_args"]
+    shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
+    model = build_empty(arguments["base"], base_args(arguments), **shape)
+    load_weights(apply_sizes(model, arguments.get("sizes", {})), folder)
+    cfg = {**getattr(model, "pretrained_cfg", {}), **config["pretrained_cfg"], "num_classes": config["num_classes"]}
     model.pretrained_cfg = model.default_cfg = cfg | {  # type: ignore[assignment]
         "architecture": arguments["base"],
-        "label_names": config.get("label_names"),
+        "label_names": config["label_names"],
     }
     return model.eval()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The checked `config.json` of a checkpoint folder."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise EagleEyeError(f"{folder} has no {CONFIG}: it is no checkpoint, or an unfinished one")
-    if path.stat().st_size > 16 << 20:
-        raise EagleEyeError(f"{path} is larger than 16 MiB, which no checkpoint needs")
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
-        raise EagleEyeError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("architecture") != "eagleeye_pruned":
-        raise EagleEyeError(
-            f"{path} is not of a pruned network (`architecture` is not eagleeye_pruned); load it with timm"
-        )
-    if not isinstance(config.get("model_args"), dict):
-        raise EagleEyeError(f"{path} has no `model_args`; the checkpoint is damaged")
-    return config
-
-
-def _load_weights(model: nn.Module, folder: Path) -> None:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise EagleEyeError(f"{folder} has no {WEIGHTS}; the checkpoint is damaged")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise EagleEyeError(f"{path} is no safetensors file: {error}") from error
-    expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    if problems:
-        raise EagleEyeError(f"the tensors of {path} don't fit {CONFIG}: {'; '.join(problems[:5])}")
-    model.load_state_dict(tensors)
 
 
 def weights_size(folder: Path) -> int:

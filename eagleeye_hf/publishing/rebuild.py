@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, register_model
+from accelerate import init_empty_weights
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-import eagleeye_hf.models  # noqa: F401  registers the CIFAR networks with timm
 from eagleeye_hf.channels.thin import follow_shapes, resize_modules
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.publishing.config import check_base, check_base_args
 
 Sizes = dict[str, dict[str, Any]]
 """Per module: attribute path -> integer, or tensor name -> its shape with null where nothing changed."""
@@ -56,10 +57,21 @@ def build_thin(
     Raises:
         EagleEyeError: the base is unknown, or a size is not one that the base model has, or not between 1 and its own.
     """
-    if not isinstance(base, str) or not timm.is_model(base) or base == "eagleeye_pruned":
-        raise EagleEyeError(f"`base={base!r}` is no architecture of timm; the checkpoint's config.json is damaged")
-    model = timm.create_model(base, pretrained=False, **{**(base_args or {}), **kwargs})
-    return apply_sizes(model, sizes)
+    check_base(base)
+    check_base_args(base_args or {})
+    return apply_sizes(timm.create_model(base, pretrained=False, **{**(base_args or {}), **kwargs}), sizes)
+
+
+def build_empty(base: str, base_args: Mapping[str, Any], **kwargs: Any) -> nn.Module:
+    """The base architecture whose parameters have shapes but no values: no memory is spent, and nothing is drawn."""
+    check_base(base)
+    check_base_args(base_args)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
+    except Exception as error:  # the constructors of timm raise many kinds
+        given = ", ".join(f"{key}={value!r}" for key, value in {**base_args, **kwargs}.items())
+        raise EagleEyeError(f"timm can't build `base={base}` with {given} ({type(error).__name__}: {error})") from error
 
 
 def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.Module:
@@ -69,11 +81,11 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
     if not isinstance(sizes, Mapping):
         raise EagleEyeError(f"`sizes` maps modules to their sizes; got {type(sizes).__name__}")
     for name, changes in sizes.items():
+        if isinstance(name, str) and _left_out(name, modules):
+            continue
         module = modules.get(name)
         if module is None or not isinstance(changes, Mapping):
-            raise EagleEyeError(f"`sizes` names {name!r}, which is no module of the base model")
-        if isinstance(module, nn.Identity):  # a head that was left out
-            continue
+            raise EagleEyeError(f"`sizes` names {reprlib.repr(name)}, which is no module of the base model")
         numbers = dict(_integers(module))
         tensors = dict(_own_tensors(module))
         for key, value in changes.items():
@@ -82,16 +94,23 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
             elif key in numbers and key in _paths(module):
                 least = 0 if "pad" in key else 1
                 if type(value) is not int or not least <= value <= numbers[key]:
-                    raise EagleEyeError(
-                        f"`sizes[{name!r}][{key!r}]` is an integer from {least} to {numbers[key]}; got {value!r}"
-                    )
+                    range_ = f"an integer from {least} to {numbers[key]}"
+                    raise EagleEyeError(f"`sizes[{name!r}][{key!r}]` is {range_}; got {reprlib.repr(value)}")
                 attributes[name, _parse(key)] = value
             else:
-                raise EagleEyeError(f"`sizes[{name!r}]` names {key!r}, which is no size of {type(module).__name__}")
+                raise EagleEyeError(
+                    f"`sizes[{name!r}]` names {reprlib.repr(key)}, which is no size of {type(module).__name__}"
+                )
         if isinstance(module, tuple(STANDARD)):
             _shrink_standard(module, {**numbers, **changes})
     resize_modules(model, attributes)
     return model
+
+
+def _left_out(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is, or was in, a head that is not there (`num_classes=0`)."""
+    parts = name.split(".")
+    return any(isinstance(modules.get(".".join(parts[: i + 1])), nn.Identity) for i in range(min(len(parts), 99)))
 
 
 def _shrink_standard(module: Any, numbers: Mapping[str, int]) -> None:
@@ -131,7 +150,7 @@ def _checked_shape(module: str, key: str, value: list[Any], full: tuple[int, ...
         v is None or (type(v) is int and 1 <= v <= f) for v, f in zip(value, full, strict=False)
     ):
         raise EagleEyeError(
-            f"`sizes[{module!r}][{key!r}]` is {value}, which does not fit the base model's shape {full}"
+            f"`sizes[{module!r}][{key!r}]` is {reprlib.repr(value)}, which does not fit the base model's shape {full}"
         )
     return tuple(old if new is None else new for new, old in zip(value, full, strict=True))
 
@@ -166,16 +185,3 @@ def _paths(module: nn.Module) -> set[str]:
 
 def _parse(path: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in path.split("."))
-
-
-default_cfgs = {"eagleeye_pruned": {"architecture": "eagleeye_pruned"}}
-
-
-@register_model
-def eagleeye_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A pruned network; `base`, `base_args` and `sizes` come from the checkpoint's `model_args`."""
-    if "base" not in kwargs:
-        raise EagleEyeError("`eagleeye_pruned` is built from a checkpoint: timm.create_model('local-dir:FOLDER')")
-    return build_model_with_cfg(
-        build_thin, "eagleeye_pruned", pretrained, feature_cfg={"feature_cls": "getter"}, **kwargs
-    )

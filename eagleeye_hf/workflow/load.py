@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 import timm
 from safetensors import SafetensorError, safe_open
@@ -12,10 +13,11 @@ from torch import nn
 import eagleeye_hf.models  # noqa: F401  registers the CIFAR networks with timm
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import batch_norms
+from eagleeye_hf.publishing.checkpoint import from_pretrained
 
 
 def load_model(name: str, weights: str | None = None) -> nn.Module:
-    """A trained network of timm: its weights from a safetensors file, or from the Hub.
+    """A trained network of timm: its weights from a safetensors file, or from the Hub; or a checkpoint folder's.
 
     Raises:
         EagleEyeError: the name is unknown, the weights can't be had or don't fit, or there is no BatchNorm in it.
@@ -35,6 +37,10 @@ def check_name(name: str) -> None:
 
 
 def _load_model(name: str, weights: str | None) -> nn.Module:
+    if Path(name).is_dir():
+        if weights is not None:
+            raise EagleEyeError(f"`weights={weights}`: `model={name}` is a checkpoint, which has its own")
+        return from_pretrained(name)
     check_name(name)
     if weights is None:
         try:

@@ -1,0 +1,56 @@
+"""`eagleeye_pruned`: how timm, and through it transformers, builds a pruned network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from timm.models._features import FeatureGetterNet, FeatureHookNet
+from torch import nn
+
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.publishing.config import ARCHITECTURE, WEIGHTS, base_args, check_model_args, clean_pretrained_cfg
+from eagleeye_hf.publishing.rebuild import build_empty, build_thin
+
+default_cfgs = {ARCHITECTURE: {"architecture": ARCHITECTURE}}
+
+SAVED_ARGS = ("base", "base_args", "sizes", "in_chans")
+
+
+@register_model
+def eagleeye_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A pruned network; `base`, `base_args` and `sizes` come from the checkpoint's `model_args`."""
+    if "base" not in kwargs:
+        raise EagleEyeError(f"`{ARCHITECTURE}` is built from a checkpoint: timm.create_model('local-dir:FOLDER')")
+    check_model_args(kwargs.get("pretrained_model_args") or {k: kwargs[k] for k in SAVED_ARGS if k in kwargs})
+    if kwargs.get("pretrained_cfg"):
+        kwargs["pretrained_cfg"] = _safe_cfg(dict(kwargs["pretrained_cfg"]))
+    features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", None)
+    model = build_model_with_cfg(build_thin, ARCHITECTURE, pretrained, **kwargs)
+    return _feature_net(model, kwargs, out_indices) if features_only else model
+
+
+def _safe_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` says about inputs and head, with the weights' place as timm's loader set it, no other."""
+    place = {key: cfg[key] for key in ("source", "file", "hf_hub_id") if cfg.get(key)}
+    if place.get("source") == "local-dir" and not (Path(place["file"]) / WEIGHTS).is_file():
+        raise EagleEyeError(f"{place['file']} has no {WEIGHTS}; the checkpoint is damaged")
+    kept = {key: cfg[key] for key in ("num_classes", "label_names") if cfg.get(key) is not None}
+    return {**clean_pretrained_cfg(cfg), **kept, **place, "hf_hub_filename": WEIGHTS, "architecture": ARCHITECTURE}
+
+
+def _feature_net(model: Any, arguments: dict[str, Any], out_indices: Sequence[int] | int | None) -> nn.Module:
+    """The stages of the network, by default those that timm gives for its base."""
+    if hasattr(model, "forward_intermediates"):
+        if out_indices is None:
+            base: Any = build_empty(arguments["base"], base_args(arguments), features_only=True)
+            out_indices = tuple(base.feature_info.out_indices)
+        features = FeatureGetterNet(model, out_indices=out_indices)
+    else:
+        features = FeatureHookNet(
+            model, out_indices=range(len(model.feature_info)) if out_indices is None else out_indices
+        )
+    features.pretrained_cfg = features.default_cfg = model.pretrained_cfg
+    return features

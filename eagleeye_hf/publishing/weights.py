@@ -1,0 +1,83 @@
+"""Tensors of a checkpoint: safetensors only, compared with the model by their header before any is read."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.publishing.config import CONFIG, WEIGHTS
+
+MAX_HEADER_BYTES = 16 << 20
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+"""What networks consist of, by its name in the header."""
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write all parameters and buffers, beside their place first."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
+    os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Give a model, whose parameters may be empty, the tensors of a checkpoint; the floating-point type is the model's.
+
+    Raises:
+        EagleEyeError: the file is missing or damaged, or its tensors are not exactly those of the model.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise EagleEyeError(f"{folder} has no {WEIGHTS}; the checkpoint is damaged")
+    expected = model.state_dict()
+    try:
+        _check_header_size(path)
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            found = {name: (tuple((part := file.get_slice(name)).get_shape()), part.get_dtype()) for name in names}
+            _compare(path, expected, found)
+            # copies: what lies in the file may not be aligned, and convolutions then sum in another order
+            tensors = {name: file.get_tensor(name).to(expected[name].dtype, copy=True) for name in names}
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, EagleEyeError):
+            raise
+        raise EagleEyeError(f"{path} is no safetensors file: {error}") from error
+    model.load_state_dict(tensors, assign=True)
+
+
+def _check_header_size(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    size = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+    if not 0 < size <= min(MAX_HEADER_BYTES, path.stat().st_size):
+        raise EagleEyeError(f"{path} is no safetensors file: its header can't be {size} bytes long")
+
+
+def _compare(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name[:100]} is unknown" for name in found if name not in expected]
+    for name, (shape, dtype) in found.items():
+        if name not in expected:
+            continue
+        if shape != tuple(expected[name].shape):
+            problems.append(f"{name} has shape {shape}, not {tuple(expected[name].shape)}")
+        kind = DTYPES.get(dtype)
+        if kind is None or kind.is_floating_point != expected[name].dtype.is_floating_point:
+            problems.append(f"{name} is of type {dtype}, not {str(expected[name].dtype).removeprefix('torch.')}")
+    if problems:
+        raise EagleEyeError(f"the tensors of {path} don't fit {CONFIG}: {'; '.join(problems[:5])}")

@@ -1,0 +1,272 @@
+"""Publishing and loading over HTTP, against the stand-in for the Hub."""
+
+import json
+import re
+import types
+import warnings
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+
+from eagleeye_hf import EagleEyeError, from_pretrained, push_to_hub
+from eagleeye_hf.publishing import hub as hub_module
+from tests.hub_server import READ_TOKEN, TOKEN
+from tests.publishing.make import LABELS, write_checkpoint
+
+REPO = "user/thin"
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # huggingface_hub's own
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "run"
+    return folder, *write_checkpoint(folder, REPO)
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """The client waits before it tries again; nobody needs to watch that."""
+    clock = types.SimpleNamespace(**vars(huggingface_hub.utils._http.time) | {"sleep": lambda seconds: None})
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+    monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
+    monkeypatch.setattr(hub_module, "time", clock)
+
+
+def test_what_was_pushed_loads_in_three_ways(hub, checkpoint, tmp_path):
+    folder, model, images = checkpoint
+    url = push_to_hub(folder, REPO, token=TOKEN)
+    files = hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
+    assert url == f"{hub.url}/{REPO}/commit/{hub.repos[REPO].refs['main']}"
+    assert set(files) == {".gitattributes", "config.json", "model.safetensors", "README.md"}
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own
+        expected = model(images)
+        for loaded in (
+            from_pretrained(REPO),
+            timm.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path / "timm").eval(),
+            AutoModelForImageClassification.from_pretrained(REPO, cache_dir=tmp_path / "hf").eval(),
+        ):
+            outputs = loaded(images)
+            torch.testing.assert_close(getattr(outputs, "logits", outputs), expected, rtol=0, atol=0)
+        features = AutoModel.from_pretrained(REPO).eval()(images).last_hidden_state
+        torch.testing.assert_close(features, model.forward_features(images), rtol=0, atol=0)
+
+
+def test_the_cards_own_code_loads_it(hub, checkpoint):
+    folder, model, images = checkpoint
+    push_to_hub(folder, REPO, token=TOKEN)
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        names: dict = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers' own
+            exec(snippet, names)
+        with torch.inference_mode():
+            outputs = names["model"].eval()(images)
+        torch.testing.assert_close(getattr(outputs, "logits", outputs), model(images), rtol=0, atol=0)
+    assert type(names["processor"]).__name__ == "TimmWrapperImageProcessor"
+
+
+def test_pipeline_and_processor(hub, checkpoint):
+    from PIL import Image
+
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    picture = Image.new("RGB", (40, 50), (200, 30, 90))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own
+        answer = pipeline("image-classification", model=REPO, device="cpu")(picture, top_k=10)
+        processor = AutoImageProcessor.from_pretrained(REPO)
+    assert {entry["label"] for entry in answer} == set(LABELS)
+    pixels = processor(picture)["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+    with torch.inference_mode():
+        best = checkpoint[1](pixels).softmax(1).max()
+    assert answer[0]["score"] == pytest.approx(float(best), rel=1e-4)
+
+
+def test_a_revision_is_a_branch_that_loads_by_its_name(hub, checkpoint, tmp_path):
+    folder, model, images = checkpoint
+    push_to_hub(folder, REPO, revision="v1", commit_message="first version", token=TOKEN)
+    assert "config.json" not in hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
+    assert hub.repos[REPO].messages[-1] == "first version"
+    with torch.inference_mode():
+        torch.testing.assert_close(from_pretrained(REPO, revision="v1")(images), model(images), rtol=0, atol=0)
+        commit = hub.repos[REPO].refs["v1"]
+        torch.testing.assert_close(from_pretrained(REPO, revision=commit)(images), model(images), rtol=0, atol=0)
+        by_timm = timm.create_model(f"hf-hub:{REPO}@v1", pretrained=True, cache_dir=tmp_path).eval()
+        torch.testing.assert_close(by_timm(images), model(images), rtol=0, atol=0)
+    with pytest.raises(EagleEyeError, match="at `revision=v2` is neither a folder nor a Hub repo"):
+        from_pretrained(REPO, revision="v2")
+
+
+def test_a_pull_request_leaves_main_alone(hub, checkpoint):
+    folder, model, images = checkpoint
+    hub.repos.clear()
+    push_to_hub(folder, REPO, revision="other", token=TOKEN)
+    before = hub.repos[REPO].refs["main"]
+    url = push_to_hub(folder, REPO, create_pr=True, token=TOKEN)
+    assert url == f"{hub.url}/{REPO}/discussions/1"
+    assert hub.repos[REPO].refs["main"] == before
+    with torch.inference_mode():
+        torch.testing.assert_close(from_pretrained(REPO, revision="refs/pr/1")(images), model(images))
+    with pytest.raises(EagleEyeError, match="`revision=v1` and `create_pr` exclude each other"):
+        push_to_hub(folder, REPO, create_pr=True, revision="v1", token=TOKEN)
+
+
+def test_private_repos_need_the_right_token(hub, checkpoint):
+    folder, model, images = checkpoint
+    push_to_hub(folder, REPO, private=True, token=TOKEN)
+    assert hub.repos[REPO].private
+    with torch.inference_mode():
+        torch.testing.assert_close(from_pretrained(REPO, token=TOKEN)(images), model(images))
+    for token in (None, READ_TOKEN, "hf_wrong"):
+        with pytest.raises(EagleEyeError, match="nor a Hub repo that can be read"):
+            from_pretrained(REPO, token=token, cache_dir=folder.parent / f"cache {token}")
+    with pytest.raises(EagleEyeError, match="exists and is private; change it"):
+        push_to_hub(folder, REPO, private=False, token=TOKEN)
+
+
+def test_without_connection_the_cache_serves(hub, checkpoint, monkeypatch):
+    folder, model, images = checkpoint
+    push_to_hub(folder, REPO, token=TOKEN)
+    from_pretrained(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with torch.inference_mode():
+        torch.testing.assert_close(from_pretrained(REPO)(images), model(images))
+    with pytest.raises(EagleEyeError, match="`path_or_repo=user/other` is neither"):
+        from_pretrained("user/other")
+
+
+def test_a_second_push_sends_nothing(hub, checkpoint):
+    first = push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    assert push_to_hub(checkpoint[0], REPO, token=TOKEN) == first
+    assert hub.count("POST", "/commit/") == 1
+    assert hub.count("PUT", "/lfs/") == 1
+
+
+def test_a_changed_card_is_a_small_commit(hub, checkpoint, tmp_path):
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    write_checkpoint(tmp_path / "run", REPO, license="mit")
+    push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    assert hub.count("POST", "/commit/") == 2
+    assert hub.count("PUT", "/lfs/") == 1
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 0], ids=["500", "503", "429", "cut"])
+@pytest.mark.parametrize("request_", ["PUT /lfs/", "POST /commit/", "POST /preupload/", "POST objects/batch"])
+def test_passing_faults_are_survived(hub, checkpoint, status, request_):
+    method, path = request_.split()
+    hub.fail(method, path, status, times=2, **({"Retry_After": "0"} if status == 429 else {}))
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    assert hub.count(method, path) == 3
+    assert "model.safetensors" in hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
+
+
+@pytest.mark.parametrize("status", [500, 0], ids=["500", "cut"])
+def test_a_push_that_broke_goes_on(hub, checkpoint, status):
+    hub.fail("POST", "/commit/", status, times=99)
+    with pytest.raises(EagleEyeError, match=r"`repo=user/thin` could not be written: .* run the same again to go on"):
+        push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    assert list(hub.repos[REPO].refs) == ["main"]
+    assert "config.json" not in hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]  # whole commits only
+    hub.faults.clear()
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    assert hub.count("PUT", "/lfs/") == 1  # the weights had arrived the first time
+    from_pretrained(REPO)
+
+
+def test_somebody_elses_commit_in_between(hub, checkpoint):
+    hub.fail("POST", "/commit/", 412, times=2)
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    assert hub.count("POST", "/commit/") == 3
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        ("hf_wrong", REPO, "Log in with `hf auth login`, or give a `token` that may write there"),
+        (READ_TOKEN, REPO, "Log in with `hf auth login`"),
+        (TOKEN, "other/thin", "don't have the rights to create a model under other"),
+        (TOKEN, "not a name", "could not be written"),
+        (TOKEN, "../thin", "could not be written"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_clear_line(hub, checkpoint, token, repo, message):
+    with pytest.raises(EagleEyeError, match=message) as caught:
+        push_to_hub(checkpoint[0], repo, token=token)
+    assert "\n" not in str(caught.value)
+    assert not hub.repos
+
+
+def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, checkpoint):
+    folder, model, images = checkpoint
+    push_to_hub(folder, REPO, token=TOKEN)
+    hub.fail("GET", r"model\.safetensors", 0, times=1)
+    with torch.inference_mode():
+        torch.testing.assert_close(from_pretrained(REPO)(images), model(images), rtol=0, atol=0)
+    assert hub.count("GET", r"resolve/.*/model\.safetensors") == 2
+
+
+def test_a_repo_that_is_no_checkpoint_is_refused_before_its_weights_are_fetched(hub, checkpoint):
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    repo = hub.repos[REPO]
+    files = repo.commits[repo.refs["main"]]
+    repo.commit(files | {"config.json": b"[" * 100_000}, "main", "broken")
+    with pytest.raises(EagleEyeError, match="is not JSON"):
+        from_pretrained(REPO)
+    assert not hub.count("GET", r"model\.safetensors")
+    repo.commit({"config.json": files["config.json"]}, "main", "no weights")
+    with pytest.raises(EagleEyeError, match="EntryNotFound"):
+        from_pretrained(REPO)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"license": ""}, "does not tell the licence"),
+        ({"metrics": {}}, "the test accuracy .*nor top-1 and top-5 of both networks"),
+        ({"dataset": ""}, "the dataset"),
+        ({"latency_ms": None, "onnx_latency_ms": None}, "the latency and its device"),
+        ({"command": ""}, "the command"),
+        ({"settings": {"calibration images": 9}}, "the seed"),
+    ],
+)
+def test_a_card_with_missing_facts_is_refused(hub, tmp_path, changes, message):
+    write_checkpoint(tmp_path / "run", REPO, **changes)
+    with pytest.raises(EagleEyeError, match=message):
+        push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    assert not hub.log
+
+
+def test_only_whole_checkpoints_are_pushed(hub, checkpoint, tmp_path):
+    with pytest.raises(EagleEyeError, match=r"has no config\.json"):
+        push_to_hub(tmp_path, REPO, token=TOKEN)
+    write_checkpoint(tmp_path / "run")
+    (tmp_path / "run" / "README.md").unlink()
+    with pytest.raises(EagleEyeError, match="has no model card"):
+        push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    (tmp_path / "run" / "README.md").write_text("---\nlicense: [\n---\n# nothing")
+    with pytest.raises(EagleEyeError, match=r"the metadata of .* can't be read"):
+        push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+
+
+def test_nothing_pickled_is_pushed(hub, checkpoint, tmp_path):
+    write_checkpoint(tmp_path / "run", REPO)
+    torch.save({}, tmp_path / "run" / "pytorch_model.bin")
+    (tmp_path / "run" / "training").mkdir()
+    (tmp_path / "run" / "result.png").write_bytes(b"\x89PNG")
+    push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    files = hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
+    assert set(files) == {".gitattributes", "config.json", "model.safetensors", "README.md", "result.png"}
+    assert json.loads(files["config.json"])["architecture"] == "eagleeye_pruned"
