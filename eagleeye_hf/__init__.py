@@ -21,7 +21,8 @@ from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.search.run import run_search
-from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
+from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.finetune import finetune_model
 from eagleeye_hf.workflow.config import RunConfig
 from eagleeye_hf.workflow.load import load_model
 from eagleeye_hf.workflow.recipe import run_recipe

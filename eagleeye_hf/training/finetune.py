@@ -1,56 +1,46 @@
-"""The fine-tuning loop: SGD with a cosine schedule through accelerate, on one or many devices."""
+"""Fine-tuning a pruned network, chosen by the holdout images, going on after a kill."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
-from collections.abc import Iterable
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from eagleeye_hf.data.splits import ImageSet
+from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.batchnorm import Batch
+from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
+from eagleeye_hf.evaluation.metrics import evaluate_model
+from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.loop import Training
+from eagleeye_hf.training.state import Checkpoints
+from eagleeye_hf.training.tracking import start_tracker
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """The paper's recipe (section 4.1), to be scaled to the dataset."""
+class EpochRecord:
+    """One point of the training curve."""
 
-    epochs: int = 120
-    batch_size: int = 512
-    """Images per step, all processes together."""
-    num_workers: int = 0
-    """Processes that decode images, per training process."""
-    lr: float = 0.01
-    """Highest learning rate; it falls to zero along a cosine after a linear warm-up."""
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: float = 0.02
-    """Share of all steps in which the learning rate rises."""
-    label_smoothing: float = 0.0
-    distillation: float = 0.5
-    """Weight of the full network's outputs in the loss, where a teacher is given."""
-    temperature: float = 2.0
-    max_grad_norm: float = 5.0
-
-    def __post_init__(self) -> None:
-        for name, valid, meaning in (
-            ("epochs", self.epochs >= 0, "at least 0"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr > 0, "above 0"),
-            ("distillation", 0 <= self.distillation <= 1, "in [0, 1]"),
-        ):
-            if not valid:
-                raise EagleEyeError(f"`{name}` is {meaning}; got {getattr(self, name)}")
+    epoch: int
+    """Epochs that are done, this one included."""
+    loss: float
+    """Mean training loss."""
+    lr: float
+    """Learning rate of the last step."""
+    images: int
+    """Images seen in this epoch, all processes together."""
+    images_per_second: float
+    top1: float | None = None
+    """On the holdout images, where they are given."""
+    ema_top1: float | None = None
+    """The same of the averaged weights."""
 
 
 def finetune_model(
@@ -59,131 +49,164 @@ def finetune_model(
     config: FinetuneConfig,
     *,
     teacher: nn.Module | None = None,
+    holdout: ImageSet | None = None,
+    calibration: ImageSet | None = None,
     accelerator: Accelerator | None = None,
     checkpoint: Path | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> nn.Module:
-    """Train a pruned network; returns it on the CPU, in eval mode.
+    """Train a pruned network; returns a new one on the CPU, in eval mode.
 
     Args:
-        train: training images; under several processes accelerate shares the batches out.
+        train: training images; every process sees its part of each step, and all together see each image once an epoch.
         teacher: the full network, whose outputs the pruned one learns beside the labels (Hinton et al. 2015).
-        checkpoint: folder for the state after each epoch; a run started again there goes on after the last whole one.
-            It stays, so that nothing is lost before the result is saved; the caller removes it.
+        holdout: images that choose the best epoch, and between the weights and their average; the last epoch's weights
+            (averaged, with `ema`) where not given.
+        calibration: images that recompute the BatchNorm statistics of what is scored and returned.
+        accelerator: its mixed precision is used.
+        checkpoint: folder for the state of training; a run started again there goes on where the last checkpoint is,
+            inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
+        on_epoch: told about each epoch; after a restart about the earlier ones again.
     Raises:
-        EagleEyeError: there are fewer images than `batch_size`, or the loss is not finite.
+        EagleEyeError: there are fewer images than `batch_size`, the loss is not finite, or the folder can't be written.
     """
     accelerator = accelerator or Accelerator()
     if not config.epochs:
         return model.eval()
-    optimizer = torch.optim.SGD(
-        [
-            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=True,
-    )
-    trained, optimizer = accelerator.prepare(model, optimizer)
-    if teacher is not None:
-        teacher = teacher.to(accelerator.device).eval()
-    steps = train.count() // config.batch_size
-    if not steps:
+    if train.count() < config.batch_size:
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
-    state = _Checkpoint(checkpoint, asdict(config), accelerator)
-    first = state.load()
-    for epoch in range(first, config.epochs):
-        size = max(1, config.batch_size // accelerator.num_processes)
-        batches = accelerator.prepare(train.loader(size, epoch, config.num_workers))
-        loss = _run_epoch(trained, teacher, optimizer, batches, config, accelerator, epoch, steps)
-        if not math.isfinite(loss):
-            raise EagleEyeError(f"the training loss became {loss} in epoch {epoch + 1}; lower `lr={config.lr}`")
-        state.save(epoch + 1)
-    unwrapped: nn.Module = accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
+    checkpoints = Checkpoints(checkpoint, config, accelerator)
+    checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
+    selection = _Selection(model, holdout, calibration, accelerator)
+    training = Training(model, teacher, train, config, accelerator)
+    tell = _Teller(config, accelerator, on_epoch, checkpoint)
+    state = checkpoints.load()
+    if state is not None:
+        training.load_state_dict(state["training"])
+        selection.best = state["best"]
+        tell.again([EpochRecord(**record) for record in state["records"]])
+    tell.start(training)
+
+    def save() -> None:
+        records = [asdict(record) for record in tell.records]
+        done = training.epoch * training.steps + training.step
+        checkpoints.save(done, {"training": training.state_dict(), "best": selection.best, "records": records})
+
+    while training.epoch < config.epochs:
+        started, first = time.perf_counter(), training.step
+        for _ in training.epoch_steps(f"epoch {training.epoch + 1}/{config.epochs}"):
+            if checkpoint is not None and training.step % config.save_steps == 0 and training.step < training.steps:
+                save()
+        share = 1 - first / max(training.step, 1)
+        loss, images = training.finish_epoch()
+        seconds = time.perf_counter() - started
+        record = EpochRecord(
+            epoch=training.epoch,
+            loss=loss,
+            lr=training.optimizer.param_groups[0]["lr"],
+            images=images,
+            images_per_second=round(images * share / seconds, 1),
+            **selection.consider(training),
+        )
+        tell(record)
+        save()
+    result = selection.result(training)
     accelerator.free_memory()
-    return unwrapped.cpu().eval()
+    return result
 
 
-def _run_epoch(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[Batch],
-    config: FinetuneConfig,
-    accelerator: Accelerator,
-    epoch: int,
-    steps: int,
-) -> float:
-    model.train()
-    total, number = torch.zeros((), device=accelerator.device), 0
-    title = f"epoch {epoch + 1}/{config.epochs}"
-    for images, labels in tqdm(
-        batches, title, steps, disable=not accelerator.is_main_process, delay=2, leave=False, mininterval=1
-    ):
-        if number == steps:
-            break
-        lr = config.lr * _schedule((epoch * steps + number) / (config.epochs * steps), config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-        if teacher is not None and config.distillation:
-            with torch.no_grad(), accelerator.autocast():
-                target = teacher(images)
-            loss = (1 - config.distillation) * loss + config.distillation * distillation_loss(
-                logits, target, config.temperature
-            )
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        total += loss.detach()
-        number += 1
-    return float(total) / max(number, 1)
+class _Selection:
+    """The best weights so far, judged by the holdout images."""
+
+    def __init__(
+        self, model: nn.Module, holdout: ImageSet | None, calibration: ImageSet | None, accelerator: Accelerator
+    ) -> None:
+        self.network = copy.deepcopy(model).to(accelerator.device).eval()
+        """A plain network to put weights in: neither wrapped nor compiled."""
+        self.holdout = holdout.cached_batches() if holdout is not None else None
+        self.calibration = calibration.cached_batches() if calibration is not None else None
+        self.accelerator = accelerator
+        self.best: dict[str, Any] | None = None
+
+    def consider(self, training: Training) -> dict[str, float]:
+        """Score the weights and their average; keep them if they are the best."""
+        scores: dict[str, float] = {}
+        if self.holdout is None:
+            return scores
+        for name, weights in _weights(training):
+            self._put(weights)
+            part = self.holdout[self.accelerator.process_index :: self.accelerator.num_processes]
+            metrics = evaluate_model(self.network, part, self.accelerator)
+            scores[name] = metrics.top1
+            if self.best is None or (metrics.top1, -metrics.loss) > (self.best["top1"], -self.best["loss"]):
+                kept = {key: tensor.detach().cpu().clone() for key, tensor in self.network.state_dict().items()}
+                self.best = {"top1": metrics.top1, "loss": metrics.loss, "weights": kept}
+        return scores
+
+    def result(self, training: Training) -> nn.Module:
+        if self.best is not None:
+            self.network.load_state_dict(self.best["weights"])
+        else:
+            self._put(list(_weights(training))[-1][1])
+        return self.network.cpu().eval()
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(weights)
+        if self.calibration is not None:
+            recalibrate_bn(self.network, self.calibration)
 
 
-def distillation_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy to the teacher's softened outputs, scaled as gradients need (Hinton et al. 2015, section 2)."""
-    log_p = F.log_softmax(logits.float() / temperature, dim=1)
-    q = F.softmax(target.float() / temperature, dim=1)
-    return F.kl_div(log_p, q, reduction="batchmean") * temperature**2
+def _weights(training: Training) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    yield "top1", training.network.state_dict()
+    if training.ema is not None:
+        yield "ema_top1", training.ema.module.state_dict()
 
 
-def _schedule(progress: float, warmup: float) -> float:
-    if progress < warmup:
-        return (progress + 1e-3) / (warmup + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+class _Teller:
+    """Tells the user, the caller and the tracker how training goes."""
 
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        accelerator: Accelerator,
+        on_epoch: Callable[[EpochRecord], None] | None,
+        folder: Path | None,
+    ) -> None:
+        self.config, self.accelerator, self.on_epoch = config, accelerator, on_epoch
+        self.records: list[EpochRecord] = []
+        self.tracker = start_tracker(config, accelerator, folder)
 
-class _Checkpoint:
-    """The state after the last whole epoch, replaced by renaming so that it is never half-written."""
+    def start(self, training: Training) -> None:
+        """Say what really takes part: processes are counted by asking them."""
+        accelerator, config = self.accelerator, self.config
+        processes = int(accelerator.reduce(torch.ones((), device=accelerator.device)))
+        part = f"{config.batch_size / processes / config.accumulation:g}"
+        micro = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
+        self._say(
+            f"fine-tuning on {processes} process{'es' if processes > 1 else ''} ({accelerator.device.type}, "
+            f"{accelerator.mixed_precision} mixed precision): {config.batch_size} images a step "
+            f"({part} per process{micro}), {training.steps} steps an epoch, highest learning rate {config.lr:g}"
+        )
+        if training.epoch or training.step:
+            self._say(f"going on in epoch {training.epoch + 1} after step {training.step}")
 
-    def __init__(self, folder: Path | None, config: dict[str, object], accelerator: Accelerator) -> None:
-        self.folder, self.config, self.accelerator = folder, config, accelerator
+    def __call__(self, record: EpochRecord) -> None:
+        self.again([record])
+        scores = "".join(
+            f", {name} {value:.2%}"
+            for name, value in (("holdout top-1", record.top1), ("averaged weights", record.ema_top1))
+            if value is not None
+        )
+        speed = f"{record.images_per_second:,.0f} images/s"
+        self._say(f"epoch {record.epoch}/{self.config.epochs}: loss {record.loss:.4f}{scores}, {speed}")
+        if self.tracker is not None:
+            values = {key: value for key, value in asdict(record).items() if value is not None and key != "epoch"}
+            self.accelerator.log(values, step=record.epoch)
 
-    def load(self) -> int:
-        if self.folder is None or not (self.folder / "epoch.json").exists():
-            return 0
-        saved = json.loads((self.folder / "epoch.json").read_text())
-        if saved["config"] != self.config:
-            raise EagleEyeError(
-                f"{self.folder} holds training with other settings ({saved['config']}); "
-                "run with those to go on, or choose another output folder"
-            )
-        self.accelerator.load_state(str(self.folder))
-        return saved["epoch"]
+    def again(self, records: list[EpochRecord]) -> None:
+        self.records += records
+        for record in records if self.on_epoch else ():
+            self.on_epoch(record)  # type: ignore[misc]
 
-    def save(self, epoch: int) -> None:
-        if self.folder is None:
-            return
-        fresh = self.folder.with_name(self.folder.name + ".new")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(fresh, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(fresh))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (fresh / "epoch.json").write_text(json.dumps({"epoch": epoch, "config": self.config}))
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(fresh, self.folder)
-        self.accelerator.wait_for_everyone()
+    def _say(self, text: str) -> None:
+        self.accelerator.print(text, file=sys.stderr)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from eagleeye_hf.arguments import flag
 from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.training.finetune import FinetuneConfig
+from eagleeye_hf.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(FinetuneConfig):
     """Everything a run is told; each field is a flag of the recipes."""
 
     model: str = flag("mobilenetv1_100.ra4_e3600_r224_in1k", "timm name of the trained network")
     weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
     dataset: str = flag("ILSVRC/imagenet-1k", "Hub name or local folder of an image classification dataset")
+    dataset_config: str | None = flag(None, "configuration of a dataset that has several")
+    image_column: str | None = flag(None, "column of the images, where it can't be found")
+    label_column: str | None = flag(None, "column of the labels, where it can't be found")
+    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
     macs: float | None = flag(0.5, "MACs to keep: a fraction of the full network, or an absolute number")
     params: float | None = flag(None, "parameters to keep, likewise")
     tolerance: float = flag(0.005, "how far the budget may be missed, as a fraction of the full network")
@@ -26,10 +30,6 @@ class RunConfig:
     calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
     holdout_images: int = flag(2048, "training images that score the candidates")
     strategy: str | None = flag(None, "JSON file (or FILE#NAME) with pruning ratios; skips the search")
-    epochs: int = flag(120, "epochs of fine-tuning")
-    batch_size: int = flag(512, "images per step, all processes together")
-    lr: float = flag(0.01, "highest learning rate of fine-tuning")
-    distillation: float = flag(0.5, "weight of the full network's outputs in fine-tuning; 0 turns it off")
     num_workers: int = flag(4, "processes that decode training images, per training process")
     seed: int = flag(0, "of everything random")
     output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
@@ -42,5 +42,4 @@ class RunConfig:
 
     @property
     def finetune(self) -> FinetuneConfig:
-        keys = ("epochs", "batch_size", "lr", "distillation", "num_workers")
-        return FinetuneConfig(**{key: getattr(self, key) for key in keys})
+        return FinetuneConfig(**{field.name: getattr(self, field.name) for field in fields(FinetuneConfig)})

@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained, weights_size
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.run import run_search
-from eagleeye_hf.training.finetune import finetune_model
+from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 from eagleeye_hf.workflow.config import RunConfig
 from eagleeye_hf.workflow.recipe import prepare_output
 
@@ -60,20 +62,24 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
 
     def test(network: nn.Module) -> Metrics:
         part = accelerator.process_index, accelerator.num_processes
-        return evaluate_model(network, data.test.batches(part=part), accelerator)
+        return evaluate_model(network, data.test.batches(part=part, num_workers=config.num_workers), accelerator)
 
     metrics = {"full": test(model)}
     pruned = score.build(strategy.widths)
     metrics["vanilla"] = test(pruned)
     metrics["adaptive"] = test(recalibrate_bn(pruned, calibration))
+    curve: list[EpochRecord] = []
     if config.epochs:
         pruned = finetune_model(
             pruned,
             data.train,
             config.finetune,
             teacher=model,
+            holdout=data.holdout,
+            calibration=data.calibration,
             accelerator=accelerator,
             checkpoint=folder / "training",
+            on_epoch=curve.append,
         )
         metrics["fine-tuned"] = test(pruned.to(accelerator.device))
     facts = CardFacts(
@@ -92,7 +98,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         file_bytes=(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 0),
     )
     if accelerator.is_main_process:
-        facts = save_run(pruned, facts, config, folder, data.label_names)
+        facts = save_run(pruned, facts, config, folder, data.label_names, curve)
         shutil.rmtree(folder / "training", ignore_errors=True)
         print_summary(facts, folder)
         if config.push_to:
@@ -124,13 +130,23 @@ def _settings(config: RunConfig, strategy: Strategy) -> dict[str, object]:
         settings["budget"] = ", ".join(f"{k} {getattr(config, k)}" for k in ("macs", "params") if getattr(config, k))
     settings["calibration images"] = config.calibration_images
     if config.epochs:
-        training = {k: v for k, v in asdict(config.finetune).items() if k != "num_workers"}
-        settings["fine-tuning"] = ", ".join(f"{key} {value}" for key, value in training.items())
+        default = FinetuneConfig()
+        always = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "distillation")
+        settings["fine-tuning"] = ", ".join(
+            f"{key} {value}"
+            for key, value in asdict(config.finetune).items()
+            if key in always or (value != getattr(default, key) and key != "num_workers")
+        )
     return settings | {"seed": config.seed}
 
 
 def save_run(
-    pruned: nn.Module, facts: CardFacts, config: RunConfig, folder: Path, label_names: tuple[str, ...]
+    pruned: nn.Module,
+    facts: CardFacts,
+    config: RunConfig,
+    folder: Path,
+    label_names: tuple[str, ...],
+    curve: Sequence[EpochRecord] = (),
 ) -> CardFacts:
     """Save the checkpoint with its card, and make sure that it loads to the same outputs."""
     pruned = pruned.cpu().eval()
@@ -142,6 +158,7 @@ def save_run(
         "widths": {g.name: w for g, w in zip(facts.graph.groups, facts.widths, strict=True) if g.prunable},
         "metrics": {stage: m.to_dict() for stage, m in facts.metrics.items()},
         "config": asdict(config),
+        "training": [asdict(record) for record in curve],
     }
     save_pretrained(
         pruned,

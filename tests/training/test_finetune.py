@@ -3,9 +3,13 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 
 from eagleeye_hf import EagleEyeError, FinetuneConfig, evaluate_model, finetune_model, open_splits
-from eagleeye_hf.training import finetune as module
+from eagleeye_hf.training import loop
+from eagleeye_hf.training.loss import distillation_loss, mix, training_loss
 from tests.helpers import digits_dataset
 
 
@@ -18,56 +22,215 @@ def data():
 CONFIG = FinetuneConfig(epochs=3, batch_size=20, lr=0.05)
 
 
-def new_model():
+def new_model(**kwargs):
     torch.manual_seed(0)
-    return timm.create_model("resnet20_cifar")
+    return timm.create_model("resnet20_cifar", **kwargs)
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(tensor, second.state_dict()[key]) for key, tensor in first.state_dict().items())
 
 
 def test_training_learns(data):
     before = evaluate_model(new_model(), data.test.batches()).top1
-    trained = finetune_model(new_model(), _still(data.train), replace(CONFIG, epochs=6))
+    model = new_model()
+    trained = finetune_model(model, data.train, replace(CONFIG, epochs=10, warmup=0))
     assert evaluate_model(trained, data.test.batches()).top1 > before + 0.3
     assert not trained.training
+    assert equal(model, new_model())
 
 
-def test_a_killed_run_ends_like_an_uninterrupted_one(data, tmp_path, monkeypatch):
-    whole = finetune_model(new_model(), _still(data.train), CONFIG, checkpoint=tmp_path / "a")
-    assert {path.name for path in tmp_path.iterdir()} == {"a"}
-    run_epoch = module._run_epoch
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "accumulation": 2, "optimizer": "adamw", "lr": 1e-3},
+        {"schedule": "step", "decay_epochs": 1, "label_smoothing": 0.1, "channels_last": False, "optimizer": "lamb"},
+    ],
+    ids=["plain", "everything", "steps"],
+)
+def test_a_killed_run_ends_like_an_uninterrupted_one(data, tmp_path, monkeypatch, options):
+    """Killed inside an epoch, between two checkpoints, with dropout and mixing in the play."""
+    config = replace(CONFIG, save_steps=3, **options)
 
-    def dies(*args):
-        if args[6] == 2:
+    def run(name: str) -> tuple[torch.nn.Module, list]:
+        curve: list = []
+        set_seed(1)
+        model = finetune_model(
+            new_model(drop_rate=0.2),
+            data.train,
+            config,
+            teacher=new_model(),
+            holdout=data.holdout,
+            calibration=data.calibration,
+            checkpoint=tmp_path / name,
+            on_epoch=curve.append,
+        )
+        return model, [replace(record, images_per_second=0) for record in curve]
+
+    whole, curve = run("a")
+    train_on = loop.Training._train_on
+
+    def dies(self, *args):
+        if (self.epoch, self.step) == (1, 5):
             raise KeyboardInterrupt
-        return run_epoch(*args)
+        train_on(self, *args)
 
-    monkeypatch.setattr(module, "_run_epoch", dies)
+    monkeypatch.setattr(loop.Training, "_train_on", dies)
     with pytest.raises(KeyboardInterrupt):
-        finetune_model(new_model(), _still(data.train), CONFIG, checkpoint=tmp_path / "b")
+        run("b")
     monkeypatch.undo()
-    resumed = finetune_model(new_model(), _still(data.train), CONFIG, checkpoint=tmp_path / "b")
-    for key, tensor in resumed.state_dict().items():
-        torch.testing.assert_close(tensor, whole.state_dict()[key], rtol=0, atol=0)
+    set_seed(99)
+    resumed, again = run("b")
+    assert equal(resumed, whole)
+    assert again == curve
+    assert [record.epoch for record in curve] == [1, 2, 3]
+    assert {record.images for record in curve} == {160}
+    assert len(list((tmp_path / "b").glob("step-*"))) == 2
 
 
-def _still(images):
-    """The same images without random crops, so that two runs see the same."""
-    still = type(images)(images._rows, images.transform, images.count())
-    transforms = images.transform.transforms
-    still.transform = type(images.transform)([t for t in transforms if "Random" not in type(t).__name__])
-    return still
+def test_other_settings_do_not_go_on(data, tmp_path):
+    finetune_model(new_model(), data.train, replace(CONFIG, epochs=1), checkpoint=tmp_path / "a")
+    with pytest.raises(EagleEyeError, match=r"holds training with other settings \(lr 0.05\)"):
+        finetune_model(new_model(), data.train, replace(CONFIG, epochs=1, lr=0.1), checkpoint=tmp_path / "a")
+
+
+def test_the_schedule_is_the_papers(data, monkeypatch):
+    """Linear warm-up, then a cosine to zero, at every step."""
+    rates = []
+    train_on = loop.Training._train_on
+    monkeypatch.setattr(
+        loop.Training,
+        "_train_on",
+        lambda self, *args: (train_on(self, *args), rates.append(self.optimizer.param_groups[0]["lr"])),
+    )
+    finetune_model(new_model(), data.train, replace(CONFIG, epochs=5, warmup=0.1))
+    steps = torch.arange(40)
+    expected = 0.05 * 0.5 * (1 + torch.cos(torch.pi * steps / 40))
+    torch.testing.assert_close(torch.tensor(rates)[4:], expected[4:], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(torch.tensor(rates)[:4], 5e-5 + (0.05 - 5e-5) * steps[:4] / 4, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_is_the_gradient_of_all_its_images(data):
+    """SGD without momentum: micro-batches of 5 change the weights as one batch does (BatchNorm in eval mode)."""
+    config = FinetuneConfig(
+        epochs=1, batch_size=160, lr=0.1, momentum=0, weight_decay=0, optimizer="momentum", warmup=0, max_grad_norm=1e9
+    )
+    model = _without_batchnorm(new_model())
+    results = [finetune_model(model, data.train, replace(config, accumulation=n)) for n in (1, 8)]
+    for key, tensor in results[0].state_dict().items():
+        torch.testing.assert_close(tensor, results[1].state_dict()[key], rtol=1e-3, atol=1e-5)
+    images, labels = next(data.train.epoch_batches(0, loop.Share(batch_size=160)))
+    torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+    expected = model.linear.weight - 0.1 * model.linear.weight.grad
+    torch.testing.assert_close(results[0].linear.weight, expected, rtol=1e-4, atol=1e-6)
+
+
+def _without_batchnorm(model: torch.nn.Module) -> torch.nn.Module:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            model.get_submodule(name.rpartition(".")[0]).__setattr__(name.rpartition(".")[2], torch.nn.Identity())
+    return model
+
+
+def test_the_holdout_chooses_the_epoch_and_statistics_are_recomputed(data, monkeypatch):
+    """What is returned scores on the holdout images what its record says, and no record is better."""
+    curve: list = []
+    config = replace(CONFIG, epochs=4, lr=0.3, ema=0.5)
+    trained = finetune_model(
+        new_model(), data.train, config, holdout=data.holdout, calibration=data.calibration, on_epoch=curve.append
+    )
+    top1 = evaluate_model(trained, data.holdout.batches()).top1
+    assert top1 == max(value for record in curve for value in (record.top1, record.ema_top1))
+    assert len({record.top1 for record in curve}) > 1
+    inputs: list = []
+    trained.bn1.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with torch.no_grad():
+        trained(data.calibration.cached_batches()[0][0])
+    torch.testing.assert_close(trained.bn1.running_mean, inputs[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained.bn1.running_var, inputs[0].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_average_of_the_weights_is_a_running_one(data, monkeypatch):
+    snapshots: list = []
+    train_on = loop.Training._train_on
+
+    def watch(self, *args):
+        snapshots.append(self.network.linear.weight.detach().clone())
+        train_on(self, *args)
+        snapshots[-1] = self.network.linear.weight.detach().clone()
+
+    monkeypatch.setattr(loop.Training, "_train_on", watch)
+    trained = finetune_model(new_model(), data.train, replace(CONFIG, epochs=2, ema=0.8))
+    average = snapshots[0]
+    for step, weight in enumerate(snapshots[1:], 1):
+        decay = min(0.8, 1 - (1 + step) ** (-2 / 3))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(trained.linear.weight.detach(), average, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["bf16", pytest.param("compile", marks=pytest.mark.slow), "checkpoint_activations"])
+def test_ways_to_compute_change_little(data, mode):
+    config = replace(CONFIG, epochs=1)
+    arguments: dict = {}
+    if mode == "bf16":
+        AcceleratorState._reset_state()
+        arguments["accelerator"] = Accelerator(mixed_precision="bf16")
+    model = timm.create_model("resnet18", num_classes=10) if mode == "checkpoint_activations" else new_model()
+    options = {} if mode == "bf16" else {mode: True}
+    changed = finetune_model(model, data.train, replace(config, **options), **arguments)
+    if mode == "bf16":
+        AcceleratorState._reset_state()
+    plain = finetune_model(model, data.train, config)
+    assert type(changed) is type(plain)
+    assert changed.state_dict().keys() == plain.state_dict().keys()
+    assert {tensor.dtype for tensor in changed.parameters()} == {torch.float32}
+    images = next(data.test.batches(8))[0]
+    assert changed(images).isfinite().all()
+    weight = next(iter(plain.parameters()))
+    difference = (next(iter(changed.parameters())) - weight).norm() / weight.norm()
+    assert 0 <= difference < 0.05
 
 
 def test_distillation_is_cross_entropy_with_soft_labels():
     logits, target = torch.randn(4, 7), torch.randn(4, 7)
     q, log_p = (target / 3).softmax(1), (logits / 3).log_softmax(1)
     expected = 9 * ((q * q.log()).sum(1) - (q * log_p).sum(1)).mean()
-    torch.testing.assert_close(module.distillation_loss(logits, target, 3.0), expected)
+    torch.testing.assert_close(distillation_loss(logits, target, 3.0), expected)
+    labels = torch.tensor([0, 3, 1, 6])
+    hard = -logits.log_softmax(1)[torch.arange(4), labels].mean()
+    config = FinetuneConfig(distillation=0.3, temperature=3.0)
+    torch.testing.assert_close(training_loss(logits, labels, target, config), 0.7 * hard + 0.3 * expected)
+    torch.testing.assert_close(training_loss(logits, labels, None, config), hard)
 
 
-def test_bad_input(data):
+def test_mixing_takes_odd_batches():
+    from timm.data.mixup import Mixup
+
+    images, labels = torch.rand(5, 3, 8, 8), torch.arange(5)
+    mixed, target = mix(Mixup(1.0, 0.0, label_smoothing=0.0, num_classes=6), images.clone(), labels)
+    assert mixed.shape == images.shape
+    assert target.shape == (5, 6)
+    padded = torch.cat([images, images[-1:]])
+    share = target[0, 0]
+    torch.testing.assert_close(mixed, (share * padded + (1 - share) * padded.flip(0))[:5])
+
+
+def test_bad_input(data, tmp_path):
     with pytest.raises(EagleEyeError, match="exceeds the 160 training images"):
         finetune_model(new_model(), data.train, FinetuneConfig(epochs=1, batch_size=512))
-    with pytest.raises(EagleEyeError, match="`lr` is above 0; got -1"):
-        FinetuneConfig(lr=-1)
-    with pytest.raises(EagleEyeError, match=r"the training loss became nan .*; lower `lr="):
+    for options, message in (
+        ({"lr": -1}, "`lr` is above 0; got -1"),
+        ({"optimizer": "sdg"}, "`optimizer=sdg` is not known to timm; it has .*adamw.*sgd"),
+        ({"schedule": "cosin"}, "`schedule` is one of cosine"),
+        ({"ema": 1.0}, r"`ema` is in \[0, 1\); got 1.0"),
+    ):
+        with pytest.raises(EagleEyeError, match=message):
+            FinetuneConfig(**options)
+    with pytest.raises(EagleEyeError, match=r"the training loss became nan in epoch .*; lower `lr="):
         finetune_model(new_model(), data.train, FinetuneConfig(epochs=2, batch_size=20, lr=1e30, max_grad_norm=1e30))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    with pytest.raises(EagleEyeError, match="`checkpoint_activations`: Sequential can't recompute"):
+        finetune_model(model, data.train, replace(CONFIG, checkpoint_activations=True))
+    with pytest.raises(EagleEyeError, match=r"`tracker=nope` is unknown; choose one of .*tensorboard"):
+        finetune_model(new_model(), data.train, replace(CONFIG, tracker="nope"))

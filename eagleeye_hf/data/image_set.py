@@ -1,0 +1,154 @@
+"""Labelled images under one transform: whole, in order, or in the shuffled batches of an epoch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eagleeye_hf.data.batches import (
+    Batch,
+    Decoded,
+    Decoder,
+    Share,
+    count_steps,
+    load_indexed,
+    load_stream,
+    plan_epoch,
+)
+from eagleeye_hf.data.rows import IndexedRows, StreamRows
+from eagleeye_hf.data.small import MEMORY, SmallImages, pixels_of
+from eagleeye_hf.data.transforms import SmallCrop, Transform
+from eagleeye_hf.errors import EagleEyeError
+
+
+class ImageSet:
+    """Labelled images, encoded, with the transform under which they are seen.
+
+    Args:
+        rows: with random access, or a stream.
+        small: where given, `epoch_batches` keeps the images decoded instead of using `transform`.
+        excluded: content keys of images that are left out.
+        seed: of shuffling and random crops.
+        name: of the dataset, for messages.
+    """
+
+    def __init__(
+        self,
+        rows: IndexedRows | StreamRows,
+        transform: Transform,
+        *,
+        mode: str = "RGB",
+        small: SmallCrop | None = None,
+        excluded: frozenset[int] = frozenset(),
+        seed: int = 0,
+        name: str = "",
+    ) -> None:
+        self.rows, self.transform, self.mode, self.small = rows, transform, mode, small
+        self.excluded, self.seed, self.name = excluded, seed, name
+        self.skipped = 0
+        """Images that could not be decoded in the last pass."""
+        self._num_streamed: int | None = None
+        self._cache: tuple[Tensor, Tensor] | None = None
+        self._decoded: SmallImages | None = None
+
+    def count(self) -> int:
+        """How many images there are; where a stream doesn't say, its rows are counted once, without decoding."""
+        if not isinstance(self.rows, StreamRows):
+            return len(self.rows)
+        if self._num_streamed is None:
+            total = self.rows.num_rows
+            self._num_streamed = (sum(1 for _ in self.rows) if total is None else total) - len(self.excluded)
+        return self._num_streamed
+
+    def count_steps(self, batch_size: int) -> int:
+        """Steps of an epoch."""
+        return count_steps(self.count(), batch_size)
+
+    @property
+    def exact_steps(self) -> bool:
+        """Whether every process knows the number of its batches beforehand."""
+        return not isinstance(self.rows, StreamRows)
+
+    def batches(self, batch_size: int = 128, part: tuple[int, int] = (0, 1), num_workers: int = 0) -> Iterator[Batch]:
+        """Decode batch by batch, in order.
+
+        Args:
+            part: (this process, number of processes); each gets every n-th batch.
+            num_workers: processes that decode.
+        """
+        which, parts = part
+        decoder = Decoder(transform=self.transform, mode=self.mode, excluded=self.excluded)
+        if isinstance(self.rows, StreamRows):
+            share = Share(batch_size=batch_size * parts, process=which, num_processes=parts)
+            return self._whole(load_stream(self.rows, None, share, decoder, num_workers))
+        starts = range(which * batch_size, len(self.rows), parts * batch_size)
+        plan = [np.arange(start, min(start + batch_size, len(self.rows))) for start in starts]
+        return self._whole(load_indexed(self.rows, plan, decoder, num_workers))
+
+    def cached_batches(self, batch_size: int = 128) -> list[Batch]:
+        """The same as a list of tensors, decoded once and kept.
+
+        Raises:
+            EagleEyeError: no image can be decoded.
+        """
+        if self._cache is None:
+            parts = list(self.batches(batch_size))
+            self._cache = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+        images, labels = self._cache
+        return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+
+    def epoch_batches(self, epoch: int, share: Share, num_workers: int = 0) -> Iterator[Batch]:
+        """The shuffled micro-batches of one process in one epoch."""
+        seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
+        if self.small is not None and self._fits():
+            if self._decoded is None:
+                self._decoded = self._decode_small(num_workers)
+            return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, share), seed)
+        decoder = Decoder(transform=self.transform, mode=self.mode, excluded=self.excluded, seed=seed)
+        if isinstance(self.rows, StreamRows):
+            return self._report(load_stream(self.rows, seed, share, decoder, num_workers))
+        return self._report(load_indexed(self.rows, plan_epoch(len(self.rows), seed, share), decoder, num_workers))
+
+    def _fits(self) -> bool:
+        assert self.small is not None
+        side = [size + 2 * self.small.padding for size in self.small.size]
+        return self.exact_steps and self.count() * side[0] * side[1] * len(self.mode) <= MEMORY
+
+    def _decode_small(self, num_workers: int) -> SmallImages:
+        assert self.small is not None
+        assert not isinstance(self.rows, StreamRows)
+        plan = np.array_split(np.arange(len(self.rows)), count_steps(len(self.rows), 512))
+        decoder = pixels_of(self.small, self.mode, self.excluded)
+        return SmallImages.pad(self._whole(load_indexed(self.rows, plan, decoder, num_workers)), self.small)
+
+    def _whole(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
+        """Batches that have images."""
+        found = False
+        for batch in self._report(decoded):
+            if len(batch[1]):
+                found = True
+                yield batch
+        if not found:
+            raise EagleEyeError(f"`dataset={self.name}`: not one of {self.count()} images can be decoded")
+
+    def _report(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
+        """Pass on what was decoded; at the end say what was not."""
+        problems: list[str] = []
+        seen = 0
+        for batch in decoded:
+            if batch.failure:
+                raise EagleEyeError(batch.failure)
+            problems += batch.problems
+            seen += len(batch.labels)
+            yield batch.images, batch.labels
+        self.skipped = len(problems)
+        if problems:
+            warnings.warn(
+                f"{len(problems)} of {seen + len(problems)} images of {self.name or 'the dataset'} can't be decoded "
+                f"and were skipped; the first is {problems[0]}",
+                stacklevel=2,
+            )

@@ -1,0 +1,45 @@
+"""One encoded image: its bytes, what tells it apart, and how it is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from PIL import Image, ImageOps
+
+Row = tuple[Any, int]
+"""An encoded image (`{"bytes", "path"}`) and its label."""
+
+
+def read_bytes(image: Mapping[str, Any]) -> bytes:
+    """The encoded image, from memory or from the file that it names."""
+    if image["bytes"] is not None:
+        return image["bytes"]
+    with fsspec.open(image["path"], "rb") as file:
+        return file.read()
+
+
+def content_key(data: bytes) -> int:
+    """64 bits that tell images apart by their content."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def decode_image(value: Any, mode: str = "RGB") -> Image.Image:
+    """Decode bytes or `{"bytes", "path"}` (or pass on an image), turn it upright, and convert it.
+
+    Args:
+        mode: PIL's name of the channels: `"RGB"` or `"L"`.
+    """
+    if isinstance(value, Mapping):
+        value = read_bytes(value)
+    with warnings.catch_warnings():  # PIL's remarks on odd files that it reads all the same
+        warnings.simplefilter("ignore")
+        if isinstance(value, bytes):
+            value = Image.open(io.BytesIO(value))
+        if value.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scaling
+            value = value.convert("I").point(lambda level: level / 257).convert("L")
+        return ImageOps.exif_transpose(value).convert(mode)

@@ -1,0 +1,144 @@
+"""Rows of a dataset: at random, or as a stream that survives faults of the network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+
+from eagleeye_hf.data.images import Row
+from eagleeye_hf.errors import EagleEyeError
+
+SHUFFLE_BUFFER = 1_000
+"""Images that a stream keeps to draw from; besides, `datasets` mixes ten shards."""
+RETRIES = 5
+RETRY_SECONDS = 1.0
+"""First pause after a fault of the network, doubled each time; `datasets` has retried for minutes before."""
+NETWORK_PACKAGES = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3", "fsspec", "s3fs", "gcsfs"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a dataset keeps images and labels."""
+
+    image: str
+    label: str
+    numbers: Mapping[str, int] | None = None
+    """Class number per label, where the labels are names."""
+
+    def row(self, row: Mapping[str, Any]) -> Row:
+        label = row[self.label]
+        return row[self.image], self.numbers[label] if self.numbers else label
+
+    def encoded(self, dataset: Any) -> Any:
+        """Only these columns, images left as they are stored."""
+        return dataset.select_columns([self.image, self.label]).cast_column(self.image, datasets.Image(decode=False))
+
+
+class IndexedRows(Protocol):
+    """A list of rows, or something like it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
+class MapRows:
+    """Rows with random access."""
+
+    def __init__(self, dataset: datasets.Dataset, columns: Columns, indices: np.ndarray | None = None) -> None:
+        self.dataset, self.columns = columns.encoded(dataset), columns
+        self.indices = np.arange(len(dataset)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.columns.row(self.dataset[int(self.indices[index])])
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def labels(self) -> np.ndarray:
+        """Class numbers, images not read."""
+        column = self.dataset.select_columns([self.columns.label]).with_format("arrow")[:][self.columns.label]
+        values = column.to_numpy()
+        if self.columns.numbers:
+            values = np.array([self.columns.numbers[value] for value in values])
+        return values[self.indices]
+
+
+class StreamRows:
+    """Rows in the order of a stream, or nearly at random."""
+
+    def __init__(self, dataset: datasets.IterableDataset, columns: Columns, name: str, num_rows: int | None) -> None:
+        self.dataset, self.columns, self.name = columns.encoded(dataset), columns, name
+        self.num_rows = num_rows
+
+    @property
+    def num_shards(self) -> int:
+        return self.dataset.num_shards
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows(None)
+
+    def rows(self, seed: int | None, part: tuple[int, int] = (0, 1)) -> Iterator[Row]:
+        """A part of all rows; in a worker of a `DataLoader`, that worker's share of it.
+
+        Args:
+            seed: shuffles the shards and, through a buffer, the rows; None keeps the order.
+            part: (which, of how many). Whole shards where there are plenty, else every n-th row.
+        """
+        which, parts = part
+        dataset, step = self.dataset, 1
+        if seed is not None:
+            dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        if parts > 1:
+            if self.num_shards >= 4 * parts:
+                dataset = dataset.shard(parts, which, contiguous=False)
+            else:
+                step = parts
+        rows = retry_rows(lambda: dataset, self.name)
+        return (self.columns.row(row) for row in islice(rows, which if step > 1 else 0, None, step))
+
+
+def retry_rows(open_rows: Callable[[], Iterable[Any]], name: str) -> Iterator[Any]:
+    """Iterate; after a fault of the network start again behind the last row, a bounded number of times in a row.
+
+    Raises:
+        EagleEyeError: the network stays away.
+    """
+    done, failures = 0, 0
+    while True:
+        try:
+            for row in islice(open_rows(), done, None):
+                yield row
+                done, failures = done + 1, 0
+            return
+        except Exception as error:
+            if not is_network_fault(error):
+                raise
+            failures += 1
+            if failures > RETRIES:
+                raise EagleEyeError(
+                    f"`dataset={name}`: the stream broke off after {done} rows, and {RETRIES} further tries failed "
+                    f"({describe(error)}); check the connection and run again, or download first (`streaming=False`)"
+                ) from error
+            time.sleep(RETRY_SECONDS * 2 ** (failures - 1))
+
+
+def is_network_fault(error: BaseException) -> bool:
+    """Whether trying again may help."""
+    packages = {base.__module__.split(".")[0] for base in type(error).__mro__}
+    return isinstance(error, (ConnectionError, TimeoutError)) or bool(packages & NETWORK_PACKAGES)
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error of a library."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

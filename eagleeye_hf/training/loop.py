@@ -1,0 +1,206 @@
+"""One network in training: its optimizer, schedule and average, and a step of it on any number of processes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.data.config import resolve_data_config
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from eagleeye_hf.data.batches import Batch, Share
+from eagleeye_hf.data.image_set import ImageSet
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.loss import make_mixup, mix, training_loss
+
+
+class Training:
+    """A network and everything that changes while it learns."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        teacher: nn.Module | None,
+        train: ImageSet,
+        config: FinetuneConfig,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.accelerator, self.train = config, accelerator, train
+        self.steps = train.count_steps(config.batch_size)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.layout = layout
+        self.network = copy.deepcopy(network).to(memory_format=layout)
+        self.ema = ModelEmaV3(self.network, config.ema, use_warmup=True) if config.ema else None
+        if self.ema is not None:
+            self.ema.to(accelerator.device)
+        if config.checkpoint_activations:
+            _checkpoint_activations(self.network)
+        optimizer = create_optimizer_v2(
+            self.network,
+            config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+        self.schedule = create_scheduler_v2(
+            optimizer,
+            config.schedule,
+            num_epochs=config.epochs,
+            decay_epochs=config.decay_epochs,
+            decay_rate=1.0 if config.schedule == "poly" else config.decay_rate,
+            decay_milestones=[config.epochs // 2, config.epochs * 3 // 4],
+            warmup_epochs=config.warmup * config.epochs,
+            warmup_lr=config.lr * 1e-3,
+            step_on_epochs=False,
+            updates_per_epoch=self.steps,
+        )[0]
+        self.wrapped, self.optimizer = accelerator.prepare(self.network, optimizer)
+        self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.teacher = None
+        if teacher is not None and config.distillation:
+            self.teacher = copy.deepcopy(teacher).to(accelerator.device).to(memory_format=layout).eval()
+        self.mixup = make_mixup(config, int(getattr(network, "num_classes", 0)))
+        self.epoch, self.step = 0, 0
+        self.totals = torch.zeros(2, device=accelerator.device)
+        """Summed loss and number of images of this epoch so far, on this process."""
+        self.spare: Batch | None = None
+
+    def epoch_steps(self, title: str) -> Iterator[None]:
+        """Train on the rest of this epoch; yields after each step."""
+        self.wrapped.train()
+        share = Share(
+            batch_size=self.config.batch_size,
+            process=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            micro_batches=self.config.accumulation,
+            start=self.step,
+        )
+        batches = iter(self.train.epoch_batches(self.epoch, share, self.config.num_workers))
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=title,
+            disable=not self.accelerator.is_main_process,
+            delay=2,
+            leave=False,
+            mininterval=1,
+        )
+        with bar:
+            while True:
+                micro_batches = list(islice(batches, self.config.accumulation))
+                total = self._count(micro_batches)
+                if total is None:
+                    break
+                self._train_on(micro_batches, total)
+                self.step += 1
+                bar.update()
+                yield
+
+    def _count(self, micro_batches: Sequence[Batch]) -> Tensor | float | None:
+        """Images of this step on all processes; None when the epoch is over."""
+        own = float(sum(len(labels) for _, labels in micro_batches))
+        if self.accelerator.num_processes == 1:
+            return own if micro_batches else None
+        if self.train.exact_steps and not micro_batches:
+            return None
+        total = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device))
+        if not self.train.exact_steps and not float(total):  # streams may end at different times
+            return None
+        return total
+
+    def _train_on(self, micro_batches: Sequence[Batch], total: Tensor | float) -> None:
+        """One optimizer step, every image of all processes with the same weight."""
+        self.schedule.step_update(self.epoch * self.steps + min(self.step, self.steps - 1))
+        filled = [batch for batch in micro_batches if len(batch[1])]
+        weight = self.accelerator.num_processes / total
+        if filled:
+            self.spare = filled[-1]
+        elif self.accelerator.num_processes == 1:
+            return
+        else:  # nothing left here, but the others wait for this process's gradients
+            weight, filled = 0.0 * weight, [self.spare or self._blank()]
+        for number, (images, labels) in enumerate(filled):
+            last = number == len(filled) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self._loss(images, labels)
+                self.accelerator.backward(loss * (weight * len(labels)))
+            if micro_batches:
+                self.totals += torch.stack([loss.detach() * len(labels), torch.full_like(loss, len(labels))])
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.network, self.epoch * self.steps + self.step + 1)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        device = self.accelerator.device
+        images = images.to(device, memory_format=self.layout, non_blocking=True)
+        target = labels.to(device, non_blocking=True)
+        if self.mixup is not None:
+            images, target = mix(self.mixup, images, target)
+        teacher_logits = None
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                teacher_logits = self.teacher(images)
+        return training_loss(self.forward(images), target, teacher_logits, self.config)
+
+    def _blank(self) -> Batch:
+        size = resolve_data_config(model=self.network)["input_size"]
+        return torch.zeros(2, *size), torch.zeros(2, dtype=torch.long)
+
+    def finish_epoch(self) -> tuple[float, int]:
+        """Mean loss and number of images of this epoch, all processes together; moves on to the next.
+
+        Raises:
+            EagleEyeError: the loss is not finite.
+        """
+        loss, images = self.accelerator.reduce(self.totals).tolist()
+        mean = loss / max(images, 1)
+        self._check(mean)
+        self.totals.zero_()
+        self.epoch, self.step = self.epoch + 1, 0
+        return mean, int(images)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise EagleEyeError(
+                f"the training loss became {loss} in epoch {self.epoch + 1}; lower `lr={self.config.lr}`"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What accelerate does not save.
+
+        Raises:
+            EagleEyeError: the loss is not finite, so there is nothing worth saving.
+        """
+        totals = self.accelerator.reduce(self.totals)  # after a restart the first process carries them
+        self._check(float(totals[0]))
+        ema = self.ema.module.state_dict() if self.ema is not None else None
+        return {"epoch": self.epoch, "step": self.step, "totals": totals, "ema": ema}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.step = state["epoch"], state["step"]
+        if self.accelerator.is_main_process:
+            self.totals.copy_(state["totals"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+
+
+def _checkpoint_activations(network: nn.Module) -> None:
+    try:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise EagleEyeError(
+            f"`checkpoint_activations`: {type(network).__name__} can't recompute activations; turn it off"
+        ) from error

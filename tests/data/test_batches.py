@@ -1,0 +1,86 @@
+import timm
+import torch
+
+from eagleeye_hf import open_splits
+from eagleeye_hf.data.batches import Share, even_chunks, plan_epoch
+from tests.data.helpers import raw, seen
+from tests.data.test_splits import stream
+from tests.helpers import digits_dataset
+
+MODEL = timm.create_model("resnet20_cifar")
+
+
+def opened(streaming: bool = False, shards: int = 3, **options):
+    data = digits_dataset(160, 20)
+    return open_splits(
+        stream(data, shards) if streaming else data, MODEL, calibration_images=13, holdout_images=20, **options
+    )
+
+
+def test_every_image_once_on_any_number_of_processes_and_workers():
+    for streaming in (False, True):
+        train = opened(streaming).train
+        whole = sorted(seen(train, 2, Share(batch_size=16)))
+        assert len(set(whole)) == 127
+        for processes, workers, micro in ((1, 2, 1), (2, 0, 1), (3, 0, 1), (2, 2, 2)):
+            shares = [
+                Share(batch_size=16, process=rank, num_processes=processes, micro_batches=micro)
+                for rank in range(processes)
+            ]
+            parts = [image for share in shares for image in seen(train, 2, share, workers)]
+            assert sorted(parts) == whole, (streaming, processes, workers)
+
+
+def test_streams_of_many_shards_share_whole_shards():
+    train = opened(True, shards=8).train
+    parts = [seen(train, 0, Share(batch_size=16, process=rank, num_processes=2)) for rank in (0, 1)]
+    assert len(parts[0] + parts[1]) == len(set(parts[0] + parts[1])) == 127
+
+
+def test_steps_of_an_epoch_differ_by_at_most_one_image():
+    for processes in (1, 2, 5):
+        plans = [
+            plan_epoch(127, 0, Share(batch_size=20, process=rank, num_processes=processes, micro_batches=2))
+            for rank in range(processes)
+        ]
+        assert {len(plan) for plan in plans} == {2 * 7}
+        steps = [sum(len(plan[2 * step]) + len(plan[2 * step + 1]) for plan in plans) for step in range(7)]
+        assert sum(steps) == 127
+        assert max(steps) - min(steps) <= 1
+    assert [len(chunk) for chunk in even_chunks(iter([None] * 21), 5)] == [5, 5, 5, 6]
+
+
+def test_epochs_differ_and_are_the_same_again():
+    train = opened().train
+    first, second = seen(train, 0), seen(train, 1)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert first == seen(opened().train, 0) != seen(opened(seed=1).train, 0)
+
+
+def test_an_epoch_goes_on_where_it_was():
+    for streaming in (False, True):
+        train = raw(opened(streaming).train)
+        whole = [labels.tolist() for _, labels in train.epoch_batches(1, Share(batch_size=16))]
+        rest = [labels.tolist() for _, labels in train.epoch_batches(1, Share(batch_size=16, start=3))]
+        assert rest == whole[3:]
+
+
+def test_random_crops_do_not_depend_on_processes_or_workers():
+    train = opened().train
+    train.small = None  # one by one
+
+    def images(processes: int, workers: int) -> list[bytes]:
+        shares = [Share(batch_size=16, process=rank, num_processes=processes) for rank in range(processes)]
+        return sorted(
+            image.numpy().tobytes()
+            for share in shares
+            for batch, _ in train.epoch_batches(0, share, workers)
+            for image in batch
+        )
+
+    state = torch.get_rng_state()
+    assert images(1, 0) == images(2, 2)
+    torch.testing.assert_close(torch.get_rng_state(), state)
+    again = sorted(i.numpy().tobytes() for b, _ in train.epoch_batches(1, Share(batch_size=16)) for i in b)
+    assert images(1, 0) != again
