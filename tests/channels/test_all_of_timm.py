@@ -1,0 +1,48 @@
+"""The whole of timm: whatever has a BatchNorm is traced, and what is removed from it is removed exactly."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from eagleeye_hf import ChannelGraph, EagleEyeError, count_cost, slice_model, trace_model
+from tests.helpers import make_model, random_keep, silence
+
+LARGE = 250e6
+"""Parameters above which float64 would take too much memory."""
+
+
+def trace_small(model: nn.Module) -> ChannelGraph:
+    """Trace at the least image size that the model takes."""
+    channels, *pixels = model.pretrained_cfg["input_size"]
+    small = [] if model.pretrained_cfg.get("fixed_input_size") else [s for s in (64, 96, 128, 160) if s < pixels[0]]
+    for size in small:
+        try:
+            return trace_model(model, (channels, size, size))
+        except EagleEyeError:
+            continue
+    return trace_model(model, (channels, *pixels))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", timm.list_models())
+def test_slicing_equals_silencing(name):
+    with torch.device("meta"):
+        empty = timm.create_model(name)
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in empty.modules()):
+        pytest.skip("has no BatchNorm")
+    is_large = sum(p.numel() for p in empty.parameters()) > LARGE
+    dtype, bound = (torch.float32, 1e-4) if is_large else (torch.float64, 1e-9)
+    model = make_model(name).to(dtype)
+    graph = trace_small(model)
+    images = torch.randn(2, *graph.input_size, dtype=dtype)
+    for seed, ratio in ((0, 0.5), (1, None)):
+        keep = random_keep(graph, seed, ratio)
+        thin = slice_model(model, graph, keep)
+        widths = [len(keep.get(group.name, range(group.channels))) for group in graph.groups]
+        assert count_cost(graph, widths).params == sum(p.numel() for p in thin.parameters())
+        with torch.inference_mode():
+            result, expected = thin(images), silence(model, graph, keep)(images)
+        if isinstance(expected, (list, tuple)):
+            result, expected = result[0], expected[0]
+        assert (result - expected).abs().max() < bound * expected.abs().max()
