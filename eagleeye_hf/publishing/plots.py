@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,45 @@ MAX_NAMES = 40
 """More groups than this are numbered, not named."""
 
 
-def draw_result(graph: ChannelGraph, widths: Sequence[int], metrics: dict[str, Metrics], path: Path) -> Path:
-    """Top-1 after each step beside the channels that each group keeps, as PNG."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained", dpi=150)
+def draw_result(
+    graph: ChannelGraph,
+    widths: Sequence[int],
+    metrics: Mapping[str, Metrics],
+    path: Path,
+    curve: Sequence[Mapping[str, float]] = (),
+) -> Path:
+    """Top-1 after each step, the channels that each group keeps and, where there is one, the training curve, as PNG."""
+    ratios = (1, 2.2, 1.3) if curve else (1, 2.2)
+    figure = Figure(figsize=(11 + 4 * bool(curve), 3.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 2.2))
+    left, right, *rest = figure.subplots(1, len(ratios), width_ratios=ratios)
     tops = [100 * m.top1 for m in metrics.values()]
     bars = left.bar(list(metrics), tops, color=[STAGE_COLORS.get(stage, DARK) for stage in metrics])
     left.bar_label(bars, [f"{top:.1f}" for top in tops], padding=2)
     left.set(title="Top-1 on the test images, %", ylim=(0, max([*tops, 1]) * 1.15))
+    left.tick_params(axis="x", rotation=30)
     draw_widths(right, graph, widths)
+    if curve:
+        draw_curve(rest[0], curve)
     _bare(left, right)
     figure.savefig(path)
     return path
+
+
+def draw_curve(axes: Any, curve: Sequence[Mapping[str, float]]) -> None:
+    """Training loss per epoch and, on an axis of its own, top-1 on the held-out images where it was measured."""
+    lines = axes.plot([p["epoch"] for p in curve], [p["loss"] for p in curve], color=DARK, marker=".", label="loss")
+    axes.set(title="Fine-tuning", xlabel="epoch", ylabel="training loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top"]].set_visible(False)
+    measured = [point for point in curve if "top1" in point]
+    if measured:
+        right = axes.twinx()
+        tops = [100 * point["top1"] for point in measured]
+        lines += right.plot([p["epoch"] for p in measured], tops, color=ACCENT, marker=".", label="top-1")
+        right.set_ylabel("top-1 on held-out images, %")
+        right.spines[["top"]].set_visible(False)
+    axes.legend(handles=lines, frameon=False, loc="center right")
 
 
 def draw_graph(graph: ChannelGraph, widths: Sequence[int], path: Path) -> Path:

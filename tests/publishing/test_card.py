@@ -1,0 +1,130 @@
+"""The model card: complete, valid, and nothing in it that was not measured."""
+
+import re
+import warnings
+
+import pytest
+import timm
+import torch
+import yaml
+
+from eagleeye_hf import EagleEyeError, write_card
+from eagleeye_hf.publishing.card import check_card
+from tests.helpers import make_model
+from tests.publishing.make import whole_facts, write_checkpoint
+
+
+def card(on_hub: bool = True, **changes) -> str:
+    return write_card(whole_facts(make_model("resnet20_cifar"), **changes), "user/thin", on_hub)
+
+
+def metadata(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_every_fact_is_told():
+    text = card()
+    check_card(text, "the card")
+    for fact in (
+        "| MACs (papers say FLOPs) | 40.6 M | 10.",
+        "| parameters | 0.270 M |",
+        "| file size | 1.10 MB | 0.60 MB |",
+        "| latency, one image, CPU (x86_64, 1 threads) | 2.50 ms | 1.50 ms |",
+        "| latency, one image, ONNX Runtime, CPU | 1.25 ms | 0.75 ms |",
+        "| top-1 | 90.00% | 87.50% |",
+        "| top-5 | 99.00% | 99.00% |",
+        "| vanilla | 12.00% |",
+        "| adaptive | 58.00% |",
+        "saw only 50 held-out training images",
+        "- dataset: uoft-cs/cifar10, revision 0b2714987fa478483af9968de7c934580d0bb9a2",
+        "- calibration images: 50",
+        "- seed: 3",
+        "```bash\naccelerate launch recipes/mbv1.py --macs 0.5\n```",
+        "| 1 | 1.5000 | 70.00% |",
+        "| `layer1.0.conv1` | 16 | 8 | 50% |",
+        "| `linear` | 10 | 10 | pinned: carries the model's output |",
+        f"timm {timm.__version__}",
+        "inherits the limits and biases of resnet20_cifar",
+        "@inproceedings{li2020eagleeye",
+        "@software{eagleeye_hf",
+    ):
+        assert fact in text, fact
+
+
+def test_metadata_is_what_the_hub_reads():
+    data = metadata(card(base="mobilenetv1_100.ra4_e3600_r224_in1k"))
+    assert data["base_model"] == "timm/mobilenetv1_100.ra4_e3600_r224_in1k"
+    assert data["base_model_relation"] == "finetune"
+    assert data["library_name"] == "timm"
+    assert data["pipeline_tag"] == "image-classification"
+    assert {"timm", "pruned"} <= set(data["tags"])
+    assert data["datasets"] == ["uoft-cs/cifar10"]
+    assert data["license"] == "bsd-2-clause"
+    (model,) = data["model-index"]
+    (result,) = model["results"]
+    assert result["dataset"]["revision"] == "0b2714987fa478483af9968de7c934580d0bb9a2"
+    values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert values == {"Top-1 accuracy": 0.875, "Top-5 accuracy": 0.99}
+    assert {type(value) for value in values.values()} == {float}
+    assert metadata(card(base="hf-hub:somebody/network"))["base_model"] == "somebody/network"
+    assert "base_model" not in metadata(card())  # the CIFAR networks are not on the Hub
+    assert "datasets" not in metadata(card(dataset="cifar10"))  # a local folder is no dataset of the Hub
+
+
+def test_what_was_not_measured_is_absent():
+    bare = card(
+        dataset="",
+        dataset_revision="",
+        metrics={},
+        holdout_images=0,
+        training_curve=(),
+        file_bytes=None,
+        latency_ms=None,
+        onnx_latency_ms=None,
+        settings={},
+        command="",
+        license="",
+    )
+    for word in ("top-1", "latency", "file size", "model-index", "license", "dataset:", "seed", "epoch", "None", "nan"):
+        assert word not in bare, word
+    with pytest.raises(EagleEyeError, match=r"does not tell the licence .*, nor the test accuracy .*, nor the command"):
+        check_card(bare, "the card")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("value: 0.875", "value: good", "`model-index` gives 'good' for Top-1 accuracy"),
+        ("license: bsd-2-clause\n", "", "does not tell the licence"),
+        ("- seed: 3\n", "", "does not tell the seed"),
+        ("library_name: timm", "library_name: [", "the metadata of the card can't be read"),
+    ],
+)
+def test_a_card_edited_into_nonsense_is_refused(old, new, message):
+    text = card()
+    assert old in text
+    with pytest.raises(EagleEyeError, match=message):
+        check_card(text.replace(old, new), "the card")
+
+
+def test_the_code_on_the_card_runs_for_a_folder(tmp_path):
+    model, images = write_checkpoint(tmp_path / "run")
+    snippets = re.findall(r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        names: dict = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers' own
+            exec(snippet, names)
+        with torch.inference_mode():
+            outputs = names["model"].eval()(images)
+        torch.testing.assert_close(getattr(outputs, "logits", outputs), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_the_picture_is_drawn(tmp_path):
+    plots = pytest.importorskip("eagleeye_hf.publishing.plots")
+    facts = whole_facts(make_model("resnet20_cifar"))
+    path = plots.draw_result(facts.graph, facts.widths, facts.metrics, tmp_path / "a.png", facts.training_curve)
+    plain = plots.draw_result(facts.graph, facts.widths, facts.metrics, tmp_path / "b.png")
+    sizes = [int.from_bytes(png.read_bytes()[16:20], "big") for png in (path, plain)]
+    assert sizes == [2250, 1650]  # pixels wide: three panels, two panels
