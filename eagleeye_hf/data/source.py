@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from huggingface_hub import HfApi
 from torch import nn
 
 from eagleeye_hf.data.rows import Columns, MapRows, StreamRows, describe, is_network_fault
@@ -14,6 +15,16 @@ from eagleeye_hf.errors import EagleEyeError
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 """Names of a column of labels that is not described as one, the likeliest first."""
+
+
+def find_commit(dataset: str | Path, revision: str | None) -> str | None:
+    """The commit that a Hub dataset's revision stands for; `revision` itself where the Hub can't tell."""
+    if Path(dataset).exists():
+        return revision
+    try:
+        return HfApi().dataset_info(str(dataset), revision=revision).sha
+    except Exception:  # not reachable, say, but in the cache: opening it tells
+        return revision
 
 
 def open_dataset(dataset: str | Path, config: str | None, revision: str | None, streaming: bool | None) -> Any:

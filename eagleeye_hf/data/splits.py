@@ -18,7 +18,7 @@ from torch import nn
 from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.rows import MapRows
-from eagleeye_hf.data.source import check_classes, check_labels, find_columns, open_dataset, open_rows
+from eagleeye_hf.data.source import check_classes, check_labels, find_columns, find_commit, open_dataset, open_rows
 from eagleeye_hf.data.transforms import build_transforms
 from eagleeye_hf.errors import EagleEyeError
 
@@ -37,6 +37,8 @@ class Splits:
     label_names: tuple[str, ...]
     name: str
     """Hub name, or the name of the local folder."""
+    revision: str = ""
+    """Commit of a dataset on the Hub."""
 
 
 def open_splits(
@@ -77,7 +79,8 @@ def open_splits(
         EagleEyeError: the dataset can't be opened, lacks images, labels or a test split, has another number of classes
             than the model has outputs, or too few images.
     """
-    opened = open_dataset(dataset, config, revision, streaming) if isinstance(dataset, (str, Path)) else dataset
+    commit = find_commit(dataset, revision) if isinstance(dataset, (str, Path)) else None
+    opened = open_dataset(dataset, config, commit, streaming) if isinstance(dataset, (str, Path)) else dataset
     name = name or (str(dataset) if isinstance(dataset, (str, Path)) else "dataset")
     if "train" not in opened:
         raise EagleEyeError(f"`dataset={name}` has no split `train`; it has {', '.join(map(str, opened))}")
@@ -113,4 +116,5 @@ def open_splits(
         test=ImageSet(test, views.evaluation, mode=views.mode, name=short),
         label_names=names,
         name=short,
+        revision=commit or "",
     )

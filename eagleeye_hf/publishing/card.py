@@ -17,6 +17,8 @@ from eagleeye_hf.evaluation.metrics import Metrics
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+TIMM_NAME = re.compile(r"\w+\.\w+")
+"""An architecture with the tag of its weights, which timm keeps on the Hub."""
 PACKAGES = ("eagleeye-hf", "torch", "timm", "transformers", "datasets", "accelerate", "safetensors")
 
 REQUIRED = {
@@ -76,7 +78,7 @@ class CardFacts:
         """The base network's repo on the Hub."""
         if self.base.startswith("hf-hub:"):
             return self.base.removeprefix("hf-hub:")
-        return f"timm/{self.base}" if "." in self.base else None
+        return f"timm/{self.base}" if TIMM_NAME.fullmatch(self.base) else None
 
 
 def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:

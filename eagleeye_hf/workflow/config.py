@@ -33,7 +33,11 @@ class RunConfig(FinetuneConfig):
     num_workers: int = flag(4, "processes that decode training images, per training process")
     seed: int = flag(0, "of everything random")
     output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
+    license: str | None = flag(None, "licence of the result, as the Hub abbreviates it; by default the network's own")
+    onnx_latency: bool = flag(False, "measure the latency in ONNX Runtime too (needs the extra `onnx`)")
     push_to: str | None = flag(None, "Hub repo to publish the result in")
+    private: bool = flag(False, "make a new repo of `push_to` private")
+    remote_code: bool = flag(False, "publish a modeling file too, for transformers without eagleeye_hf")
 
     @property
     def search(self) -> SearchConfig:

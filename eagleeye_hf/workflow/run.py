@@ -21,6 +21,7 @@ from eagleeye_hf.channels.strategy import Strategy
 from eagleeye_hf.channels.strategy_file import read_strategy, strategy_to_dict
 from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
@@ -54,6 +55,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     """
     accelerator = Accelerator()
     folder = prepare_output(config)
+    license_name = check_publishing(model, config)
     model = model.to(accelerator.device).eval()
     calibration = data.calibration.cached_batches()
     graph = trace_model(model)
@@ -87,13 +89,19 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         graph=graph,
         widths=strategy.widths,
         dataset=data.name,
+        dataset_revision=data.revision,
         metrics=metrics,
         holdout_images=data.holdout.count(),
+        training_curve=[
+            {key: value for key in ("epoch", "loss", "top1") if (value := getattr(record, key)) is not None}
+            for record in curve
+        ],
         latency_ms=tuple(measure_latency([model, pruned], graph.input_size)),  # type: ignore[arg-type]
         device=describe_device(accelerator.device),
+        onnx_latency_ms=_onnx_latency(model, pruned, graph) if config.onnx_latency else None,
         settings=_settings(config, strategy),
         command=f"accelerate launch {shlex.join(sys.argv)}",
-        license=str((getattr(model, "pretrained_cfg", None) or {}).get("license") or ""),
+        license=license_name,
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
         file_bytes=(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 0),
     )
@@ -102,9 +110,30 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         shutil.rmtree(folder / "training", ignore_errors=True)
         print_summary(facts, folder)
         if config.push_to:
-            print(f"published: {push_to_hub(folder, config.push_to)}")
+            options = {"private": config.private or None, "remote_code": config.remote_code}
+            print(f"published: {push_to_hub(folder, config.push_to, **options)}")  # type: ignore[arg-type]
     accelerator.wait_for_everyone()
     return RunResult(folder=folder, strategy=strategy, facts=facts)
+
+
+def check_publishing(model: nn.Module, config: RunConfig) -> str:
+    """Find out before anything takes time what would be missing at the end; returns the result's licence."""
+    if config.onnx_latency and not importlib.util.find_spec("onnxruntime"):
+        raise EagleEyeError("`onnx_latency` needs onnx; install it with: pip install eagleeye-hf[onnx]")
+    found = config.license or (getattr(model, "pretrained_cfg", None) or {}).get("license") or ""
+    if config.push_to and not found:
+        raise EagleEyeError(
+            f"`push_to={config.push_to}` needs a licence for the card, and `model={config.model}` tells none; "
+            "give `license`, for example mit"
+        )
+    return str(found)
+
+
+def _onnx_latency(model: nn.Module, pruned: nn.Module, graph: ChannelGraph) -> tuple[float, float]:
+    from eagleeye_hf.publishing.onnx_files import measure_onnx_latency  # needs the extra `onnx`
+
+    full, thin = measure_onnx_latency([model, pruned], graph.input_size)
+    return full, thin
 
 
 def find_strategy(
@@ -170,7 +199,7 @@ def save_run(
     if facts.picture:
         from eagleeye_hf.publishing.plots import draw_result  # needs the extra `plots`
 
-        draw_result(facts.graph, facts.widths, dict(facts.metrics), folder / facts.picture)
+        draw_result(facts.graph, facts.widths, facts.metrics, folder / facts.picture, facts.training_curve)
     images = torch.randn(2, *facts.graph.input_size)
     with torch.inference_mode():
         torch.testing.assert_close(from_pretrained(folder)(images), pruned(images))
