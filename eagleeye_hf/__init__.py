@@ -1,9 +1,11 @@
 """EagleEye channel pruning for timm CNNs on the Hugging Face stack."""
 
 import eagleeye_hf.models  # noqa: F401  registers the CIFAR networks with timm
+from eagleeye_hf.channels.budget import Budget
 from eagleeye_hf.channels.cost import Cost, count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.strategy import Budget, Strategy, sample_strategies, widths_from_ratios
+from eagleeye_hf.channels.sampling import sample_strategies
+from eagleeye_hf.channels.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.errors import EagleEyeError

@@ -25,7 +25,9 @@ INSIDE = {
     "channels": [
         "graph",
         "cost",
+        "budget",
         "strategy",
+        "sampling",
         "strategy_file",
         "shadow",
         "rules",

@@ -14,8 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from eagleeye_hf.channels.budget import Budget
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.strategy import Budget, Strategy, sample_strategies
+from eagleeye_hf.channels.sampling import sample_strategies
+from eagleeye_hf.channels.strategy import Strategy
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.journal import Journal
 
