@@ -56,10 +56,10 @@ def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarr
     memo: dict[int, Any] = {}
     for name, cuts in by_tensor.items():
         full = tensors[name]
-        thin = _meta_cut(full, cuts) if meta else _cut(full, cuts)
+        thin = _meta_cut(full, cuts) if meta else cut_tensor(full, cuts)
         memo[id(full)] = nn.Parameter(thin, full.requires_grad) if isinstance(full, nn.Parameter) else thin
     thinned = _copy_without_caches(model, memo)
-    resize_modules(thinned, {(a.module, a.path): _kept_size(a, graph, keep) for a in graph.attributes})
+    resize_modules(thinned, {(a.module, a.path): kept_size(a, graph, keep) for a in graph.attributes})
     return thinned
 
 
@@ -73,12 +73,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def _copy_without_caches(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What a forward pass left behind (LeViT keeps its attention biases) has the old sizes."""
     new = _copy_modules(model, memo)
-    for module in new.modules():
-        for name, value in vars(module).items():
-            if not name.startswith("_") and type(value) is dict and all(isinstance(v, Tensor) for v in value.values()):
-                value.clear()
+    clear_caches(new)
     return new
 
 
@@ -108,7 +104,15 @@ def _copies_plainly(kind: type) -> bool:
     )
 
 
-def _cut(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:
+def clear_caches(model: nn.Module) -> None:
+    """Forget what a forward pass left behind (LeViT keeps its attention biases): it has the old sizes."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_") and type(value) is dict and all(isinstance(v, Tensor) for v in value.values()):
+                value.clear()
+
+
+def cut_tensor(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:
     thin = full.detach()
     for dim, kept in cuts:
         thin = thin.index_select(dim, torch.from_numpy(kept).to(full.device))
@@ -122,7 +126,7 @@ def _meta_cut(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:
     return torch.empty(shape, dtype=full.dtype, device="meta")
 
 
-def _kept_size(attribute: SizeAttribute, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> int:
+def kept_size(attribute: SizeAttribute, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> int:
     mask = np.ones(attribute.length, dtype=bool)
     for number, pairs in attribute.parts:
         group = graph.groups[number]

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.thin import named_tensors
 from eagleeye_hf.evaluation.batchnorm import Batch, batch_norms, recalibrate_bn
+from eagleeye_hf.evaluation.format import Format, rank_correlation, time_formats
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
-from eagleeye_hf.pruning.importance import choose_channels
+from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
+from eagleeye_hf.pruning.importance import Importance
+from eagleeye_hf.pruning.latency import fit_latency
+from eagleeye_hf.pruning.skeleton import Skeleton
 from eagleeye_hf.pruning.surgery import slice_model
+
+SAME_RANKING = 0.9
+"""Least rank correlation with float32 at which a lower precision may score."""
 
 
 class AdaptiveBNScore:
     """Scores widths by adaptive BatchNorm evaluation (paper, section 3.3).
 
+    Importance and moments are computed once; a candidate is cut out of the full model's tensors and put into modules
+    that are built once per thread. Beside the model this takes the calibration and holdout images once, the thin
+    weights and the activations of one batch.
+
     Args:
-        calibration: batches of training images, used only to recompute the statistics.
+        calibration: batches of training images, used only to recompute the statistics (and for compensation).
         holdout: batches of other training images, used only to score.
+        criterion: which channels stay, as in `choose_channels`.
         momentum: as in `recalibrate_bn`.
+        compensate: repair the readers of removed channels before scoring.
+        format: memory format and precision; None lets `prepare` choose the fastest that ranks alike.
+        seed: of the criterion `random`.
     """
 
     def __init__(
@@ -34,18 +54,147 @@ class AdaptiveBNScore:
         *,
         criterion: str = "l1",
         momentum: float | None = None,
+        compensate: bool = False,
+        format: Format | None = None,
+        seed: int = 0,
     ) -> None:
         batch_norms(model)  # refuses a network without any
-        self.model, self.graph = model, graph
+        self.model, self.graph = model.eval(), graph
         self.calibration, self.holdout = calibration, holdout
-        self.criterion, self.momentum = criterion, momentum
+        self.criterion, self.momentum, self.compensate, self.seed = criterion, momentum, compensate, seed
+        self.format = format
+        self.importance = Importance(model, graph, criterion, calibration if criterion == "taylor" else None, seed)
+        self._moments: dict[str, Moments] | None = None
+        self._images: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
+        self._local = threading.local()
+        self._lock = threading.Lock()
 
-    def build(self, widths: Sequence[int]) -> nn.Module:
-        """The thinned model with the full model's statistics."""
-        return slice_model(self.model, self.graph, choose_channels(self.model, self.graph, widths, self.criterion))
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.model.parameters())).device
 
-    def __call__(self, widths: Sequence[int]) -> Metrics:
-        return evaluate_model(recalibrate_bn(self.build(widths), self.calibration, self.momentum), self.holdout)
+    @property
+    def workers(self) -> int:
+        """Candidates that a process scores at a time: on a CPU one per core, each on one thread, so that a score does
+        not depend on how many cores there are."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        """Of the readers' inputs in the full network, over the calibration images."""
+        with self._lock:
+            if self._moments is None:
+                self._moments = collect_moments(self.model, self.graph, self.calibration)
+        return self._moments
+
+    def unit_scores(self) -> list[np.ndarray]:
+        """The importance of each unit, one array per prunable group."""
+        return [self.importance.unit_scores(i) for i, group in enumerate(self.graph.groups) if group.prunable]
+
+    def build(self, widths: Sequence[int], compensate: bool | None = None) -> nn.Module:
+        """A thin model of its own, with the full model's statistics, to be trained or saved.
+
+        Args:
+            compensate: instead of the score's own setting.
+        """
+        keep = self.importance.choose(widths)
+        thin = slice_model(self.model, self.graph, keep)
+        if self.compensate if compensate is None else compensate:
+            changed = compensate_readers(self.model, self.graph, keep, self.moments)
+            repaired = Skeleton(self.model, self.graph).fill(keep, changed)
+            thin.load_state_dict(repaired.state_dict())
+        return thin
+
+    def __call__(self, widths: Sequence[int], share: float = 1.0) -> Metrics:
+        """Score a candidate.
+
+        Args:
+            share: use only this share of the calibration and of the holdout batches, from the first on.
+        """
+        return self._evaluate(widths, share, self.format or Format())
+
+    def _evaluate(self, widths: Sequence[int], share: float, format: Format) -> Metrics:
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            calibration, holdout = self._prepared(format)
+            model = self.candidate(widths, format)
+            with format.autocast(self.device):
+                recalibrate_bn(model, calibration[: _part(calibration, share)], self.momentum)
+                return evaluate_model(model, holdout[: _part(holdout, share)])
+        finally:
+            torch.set_num_threads(threads)
+
+    def candidate(self, widths: Sequence[int], format: Format) -> nn.Module:
+        """The thin model in this thread's modules; good until the next call."""
+        skeletons: dict[bool, Skeleton] = vars(self._local).setdefault("skeletons", {})
+        if format.channels_last not in skeletons:
+            with self._lock:
+                skeletons[format.channels_last] = Skeleton(self.model, self.graph, format.channels_last)
+        keep = self.importance.choose(widths)
+        changed = compensate_readers(self.model, self.graph, keep, self.moments) if self.compensate else None
+        return skeletons[format.channels_last].fill(keep, changed)
+
+    def _prepared(self, format: Format) -> tuple[list[Tensor], list[Batch]]:
+        """The images in this format, converted once and, on an accelerator, kept there."""
+        with self._lock:
+            if format not in self._images:
+                calibration = [format.convert(images.to(self.device)) for images, _ in self.calibration]
+                holdout = [(format.convert(images.to(self.device)), labels) for images, labels in self.holdout]
+                self._images = {format: (calibration, holdout)}  # one format at a time: memory is bounded
+            return self._images[format]
+
+    def prepare(self, examples: Sequence[Sequence[int]], latency: bool = False) -> dict[str, Any]:
+        """Measure what the search needs to know once; `adopt` takes it, here or in another process.
+
+        Args:
+            examples: widths to measure on, typical ones of this search.
+            latency: also fit a model of milliseconds.
+        Returns:
+            Plain numbers: the format with its speed, the full model's scores on the holdout images, latency.
+        """
+        facts: dict[str, Any] = {"full": self._full_scores()}
+        if self.format is None:
+            facts["format"] = self._choose_format(examples)
+        if latency:
+            facts["latency"] = asdict(fit_latency(self.model, self.graph, self.importance))
+        return facts
+
+    def adopt(self, facts: dict[str, Any]) -> None:
+        if "format" in facts:
+            self.format = Format(**facts["format"]["chosen"])
+
+    def _choose_format(self, examples: Sequence[Sequence[int]]) -> dict[str, Any]:
+        speeds = time_formats(lambda f: self.candidate(examples[0], f), self.calibration[0][0], self.device)
+        order = sorted(speeds, key=lambda f: -speeds[f])
+        safe = next(f for f in order if not f.bfloat16)
+        chosen, agreement = order[0], None
+        if chosen.bfloat16:
+            share = 2 / max(len(self.holdout), 2)
+            losses = [[self._evaluate(widths, share, f).loss for widths in examples] for f in (safe, chosen)]
+            agreement = rank_correlation(*losses) if np.all(np.isfinite(losses)) else 0.0
+            if agreement < SAME_RANKING:
+                chosen = safe
+        return {
+            "chosen": asdict(chosen),
+            "images_per_second": {str(f): round(speed, 1) for f, speed in speeds.items()},
+            "rank_correlation": agreement,
+        }
+
+    def _full_scores(self) -> dict[str, float]:
+        """The full network on the holdout images, with its own statistics and with recomputed ones."""
+        own = evaluate_model(self.model, self.holdout)
+        with torch.no_grad():
+            outputs = self.model(self.calibration[0][0][:1].to(self.device)).shape[1]
+        adapted = self._evaluate(self.graph.widths, 1.0, Format())
+        return {
+            "classes": outputs,
+            "top1": own.top1,
+            "loss": own.loss,
+            "adaptive_top1": adapted.top1,
+            "adaptive_loss": adapted.loss,
+        }
 
     def fingerprint(self) -> dict[str, object]:
         """Everything here that determines a score."""
@@ -54,9 +203,16 @@ class AdaptiveBNScore:
             weights.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         for batch_images, labels in (*self.calibration, *self.holdout):
             images.update(batch_images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
+        cuda = self.device.type == "cuda"
         return {
             "weights": weights.hexdigest()[:16],
             "images": images.hexdigest()[:16],
             "criterion": self.criterion,
             "momentum": self.momentum,
+            "compensate": self.compensate,
+            "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
+
+
+def _part(batches: Sequence[Any], share: float) -> int:
+    return max(1, math.ceil(len(batches) * share - 1e-9))

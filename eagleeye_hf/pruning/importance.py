@@ -2,65 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, Member, check_widths
 from eagleeye_hf.channels.thin import named_tensors
 from eagleeye_hf.errors import EagleEyeError
 
+Batch = tuple[Tensor, Tensor]
+
+
+class Importance:
+    """Scores of a network's channels, computed once per group and kept.
+
+    A channel's importance is summed over the filters that produce it (all layers tied by a residual add); depthwise
+    filters count only where nothing else produces the channel. Each layer's scores are divided by their mean, so that
+    layers of different scale count alike; those of `"taylor"` have a common scale already.
+
+    Args:
+        criterion: `"l1"` (sum of absolute weights; paper, section 3.2), `"l2"`, `"bn_scale"` (absolute BatchNorm
+            weight), `"geometric_median"` (summed distance to the layer's other filters, He et al. 2019), `"taylor"`
+            (expected squared change of the loss without the filter, to first order: Molchanov et al. 2019, eq. 8) or
+            `"random"`.
+        batches: images and labels, for `"taylor"` only.
+        seed: for `"random"` only.
+    Raises:
+        EagleEyeError: the criterion is unknown, or has no batches to go by.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        criterion: str = "l1",
+        batches: Iterable[Batch] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if criterion not in CRITERIA:
+            raise EagleEyeError(f"`criterion={criterion!r}` is unknown; choose one of {', '.join(CRITERIA)}")
+        if criterion == "taylor" and batches is None:
+            raise EagleEyeError("`criterion='taylor'` needs `batches` of images and labels for its gradients")
+        self.graph, self.criterion, self.seed = graph, criterion, seed
+        self._tensors = dict(named_tensors(model))
+        self._effects = filter_effects(model, batches) if criterion == "taylor" and batches is not None else {}
+        self._units: dict[int, np.ndarray] = {}
+
+    def unit_scores(self, number: int) -> np.ndarray:
+        """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""
+        if number not in self._units:
+            group = self.graph.groups[number]
+            self._units[number] = self._channel_scores(group)[group.units].mean(1)
+        return self._units[number]
+
+    def choose(self, widths: Sequence[int]) -> dict[str, np.ndarray]:
+        """The most important channels, ascending, per name of a group that shrinks."""
+        keep = {}
+        for number, width in enumerate(check_widths(self.graph, widths)):
+            group = self.graph.groups[number]
+            if width < group.channels:
+                best = np.argsort(-self.unit_scores(number), kind="stable")[: width // group.step]
+                keep[group.name] = np.sort(group.units[best].ravel())
+        return keep
+
+    def _channel_scores(self, group: ChannelGroup) -> np.ndarray:
+        if self.criterion == "random":
+            return np.random.default_rng((self.seed, zlib.crc32(group.name.encode()))).random(group.channels)
+        total = np.zeros(group.channels)
+        for member in self._producers(group):
+            if self.criterion == "taylor":
+                total += self._effects[member.tensor][member.index].sum(1)
+                continue
+            weight = self._tensors[member.tensor].detach().float()
+            scores = CRITERIA[self.criterion](weight.flatten(1) if weight.ndim > 1 else weight)
+            by_channel = scores.double().cpu().numpy()[member.index].sum(1)
+            total += by_channel / max(by_channel.mean(), 1e-12)
+        return total
+
+    def _producers(self, group: ChannelGroup) -> list[Member]:
+        tensors = self._tensors
+        if self.criterion == "bn_scale":
+            rows = [m for m in group.members if tensors[m.tensor].ndim == 1 and _is_scale(m, tensors)]
+        else:
+            rows = [m for m in group.members if m.dim == 0 and tensors[m.tensor].ndim >= 2]
+            rows = [m for m in rows if tensors[m.tensor][0].numel() > tensors[m.tensor][0, 0].numel()] or rows
+        if self.criterion == "taylor":
+            rows = [m for m in rows if m.tensor in self._effects]
+        if not rows:
+            raise EagleEyeError(
+                f"`criterion={self.criterion!r}` has nothing to go by in group {group.name}; use another one"
+            )
+        return rows
+
 
 def choose_channels(
-    model: nn.Module, graph: ChannelGraph, widths: Sequence[int], criterion: str = "l1"
-) -> dict[str, torch.Tensor]:
+    model: nn.Module,
+    graph: ChannelGraph,
+    widths: Sequence[int],
+    criterion: str = "l1",
+    *,
+    batches: Iterable[Batch] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """Pick the most important channels of every group that shrinks.
-
-    A channel's importance is summed over the filters that produce it (all layers tied by a residual add), each layer's
-    scores divided by their mean so that layers of different scale count alike; depthwise filters count only where
-    nothing else produces the channel.
 
     Args:
         widths: channels kept, one integer per group, in the graph's order.
-        criterion: `"l1"` (sum of absolute weights; paper, section 3.2), `"l2"`, `"bn_scale"` (absolute BatchNorm
-            weight) or `"geometric_median"` (summed distance to the layer's other filters, He et al. 2019).
+        criterion, batches, seed: as in `Importance`.
     Returns:
         Kept channels, ascending, per name of a pruned group.
     Raises:
         EagleEyeError: the criterion is unknown, or the widths don't fit the graph.
     """
-    if criterion not in CRITERIA:
-        raise EagleEyeError(f"`criterion={criterion!r}` is unknown; choose one of {', '.join(CRITERIA)}")
-    tensors = dict(named_tensors(model))
-    keep = {}
-    for group, width in zip(graph.groups, check_widths(graph, widths), strict=True):
-        if width < group.channels:
-            scores = score_channels(tensors, group, criterion)
-            by_unit = scores[group.units].sum(1)
-            best = np.argsort(-by_unit, kind="stable")[: width // group.step]
-            keep[group.name] = torch.from_numpy(np.sort(group.units[best].ravel()))
-    return keep
+    importance = Importance(model, graph, criterion, batches, seed)
+    return {name: torch.from_numpy(kept) for name, kept in importance.choose(widths).items()}
 
 
-def score_channels(tensors: dict[str, Tensor], group: ChannelGroup, criterion: str) -> np.ndarray:
-    """The importance of each channel of a group; shape `(channels,)`, comparable within the group only."""
-    if criterion == "bn_scale":
-        rows = [m for m in group.members if tensors[m.tensor].ndim == 1 and _is_scale(m, tensors)]
-    else:
-        rows = [m for m in group.members if m.dim == 0 and tensors[m.tensor].ndim >= 2]
-        rows = [m for m in rows if tensors[m.tensor][0].numel() > tensors[m.tensor][0, 0].numel()] or rows
-    if not rows:
-        raise EagleEyeError(f"`criterion={criterion!r}` has nothing to go by in group {group.name}; use another one")
-    total = np.zeros(group.channels)
-    for member in rows:
-        weight = (
-            tensors[member.tensor].detach().float().flatten(1) if criterion != "bn_scale" else tensors[member.tensor]
-        )
-        scores = CRITERIA[criterion](weight.detach()).double().cpu().numpy()[member.index].sum(1)
-        total += scores / max(scores.mean(), 1e-12)
-    return total
+def filter_effects(model: nn.Module, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """Squared change of the loss when a filter is set to zero, to first order, averaged over the batches.
+
+    Returns:
+        Per weight of two dimensions or more, `(sum of weight * gradient over the filter)^2`, shape `(filters,)`.
+    Raises:
+        EagleEyeError: there are no batches.
+    """
+    weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.is_floating_point()}
+    trainable = {name: p.requires_grad for name, p in weights.items()}
+    modes = {module: module.training for module in model.modules()}
+    device = next(iter(weights.values())).device
+    totals = {name: torch.zeros(len(p), dtype=torch.float64, device=device) for name, p in weights.items()}
+    num_batches = 0
+    model.eval()
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for images, labels in batches:
+            with torch.enable_grad():
+                loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                if gradient is not None:
+                    totals[name] += (weight.detach() * gradient).flatten(1).sum(1).double().square()
+            num_batches += 1
+    finally:
+        for name, weight in weights.items():
+            weight.requires_grad_(trainable[name])
+        for module, mode in modes.items():
+            module.training = mode
+    if not num_batches:
+        raise EagleEyeError("`batches` is empty; `criterion='taylor'` needs images and labels")
+    return {name: (total / num_batches).cpu().numpy() for name, total in totals.items()}
 
 
 def _is_scale(member: Member, tensors: dict[str, Tensor]) -> bool:
@@ -70,6 +165,9 @@ def _is_scale(member: Member, tensors: dict[str, Tensor]) -> bool:
 CRITERIA: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda weight: weight.abs().sum(1),
     "l2": lambda weight: weight.square().sum(1).sqrt(),
-    "bn_scale": lambda weight: weight.float().abs(),
+    "bn_scale": lambda weight: weight.abs(),
     "geometric_median": lambda weight: torch.cdist(weight[None], weight[None])[0].sum(1),
+    "taylor": lambda effect: effect,
+    "random": lambda weight: weight,
 }
+"""How a layer's filters, one per row, are scored; the last two don't look at a layer's weights alone."""

@@ -1,4 +1,4 @@
-"""Measured milliseconds."""
+"""Measured milliseconds, and a model of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import statistics
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
+
+from eagleeye_hf.channels.budget import LatencyModel, latency_features
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.strategy import widths_from_ratios
+from eagleeye_hf.pruning.importance import Importance
+from eagleeye_hf.pruning.surgery import slice_model
+
+SAMPLES = 40
+RIDGE = 1e-2
 
 
 def measure_latency(
@@ -34,6 +44,43 @@ def measure_latency(
     for model, mode in zip(models, modes, strict=True):
         model.train(mode)
     return [statistics.median(own) for own in times]
+
+
+def fit_latency(
+    model: nn.Module, graph: ChannelGraph, importance: Importance, max_ratio: float = 0.8, seed: int = 0
+) -> LatencyModel:
+    """Measure random sub-nets of all sizes, the full model and a very thin one, and fit a linear model to them.
+
+    Milliseconds are relative to the full model's in the same round, so that a machine under changing load misleads
+    little. A quarter of the sub-nets is kept out of the fit to tell its error, then the fit takes all.
+    """
+    random = np.random.default_rng(seed)
+    num_groups = len(graph.prunable)
+    sizes = random.random((SAMPLES, 1))
+    ratios = np.clip(sizes * max_ratio + random.normal(0, 0.2, (SAMPLES, num_groups)), 0, max_ratio)
+    ratios = np.vstack([np.zeros(num_groups), np.full(num_groups, max_ratio), ratios])
+    widths = widths_from_ratios(graph, ratios)
+    relative, full_times = [], []
+    for row in widths:
+        thin = slice_model(model, graph, importance.choose(row.tolist()))
+        full_ms, thin_ms = measure_latency([model, thin], graph.input_size, rounds=10)
+        relative.append(thin_ms / full_ms)
+        full_times.append(full_ms)
+    features, target = latency_features(graph, widths), np.array(relative)
+    test = np.arange(len(target)) % 4 == 2
+    guess = features[test] @ _ridge(features[~test], target[~test])
+    full = statistics.median(full_times)
+    return LatencyModel(
+        coefficients=tuple((_ridge(features, target) * full).tolist()),
+        full_ms=full,
+        error=float(np.mean(np.abs(guess / target[test] - 1))),
+    )
+
+
+def _ridge(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+    penalty = RIDGE * len(target) * np.eye(features.shape[1])
+    penalty[:3, :3] *= 1e-3  # the constant and the totals explain most
+    return np.linalg.solve(features.T @ features + penalty, features.T @ target)
 
 
 def describe_device(device: torch.device) -> str:

@@ -13,7 +13,9 @@ from eagleeye_hf.channels.thin import thin_copy
 from eagleeye_hf.errors import EagleEyeError
 
 
-def slice_model(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Sequence[int] | torch.Tensor]) -> nn.Module:
+def slice_model(
+    model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Sequence[int] | torch.Tensor | np.ndarray]
+) -> nn.Module:
     """Remove channels; the result computes what `model` does when nothing reads the removed ones.
 
     Args:

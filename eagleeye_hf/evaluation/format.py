@@ -1,0 +1,69 @@
+"""Memory format and precision of forward passes, chosen by measurement."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    channels_last: bool = False
+    bfloat16: bool = False
+    """Convolutions and matrix products in bfloat16; statistics and losses stay in float32 or better."""
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def convert(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last and images.ndim == 4 else torch.contiguous_format
+        dtype = torch.bfloat16 if self.bfloat16 else images.dtype
+        return images.to(dtype=dtype, memory_format=layout)
+
+    def __str__(self) -> str:
+        return f"{'channels_last' if self.channels_last else 'NCHW'} {'bfloat16' if self.bfloat16 else 'float32'}"
+
+
+FORMATS = [Format(channels_last=last, bfloat16=half) for last in (False, True) for half in (False, True)]
+
+
+def time_formats(
+    build: Callable[[Format], nn.Module], images: Tensor, device: torch.device, rounds: int = 3
+) -> dict[Format, float]:
+    """Images per second of each format on one batch, median of turns; those that fail are left out."""
+    times: dict[Format, list[float]] = {}
+    for round_number in range(rounds + 1):
+        for candidate in FORMATS:
+            if round_number and candidate not in times:
+                continue
+            try:
+                model, batch = build(candidate), candidate.convert(images.to(device))
+                with torch.no_grad(), candidate.autocast(device):
+                    _wait(device)
+                    started = time.perf_counter()
+                    model(batch)
+                    _wait(device)
+                times.setdefault(candidate, []).append(time.perf_counter() - started)
+            except RuntimeError:  # an operator without this precision on this device
+                times.pop(candidate, None)
+    return {candidate: len(images) / statistics.median(own[1:]) for candidate, own in times.items() if len(own) > 1}
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's, ties by order; 1 where there is nothing to rank."""
+    if len(first) < 2:
+        return 1.0
+    ranks = [np.argsort(np.argsort(np.asarray(values), kind="stable")) for values in (first, second)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
