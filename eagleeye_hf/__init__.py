@@ -16,7 +16,9 @@ from eagleeye_hf.pruning.importance import choose_channels
 from eagleeye_hf.pruning.surgery import slice_model
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained
 from eagleeye_hf.publishing.hub import push_to_hub
-from eagleeye_hf.search.run import SearchConfig, SearchResult, run_search
+from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.search.result import SearchResult
+from eagleeye_hf.search.run import run_search
 from eagleeye_hf.training.finetune import FinetuneConfig, finetune_model
 from eagleeye_hf.workflow.config import RunConfig
 from eagleeye_hf.workflow.load import load_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -57,12 +58,12 @@ class Space:
         def along(t: np.ndarray) -> np.ndarray:
             return np.repeat(t[:, None] * self.max_ratio, self.num_groups, axis=1)
 
-        return self.strategy(self.widths(along(self._bisect(along, np.zeros(1), np.ones(1))))[0], "uniform")
+        return self.strategy(self.widths(along(self.bisect(along, np.zeros(1), np.ones(1))))[0], "uniform")
 
     def project(self, ratios: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
         """Widths that meet the budget, near these ratios of one strategy; None where none was found."""
         widths = self.widths(self.shift(ratios[None]))
-        return widths[0] if self.bounds.fits(widths)[0] else self._repair(widths[0], random)
+        return widths[0] if self.bounds.fits(widths)[0] else self.repair(widths[0], random)
 
     def shift(self, ratios: np.ndarray) -> np.ndarray:
         """Move ratios, shape `(num, num_prunable)`, to the budget's surface, all groups of a strategy together.
@@ -77,7 +78,7 @@ class Space:
             return self.max_ratio * _tilted(place, t[:, None] * self._tilt)
 
         limit = np.full(len(ratios), MAX_TILT)
-        return along(self._bisect(along, -limit, limit))
+        return along(self.bisect(along, -limit, limit))
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """Ratios uniform in `[0, max_ratio]` (paper, section 3.2), not yet projected."""
@@ -86,7 +87,7 @@ class Space:
     def strategy(self, widths: np.ndarray, origin: str) -> Strategy:
         return strategy_from_widths(self.graph, widths.tolist(), origin)
 
-    def _bisect(self, along, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    def bisect(self, along: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """The smallest parameter, hence the heaviest network, that is within the budget."""
         for _ in range(40):
             middle = (low + high) / 2
@@ -94,7 +95,7 @@ class Space:
             low, high = np.where(fits, low, middle), np.where(fits, middle, high)
         return high
 
-    def _repair(self, widths: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
+    def repair(self, widths: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
         """Change single widths by a step, in random order, until the budget is met."""
         full = np.array(self.graph.widths)
         miss = abs(float(self.bounds.excess(widths)[0]))
@@ -170,7 +171,7 @@ def draw_random(space: Space, seed: int, numbers: range, sampler: Sampler = "pro
         nearest = min(nearest, float(np.abs(space.bounds.excess(widths)).min()))
         fits = space.bounds.fits(widths)
         for number, random, own, fit in zip(pending, generators, widths, fits, strict=True):
-            repaired = own if fit else space._repair(own, random) if sampler == "projected" else None
+            repaired = own if fit else space.repair(own, random) if sampler == "projected" else None
             if repaired is not None:
                 found[number] = space.strategy(repaired, "random")
     missing = len(numbers) - len(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -31,7 +31,8 @@ class Format:
         return f"{'channels_last' if self.channels_last else 'NCHW'} {'bfloat16' if self.bfloat16 else 'float32'}"
 
 
-FORMATS = [Format(channels_last=last, bfloat16=half) for last in (False, True) for half in (False, True)]
+FORMATS = [Format(channels_last=last, bfloat16=half) for half in (False, True) for last in (False, True)]
+NEARLY = 0.75
 
 
 def time_formats(
@@ -54,6 +55,12 @@ def time_formats(
             except RuntimeError:  # an operator without this precision on this device
                 times.pop(candidate, None)
     return {candidate: len(images) / statistics.median(own[1:]) for candidate, own in times.items() if len(own) > 1}
+
+
+def fastest_format(speeds: Mapping[Format, float]) -> Format:
+    """The last of `FORMATS` that is nearly as fast as the fastest, so that noise does not tip the choice."""
+    fastest = max(speeds.values())
+    return next(candidate for candidate in reversed(FORMATS) if speeds.get(candidate, 0.0) > NEARLY * fastest)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.thin import named_tensors
 from eagleeye_hf.evaluation.batchnorm import Batch, batch_norms, recalibrate_bn
-from eagleeye_hf.evaluation.format import Format, rank_correlation, time_formats
+from eagleeye_hf.evaluation.format import Format, fastest_format, rank_correlation, time_formats
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
 from eagleeye_hf.pruning.importance import Importance
-from eagleeye_hf.pruning.latency import fit_latency
+from eagleeye_hf.pruning.latency import fit_latency, measure_latency
 from eagleeye_hf.pruning.skeleton import Skeleton
 from eagleeye_hf.pruning.surgery import slice_model
 
@@ -161,15 +161,20 @@ class AdaptiveBNScore:
             facts["latency"] = asdict(fit_latency(self.model, self.graph, self.importance))
         return facts
 
+    def measure(self, candidates: Sequence[Sequence[int]]) -> tuple[float, list[float]]:
+        """Milliseconds of one forward pass of one image: the full model's, and each candidate's."""
+        models = [self.model, *(self.build(widths, compensate=False) for widths in candidates)]
+        full, *times = measure_latency(models, self.graph.input_size)
+        return full, times
+
     def adopt(self, facts: dict[str, Any]) -> None:
         if "format" in facts:
             self.format = Format(**facts["format"]["chosen"])
 
     def _choose_format(self, examples: Sequence[Sequence[int]]) -> dict[str, Any]:
         speeds = time_formats(lambda f: self.candidate(examples[0], f), self.calibration[0][0], self.device)
-        order = sorted(speeds, key=lambda f: -speeds[f])
-        safe = next(f for f in order if not f.bfloat16)
-        chosen, agreement = order[0], None
+        safe = fastest_format({f: speed for f, speed in speeds.items() if not f.bfloat16})
+        chosen, agreement = fastest_format(speeds), None
         if chosen.bfloat16:
             share = 2 / max(len(self.holdout), 2)
             losses = [[self._evaluate(widths, share, f).loss for widths in examples] for f in (safe, chosen)]

@@ -1,94 +1,40 @@
-"""Score many strategies, on one or many processes, in a run that can be killed and started again."""
+"""Look for the best strategies, on one or many processes, in a run that can be killed and started again."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from eagleeye_hf.channels.budget import Budget
+from eagleeye_hf.channels.budget import Bounds, Budget, LatencyModel
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.sampling import sample_strategies
-from eagleeye_hf.channels.strategy import Strategy
-from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.channels.sampling import Space, draw_random
+from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
+from eagleeye_hf.search.generations import Search
 from eagleeye_hf.search.journal import Journal
+from eagleeye_hf.search.result import Candidate, SearchResult
+from eagleeye_hf.search.workers import Scorer, Workers
 
-
-class Score(Protocol):
-    """What a search needs of a metric; `loss` ranks."""
-
-    @property
-    def loss(self) -> float: ...
-    @property
-    def top1(self) -> float: ...
-    @property
-    def num_images(self) -> int: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """Which strategies to try."""
-
-    macs: float | None = 0.5
-    """Budget of MACs: a fraction of the full model, or an absolute number."""
-    params: float | None = None
-    """Budget of parameters, likewise."""
-    tolerance: float = 0.005
-    """How far the budget may be missed, as a fraction of the full model."""
-    divisor: int = 1
-    """Widths are multiples of it."""
-    max_ratio: float = 0.7
-    """The largest fraction of channels removed from a group."""
-    candidates: int = 100
-    """Strategies to score, the uniform one included."""
-    seed: int = 0
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(macs=self.macs, params=self.params, tolerance=self.tolerance)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A strategy and its score on the holdout images after adaptive BatchNorm."""
-
-    index: int
-    strategy: Strategy
-    loss: float
-    top1: float
-    num_images: int
-    seconds: float
-    status: str
-    """`ok`, or what went wrong."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    candidates: tuple[Candidate, ...]
-    """In the order they were drawn."""
-
-    @property
-    def leaders(self) -> list[Candidate]:
-        """The candidates that have a score, lowest holdout loss first."""
-        return sorted((c for c in self.candidates if c.status == "ok"), key=lambda c: (c.loss, c.index))
-
-    @property
-    def best(self) -> Candidate:
-        if not self.leaders:
-            raise EagleEyeError(f"no candidate could be scored; the first one failed with: {self.candidates[0].status}")
-        return self.leaders[0]
+EXAMPLES = 6
+"""Random strategies on which formats are compared."""
+MEASURED = 10
+"""Leaders of each budget whose latency is measured."""
+ROUNDS = 10
+"""How often more leaders are measured before giving up."""
+LATENCY_SLACK = 0.05
+"""By how much a measured latency may exceed its bound, for measurements are noisy."""
 
 
 def run_search(
-    score: Callable[[Sequence[int]], Score],
+    score: Scorer,
     graph: ChannelGraph,
     config: SearchConfig,
     *,
@@ -96,78 +42,96 @@ def run_search(
     fingerprint: Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
 ) -> SearchResult:
-    """Draw strategies that meet the budget and score them; the same on any number of processes.
+    """Propose strategies that meet the budgets and score them; the same on any number of processes.
+
+    Candidates come in generations of a fixed size. All of one are scored on a part of the images, and those among the
+    best so far on more of them, up to all.
 
     Args:
         score: widths, one per group of the graph, to a score with `loss`, `top1` and `num_images`.
         output: folder of the journal `search.jsonl`; a run started again there goes on where it was killed.
         fingerprint: what else determines a score (weights, images...), kept in the journal and compared on resume.
     Raises:
-        EagleEyeError: the budget is out of reach, or the journal in `output` is of another configuration.
+        EagleEyeError: a budget is out of reach, or the journal in `output` is of another configuration.
     """
-    strategies = sample_strategies(
-        graph, config.budget, config.candidates, config.seed, divisor=config.divisor, max_ratio=config.max_ratio
-    )
     accelerator = accelerator or Accelerator()
+    for budget in config.budgets:  # refused at once, and by every process
+        if budget.latency_ms is None:
+            Space(Bounds(graph, budget), config.divisor, config.max_ratio)
     journal = None
     if output is not None:
-        settings = asdict(config) | {"groups": [group.name for group in graph.groups]} | dict(fingerprint or {})
-        journal = Journal(output / "search.jsonl", settings, write=accelerator.is_main_process)
+        settings = asdict(config) | {"groups": [group.name for group in graph.groups], "channels": list(graph.widths)}
+        journal = Journal(output / "search.jsonl", settings | dict(fingerprint or {}))
         accelerator.wait_for_everyone()
-    rows = {row["index"]: row for row in (journal.rows if journal else [])}
-    pending = [i for i in range(len(strategies)) if i not in rows]
-    size = accelerator.num_processes
-    bar = tqdm(
-        total=len(strategies),
-        initial=len(rows),
-        desc="search",
-        unit="candidate",
-        disable=not accelerator.is_main_process,
-        delay=2,
+    facts = _gather_facts(score, graph, config, journal, accelerator)
+    if journal is not None and accelerator.is_main_process:
+        journal.start(facts)
+    latency = LatencyModel(**facts["latency"]) if facts.get("latency") else None
+    spaces = [Space(Bounds(graph, own, latency), config.divisor, config.max_ratio) for own in config.budgets]
+    unit_scores = getattr(score, "unit_scores", None)
+    workers = Workers(score, accelerator, journal)
+    search = Search(spaces, config, workers, unit_scores() if unit_scores else None)
+    notes = [diagnose_full_model(facts["full"]) if facts.get("full") else None]
+    if notes[0] and accelerator.is_main_process:
+        tqdm.write(f"warning: {notes[0]}", file=sys.stderr)
+    search.run()
+    _measure_leaders(search, workers)
+    notes.append(diagnose_scores(search.candidates, facts.get("full")))
+    return SearchResult(
+        candidates=tuple(search.candidates), budgets=config.budgets, notes=tuple(note for note in notes if note)
     )
-    for start in range(0, len(pending), size):
-        share = pending[start : start + size]
-        own = share[accelerator.process_index : accelerator.process_index + 1]
-        finished = [_score_one(score, index, strategies[index]) for index in own]
-        if size > 1:
-            finished = gather_object(finished)
-        for row in finished:
-            rows[row["index"]] = row
-            if journal and accelerator.is_main_process:
-                journal.append(row)
-        bar.update(len(finished))
-        best = min((row for row in rows.values() if row["status"] == "ok"), key=lambda row: row["loss"], default=None)
-        if best:
-            bar.set_postfix_str(f"best loss {best['loss']:.3f}, top-1 {best['top1']:.2%}")
-    bar.close()
-    candidates = [
-        Candidate(
-            index=i,
-            strategy=strategy,
-            **{key: rows[i][key] for key in ("loss", "top1", "num_images", "seconds", "status")},
+
+
+def _gather_facts(
+    score: Scorer, graph: ChannelGraph, config: SearchConfig, journal: Journal | None, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What is measured once per search: by the first life, in the main process, for all."""
+    if not hasattr(score, "prepare"):
+        return {}
+    facts = journal.facts if journal else {}
+    if not facts and accelerator.is_main_process:
+        bounded = next((budget for budget in config.budgets if budget.latency_ms is None), Budget(macs=0.5))
+        space = Space(Bounds(graph, bounded), 1, config.max_ratio)
+        examples = draw_random(space, config.seed, range(1, EXAMPLES + 1))
+        latency = any(budget.latency_ms is not None for budget in config.budgets)
+        facts = score.prepare([strategy.widths for strategy in examples.values()], latency)
+    if accelerator.num_processes > 1:
+        facts = broadcast_object_list([facts])[0]
+    score.adopt(facts)  # type: ignore[attr-defined]
+    return facts
+
+
+def _measure_leaders(search: Search, workers: Workers) -> None:
+    """Measure the milliseconds of the best candidates; one beyond its bound leads no longer.
+
+    Where a bound excludes leaders, more are measured, until one is within it.
+    """
+    if not hasattr(workers.score, "measure"):
+        return
+    for number, space in enumerate(search.spaces):
+        bound = space.bounds.budget.latency_ms
+        for _ in range(ROUNDS):
+            leaders = search.leaders(number)[:MEASURED]
+            pending = [c for c in leaders if (c.index, "latency") not in workers.rows]
+            rows = [workers.rows[c.index, "latency"] for c in leaders if c not in pending]
+            if pending:
+                main = workers.accelerator.is_main_process
+                rows += workers.share(_latency_rows(workers, pending, bound) if main else [])
+            for row in rows:
+                search.take(row)
+            first = search.leaders(number)[:1]
+            if bound is None or not first or (first[0].index, "latency") in workers.rows:
+                break
+
+
+def _latency_rows(workers: Workers, candidates: Sequence[Candidate], bound: float | None) -> list[dict[str, Any]]:
+    full_ms, times = workers.score.measure([c.strategy.widths for c in candidates])  # type: ignore[attr-defined]
+    limit = math.inf if bound is None else (bound * full_ms if bound <= 1 else bound) * (1 + LATENCY_SLACK)
+    rows = []
+    for candidate, own in zip(candidates, times, strict=True):
+        status = (
+            "ok" if own <= limit else f"measured {own:.2f} ms, beyond the bound of {limit / (1 + LATENCY_SLACK):.2f}"
         )
-        for i, strategy in enumerate(strategies)
-    ]
-    return SearchResult(candidates=tuple(candidates))
-
-
-def _score_one(score: Callable[[Sequence[int]], Score], index: int, strategy: Strategy) -> dict[str, Any]:
-    started = time.perf_counter()
-    row: dict[str, Any] = {
-        "index": index,
-        "origin": strategy.origin,
-        "widths": list(strategy.widths),
-        "macs": strategy.macs,
-        "params": strategy.params,
-        "loss": None,
-        "top1": None,
-        "num_images": 0,
-    }
-    try:
-        metrics = score(strategy.widths)
-        finite = math.isfinite(metrics.loss)
-        row |= {"loss": metrics.loss if finite else None, "top1": metrics.top1, "num_images": metrics.num_images}
-        status = "ok" if finite else "the loss is not a finite number"
-    except (RuntimeError, ArithmeticError, torch.OutOfMemoryError) as error:  # one bad candidate ends no search
-        status = f"{type(error).__name__}: {error}"
-    return row | {"seconds": round(time.perf_counter() - started, 4), "status": status}
+        row = {"index": candidate.index, "stage": "latency", "latency_ms": round(own, 4), "full_ms": round(full_ms, 4)}
+        rows.append(row | {"elapsed": round(workers.elapsed, 2), "status": status})
+    return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eagleeye_hf.arguments import flag
-from eagleeye_hf.search.run import SearchConfig
+from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.training.finetune import FinetuneConfig
 
 

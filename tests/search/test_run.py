@@ -25,11 +25,11 @@ def graph():
     return trace_model(timm.create_model("resnet20_cifar"))
 
 
-def by_sum(widths) -> Score:
+def by_sum(widths, share=1.0) -> Score:
     return Score(loss=1000 - sum(widths))
 
 
-CONFIG = SearchConfig(candidates=8)
+CONFIG = SearchConfig(candidates=8, method="random", stages=(1.0,))
 
 
 def test_the_lowest_loss_wins(graph):
@@ -42,7 +42,7 @@ def test_the_lowest_loss_wins(graph):
 def test_a_killed_search_goes_on_where_it_was(graph, tmp_path):
     scored = []
 
-    def dies(widths):
+    def dies(widths, share):
         if len(scored) == 3:
             raise KeyboardInterrupt
         scored.append(widths)
@@ -54,7 +54,7 @@ def test_a_killed_search_goes_on_where_it_was(graph, tmp_path):
     with journal.open("a") as file:
         file.write('{"index": 3, "orig')  # torn by the kill
     again = []
-    result = run_search(lambda w: again.append(w) or by_sum(w), graph, CONFIG, output=tmp_path)
+    result = run_search(lambda w, share: again.append(w) or by_sum(w), graph, CONFIG, output=tmp_path)
     assert len(again) == 5
     assert [(c.index, c.strategy, c.loss) for c in result.candidates] == [
         (c.index, c.strategy, c.loss) for c in run_search(by_sum, graph, CONFIG).candidates
@@ -80,7 +80,7 @@ def test_another_configuration_is_refused_with_the_difference(graph, tmp_path):
 def test_a_candidate_that_fails_is_recorded_and_ends_nothing(graph):
     calls = []
 
-    def sometimes(widths):
+    def sometimes(widths, share):
         calls.append(widths)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
@@ -91,7 +91,7 @@ def test_a_candidate_that_fails_is_recorded_and_ends_nothing(graph):
     assert "finite" in result.candidates[2].status
     assert len(result.leaders) == 6
 
-    def never(widths):
+    def never(widths, share):
         raise RuntimeError("broken")
 
     with pytest.raises(EagleEyeError, match=r"no candidate could be scored; the first one failed with: .*broken"):
@@ -102,12 +102,13 @@ SCRIPT = """
 import sys, torch, timm
 from pathlib import Path
 from eagleeye_hf import AdaptiveBNScore, SearchConfig, run_search, trace_model
+from eagleeye_hf.evaluation.format import Format
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = timm.create_model("resnet20_cifar").eval()
 graph = trace_model(model)
 batches = [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))) for _ in range(2)]
-score = AdaptiveBNScore(model, graph, batches[:1], batches[1:])
+score = AdaptiveBNScore(model, graph, batches[:1], batches[1:], format=Format())
 run_search(score, graph, SearchConfig(candidates=5), output=Path(sys.argv[1]))
 """
 

@@ -1,0 +1,95 @@
+"""What to try next: random strategies, children of the best so far, or one of two baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eagleeye_hf.channels.sampling import Space, draw_random
+from eagleeye_hf.channels.strategy import Strategy
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.search.config import SearchConfig
+
+PARENTS = 8
+"""The best so far, whose children a generation is."""
+CROSSED = 0.5
+"""Share of children with two parents, each group's ratio from either."""
+MUTATED = 0.3
+"""Share of a child's ratios that change."""
+MUTATION = 0.25
+"""Standard deviation of a change, as a fraction of `max_ratio`."""
+ATTEMPTS = 30
+
+
+class Proposer:
+    """Proposes the strategies of one budget by number; proposals depend on the seed and on the parents alone.
+
+    Args:
+        unit_scores: the importance of each unit, per prunable group; what the method `global` goes by.
+    """
+
+    def __init__(self, space: Space, config: SearchConfig, unit_scores: Sequence[np.ndarray] | None) -> None:
+        self.space, self.config = space, config
+        if config.method == "global" and unit_scores is None:
+            raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
+        self._baselines = [space.uniform()]
+        if config.method in ("global", "evolution") and unit_scores is not None:
+            self._baselines.append(global_strategy(space, unit_scores))
+        only_baselines = config.method in ("uniform", "global")
+        self.num_candidates = len(self._baselines) if only_baselines else config.candidates
+        """How many there are to propose; None: without end."""
+
+    def propose(self, numbers: range, parents: Sequence[Strategy], seen: set[tuple[int, ...]]) -> list[Strategy]:
+        """One strategy per number.
+
+        Args:
+            parents: the best so far, best first; empty in the first generation.
+            seen: widths that need no second try.
+        """
+        baselines = [self._baselines[number] for number in numbers if number < len(self._baselines)]
+        rest = range(max(numbers.start, len(self._baselines)), max(numbers.stop, len(self._baselines)))
+        if self.config.method != "evolution" or not parents:
+            drawn = draw_random(self.space, self.config.seed, rest, self.config.sampler)
+            return [*baselines, *(drawn[number] for number in rest)]
+        known = set(seen)
+        children = []
+        for number in rest:
+            child = self._child(number, parents[:PARENTS], known)
+            known.add(child.widths)
+            children.append(child)
+        return [*baselines, *children]
+
+    def _child(self, number: int, parents: Sequence[Strategy], known: set[tuple[int, ...]]) -> Strategy:
+        for attempt in range(ATTEMPTS):
+            random = np.random.default_rng((self.config.seed, number, attempt, 1))
+            first, second = (np.array(parents[i].ratios) for i in random.integers(len(parents), size=2))
+            crossed = random.random() < CROSSED
+            ratios = np.where(random.random(len(first)) < 0.5, first, second) if crossed else first
+            mutated = random.random(len(ratios)) < MUTATED
+            noise = random.normal(0, MUTATION * self.space.max_ratio, len(ratios))
+            ratios = np.clip(ratios + mutated * noise, 0, self.space.max_ratio)
+            widths = self.space.project(ratios, random)
+            if widths is not None and tuple(widths.tolist()) not in known:
+                return self.space.strategy(widths, "evolution")
+        return draw_random(self.space, self.config.seed, range(number, number + 1))[number]
+
+
+def global_strategy(space: Space, unit_scores: Sequence[np.ndarray]) -> Strategy:
+    """Remove the least important units of the whole network, whatever their group, until the budget is met.
+
+    A group keeps what `max_ratio` says it must, and its scores are divided by their mean.
+    """
+    normal = [scores / max(float(scores.mean()), 1e-12) for scores in unit_scores]
+    every = np.sort(np.concatenate(normal))
+
+    def along(t: np.ndarray) -> np.ndarray:
+        thresholds = every[np.minimum((t * len(every)).astype(int), len(every) - 1)]
+        ratios = np.stack([[(scores < threshold).mean() for scores in normal] for threshold in thresholds])
+        return np.minimum(ratios, space.max_ratio)
+
+    low, high = np.zeros(1), np.ones(1)
+    widths = space.widths(along(space.bisect(along, low, high)))[0]
+    if space.bounds.excess(widths)[0] > space.bounds.budget.tolerance:  # every group at its limit but for the largest
+        widths = space.smallest
+    return space.strategy(widths, "global")
