@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,7 @@ def run_search(
     Raises:
         EagleEyeError: a budget is out of reach, or the journal in `output` is of another configuration.
     """
+    started = time.perf_counter()
     accelerator = accelerator or Accelerator()
     for budget in config.budgets:  # refused at once, and by every process
         if budget.latency_ms is None:
@@ -69,7 +71,7 @@ def run_search(
     latency = LatencyModel(**facts["latency"]) if facts.get("latency") else None
     spaces = [Space(Bounds(graph, own, latency), config.divisor, config.max_ratio) for own in config.budgets]
     unit_scores = getattr(score, "unit_scores", None)
-    workers = Workers(score, accelerator, journal)
+    workers = Workers(score, accelerator, journal, started)
     search = Search(spaces, config, workers, unit_scores() if unit_scores else None)
     notes = [diagnose_full_model(facts["full"]) if facts.get("full") else None]
     if notes[0] and accelerator.is_main_process:
