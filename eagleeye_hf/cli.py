@@ -11,6 +11,9 @@ from eagleeye_hf.arguments import parse_config, run_main
 
 COMMANDS = {
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",
+    "search": "find the best thin versions of a trained network under one or several budgets",
+    "prune": "apply a strategy: slice, recompute BatchNorm statistics, save",
+    "report": "draw what a search found, as PNG files and one HTML page",
 }
 """Each is a module of `eagleeye_hf.commands` with a `Config` and `run(config)`, imported when it is called."""
 

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from eagleeye_hf.channels.budget import Bounds, Budget, LatencyModel
+from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.sampling import Space, draw_random
 from eagleeye_hf.search.config import SearchConfig
@@ -62,7 +63,9 @@ def run_search(
             Space(Bounds(graph, budget), config.divisor, config.max_ratio)
     journal = None
     if output is not None:
-        settings = asdict(config) | {"groups": [group.name for group in graph.groups], "channels": list(graph.widths)}
+        full = count_cost(graph, graph.widths)._asdict()
+        shape = {"groups": [group.name for group in graph.groups], "channels": list(graph.widths), "full": full}
+        settings = asdict(config) | shape
         journal = Journal(output / "search.jsonl", settings | dict(fingerprint or {}))
         accelerator.wait_for_everyone()
     facts = _gather_facts(score, graph, config, journal, accelerator)
