@@ -20,12 +20,7 @@ MODELS = {"resnet20_cifar": "ResNet-20", "resnet56_cifar": "ResNet-56"}
 
 
 def write_table(folder: Path, markdown: Path, picture: Path) -> None:
-    results = {
-        (model, arm): json.loads(file.read_text())
-        for model in MODELS
-        for arm in NAMES
-        if (file := folder / f"{model}_{arm}" / "result.json").exists()
-    }
+    results = {(model, arm): _read(folder / f"{model}_{arm}") for model in MODELS for arm in NAMES}
     lines = ["# Search against peers", "", "Made by `search_vs_peers.py`; half the MACs, CIFAR-10 (JPEG).", ""]
     for model, title in MODELS.items():
         own = {arm: results[model, arm] for arm in NAMES if "search" in results.get((model, arm), {})}
@@ -36,6 +31,12 @@ def write_table(folder: Path, markdown: Path, picture: Path) -> None:
     markdown.write_text("\n".join(lines).rstrip() + "\n")
     _draw({key: result for key, result in results.items() if result.get("finetuned")}, picture)
     print(markdown.read_text())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found = {"search": json.loads((folder / "search.json").read_text())} if (folder / "search.json").exists() else {}
+    runs = {path.stem[-1]: json.loads(path.read_text()) for path in sorted(folder.glob("finetuned_*.json"))}
+    return found | ({"finetuned": runs} if runs else {})
 
 
 def _rows(own: dict[str, dict[str, Any]]) -> list[str]:

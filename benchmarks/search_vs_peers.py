@@ -20,6 +20,7 @@ import copy
 import json
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,15 @@ def search_ours(model: nn.Module, arguments: argparse.Namespace, pool: tuple, fo
 def run_step(arguments: argparse.Namespace) -> None:
     folder = arguments.output / f"{arguments.model}_{arguments.arm}"
     folder.mkdir(parents=True, exist_ok=True)
-    report = folder / "result.json"
-    result: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    if arguments.step == "search" and "search" not in result:
-        result["search"] = search(arguments, folder)
-    if arguments.step == "finetune":
-        for seed in SEEDS:
-            if str(seed) not in result.setdefault("finetuned", {}):
-                result["finetuned"][str(seed)] = finetune_choice(arguments, folder, seed)
-                report.write_text(json.dumps(result, indent=1))
-    report.write_text(json.dumps(result, indent=1))
-    print(json.dumps(result, indent=1))
+    if arguments.step == "search":
+        results = {"search.json": lambda: search(arguments, folder)}
+    else:
+        seeds = SEEDS if arguments.seed is None else (arguments.seed,)
+        results = {f"finetuned_{seed}.json": partial(finetune_choice, arguments, folder, seed) for seed in seeds}
+    for name, produce in results.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(json.dumps(produce(), indent=1))
+        print(name, (folder / name).read_text())
 
 
 def search(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -102,6 +101,7 @@ def main() -> None:
     parser.add_argument("--arm", choices=ARMS)
     parser.add_argument("--model", default="resnet20_cifar")
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, choices=SEEDS, help="fine-tune with this one only")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("outputs/search_vs_peers"))
