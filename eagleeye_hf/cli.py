@@ -11,6 +11,9 @@ from eagleeye_hf.arguments import parse_config, run_main
 
 COMMANDS = {
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",
+    "search": "find the best thin versions of a trained network under one or several budgets",
+    "prune": "apply a strategy: slice, recompute BatchNorm statistics, save",
+    "report": "draw what a search found, as PNG files and one HTML page",
     "evaluate": "measure top-1, top-5 and cross-entropy on a dataset's test images",
     "export": "write a network as ONNX or as a program of torch.export",
     "push": "publish a checkpoint with its model card on the Hub",

@@ -154,9 +154,11 @@ class AdaptiveBNScore:
         Returns:
             Plain numbers: the format with its speed, the full model's scores on the holdout images, latency.
         """
-        facts: dict[str, Any] = {"full": self._full_scores()}
+        facts: dict[str, Any] = {}
         if self.format is None:
             facts["format"] = self._choose_format(examples)
+            self.adopt(facts)
+        facts["full"] = self._full_scores()
         if latency:
             facts["latency"] = asdict(fit_latency(self.model, self.graph, self.importance))
         return facts
@@ -172,11 +174,11 @@ class AdaptiveBNScore:
             self.format = Format(**facts["format"]["chosen"])
 
     def _choose_format(self, examples: Sequence[Sequence[int]]) -> dict[str, Any]:
-        speeds = time_formats(lambda f: self.candidate(examples[0], f), self.calibration[0][0], self.device)
+        speeds = time_formats(lambda f: self.candidate(examples[0], f), self.calibration[0][0][:32], self.device)
         safe = fastest_format({f: speed for f, speed in speeds.items() if not f.bfloat16})
         chosen, agreement = fastest_format(speeds), None
         if chosen.bfloat16:
-            share = 2 / max(len(self.holdout), 2)
+            share = 1e-3  # one batch of each
             losses = [[self._evaluate(widths, share, f).loss for widths in examples] for f in (safe, chosen)]
             agreement = rank_correlation(*losses) if np.all(np.isfinite(losses)) else 0.0
             if agreement < SAME_RANKING:
@@ -189,10 +191,13 @@ class AdaptiveBNScore:
 
     def _full_scores(self) -> dict[str, float]:
         """The full network on the holdout images, with its own statistics and with recomputed ones."""
-        own = evaluate_model(self.model, self.holdout)
-        with torch.no_grad():
-            outputs = self.model(self.calibration[0][0][:1].to(self.device)).shape[1]
-        adapted = self._evaluate(self.graph.widths, 1.0, Format())
+        format = self.format or Format()
+        model = self.candidate(self.graph.widths, format)
+        calibration, holdout = self._prepared(format)
+        with torch.no_grad(), format.autocast(self.device):
+            outputs = model(calibration[0][:1]).shape[1]
+            own = evaluate_model(model, holdout)
+        adapted = self._evaluate(self.graph.widths, 1.0, format)
         return {
             "classes": outputs,
             "top1": own.top1,

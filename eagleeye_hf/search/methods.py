@@ -90,6 +90,7 @@ def global_strategy(space: Space, unit_scores: Sequence[np.ndarray]) -> Strategy
 
     low, high = np.zeros(1), np.ones(1)
     widths = space.widths(along(space.bisect(along, low, high)))[0]
-    if space.bounds.excess(widths)[0] > space.bounds.budget.tolerance:  # every group at its limit but for the largest
-        widths = space.smallest
+    if not space.bounds.fits(widths)[0]:  # its steps are coarse: a whole group's limit, a wide group's unit
+        repaired = space.repair(widths, np.random.default_rng(0))
+        widths = repaired if repaired is not None else widths
     return space.strategy(widths, "global")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from eagleeye_hf.channels.budget import Bounds, Budget, LatencyModel
+from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.sampling import Space, draw_random
 from eagleeye_hf.search.config import SearchConfig
@@ -54,13 +56,16 @@ def run_search(
     Raises:
         EagleEyeError: a budget is out of reach, or the journal in `output` is of another configuration.
     """
+    started = time.perf_counter()
     accelerator = accelerator or Accelerator()
     for budget in config.budgets:  # refused at once, and by every process
         if budget.latency_ms is None:
             Space(Bounds(graph, budget), config.divisor, config.max_ratio)
     journal = None
     if output is not None:
-        settings = asdict(config) | {"groups": [group.name for group in graph.groups], "channels": list(graph.widths)}
+        full = count_cost(graph, graph.widths)._asdict()
+        shape = {"groups": [group.name for group in graph.groups], "channels": list(graph.widths), "full": full}
+        settings = asdict(config) | shape
         journal = Journal(output / "search.jsonl", settings | dict(fingerprint or {}))
         accelerator.wait_for_everyone()
     facts = _gather_facts(score, graph, config, journal, accelerator)
@@ -69,7 +74,7 @@ def run_search(
     latency = LatencyModel(**facts["latency"]) if facts.get("latency") else None
     spaces = [Space(Bounds(graph, own, latency), config.divisor, config.max_ratio) for own in config.budgets]
     unit_scores = getattr(score, "unit_scores", None)
-    workers = Workers(score, accelerator, journal)
+    workers = Workers(score, accelerator, journal, started)
     search = Search(spaces, config, workers, unit_scores() if unit_scores else None)
     notes = [diagnose_full_model(facts["full"]) if facts.get("full") else None]
     if notes[0] and accelerator.is_main_process:

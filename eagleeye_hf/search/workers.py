@@ -41,13 +41,17 @@ class Workers:
 
     Args:
         journal: keeps what is finished; None keeps nothing.
+        started: when this life of the search began, by `time.perf_counter`.
     """
 
-    def __init__(self, score: Scorer, accelerator: Accelerator, journal: Journal | None) -> None:
+    def __init__(
+        self, score: Scorer, accelerator: Accelerator, journal: Journal | None, started: float | None = None
+    ) -> None:
         self.score, self.accelerator, self.journal = score, accelerator, journal
         self.threads = max(1, getattr(score, "workers", 1))
         self.rows = {(row["index"], row["stage"]): row for row in (journal.rows if journal else [])}
-        self._started = time.perf_counter() - max((row["elapsed"] for row in self.rows.values()), default=0.0)
+        before = max((row["elapsed"] for row in self.rows.values()), default=0.0)
+        self._started = (time.perf_counter() if started is None else started) - before
 
     @property
     def elapsed(self) -> float:

@@ -22,11 +22,14 @@ class RunConfig(FinetuneConfig):
     augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
     macs: float | None = flag(0.5, "MACs to keep: a fraction of the full network, or an absolute number")
     params: float | None = flag(None, "parameters to keep, likewise")
+    latency_ms: float | None = flag(None, "milliseconds of one image on this device to keep, likewise; measured")
     tolerance: float = flag(0.005, "how far the budget may be missed, as a fraction of the full network")
     divisor: int = flag(1, "widths are multiples of this many channels")
     max_ratio: float = flag(0.7, "largest fraction of channels removed from a group")
-    criterion: str = flag("l1", "which channels stay: l1, l2, bn_scale or geometric_median")
+    criterion: str = flag("l1", "which channels stay: l1, l2, bn_scale, geometric_median, taylor or random")
+    method: str = flag("evolution", "how the search goes on: random, evolution, uniform or global")
     candidates: int = flag(1000, "strategies to score")
+    compensate: bool = flag(True, "repair the readers of removed channels by least squares before fine-tuning")
     calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
     holdout_images: int = flag(2048, "training images that score the candidates")
     strategy: str | None = flag(None, "JSON file (or FILE#NAME) with pruning ratios; skips the search")
@@ -41,7 +44,7 @@ class RunConfig(FinetuneConfig):
 
     @property
     def search(self) -> SearchConfig:
-        keys = ("macs", "params", "tolerance", "divisor", "max_ratio", "candidates", "seed")
+        keys = ("macs", "params", "latency_ms", "tolerance", "divisor", "max_ratio", "method", "candidates", "seed")
         return SearchConfig(**{key: getattr(self, key) for key in keys})
 
     @property

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from eagleeye_hf.channels.budget import BOUNDS
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.strategy import Strategy
@@ -59,7 +60,9 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     model = model.to(accelerator.device).eval()
     calibration = data.calibration.cached_batches()
     graph = trace_model(model)
-    score = AdaptiveBNScore(model, graph, calibration, data.holdout.cached_batches(), criterion=config.criterion)
+    score = AdaptiveBNScore(
+        model, graph, calibration, data.holdout.cached_batches(), criterion=config.criterion, seed=config.seed
+    )
     strategy = find_strategy(score, graph, config, folder, accelerator)
 
     def test(network: nn.Module) -> Metrics:
@@ -67,8 +70,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         return evaluate_model(network, data.test.batches(part=part, num_workers=config.num_workers), accelerator)
 
     metrics = {"full": test(model)}
-    pruned = score.build(strategy.widths)
-    metrics["vanilla"] = test(pruned)
+    metrics["vanilla"] = test(score.build(strategy.widths))
+    pruned = score.build(strategy.widths, compensate=config.compensate)
     metrics["adaptive"] = test(recalibrate_bn(pruned, calibration))
     curve: list[EpochRecord] = []
     if config.epochs:
@@ -147,6 +150,9 @@ def find_strategy(
             score, graph, config.search, output=folder, fingerprint=score.fingerprint(), accelerator=accelerator
         )
         strategy = result.best.strategy
+        if accelerator.is_main_process:
+            for note in result.notes:
+                print(f"warning: {note}", file=sys.stderr)
     if accelerator.is_main_process:
         (folder / "strategy.json").write_text(json.dumps(strategy_to_dict(graph, strategy), indent=2))
     return strategy
@@ -154,9 +160,10 @@ def find_strategy(
 
 def _settings(config: RunConfig, strategy: Strategy) -> dict[str, object]:
     settings: dict[str, object] = {"strategy": strategy.origin, "criterion": config.criterion}
+    settings["compensation"] = "least squares" if config.compensate else "none"
     if not config.strategy:
         settings["candidates"] = config.candidates
-        settings["budget"] = ", ".join(f"{k} {getattr(config, k)}" for k in ("macs", "params") if getattr(config, k))
+        settings["budget"] = ", ".join(f"{k} {getattr(config, k)}" for k in BOUNDS if getattr(config, k))
     settings["calibration images"] = config.calibration_images
     if config.epochs:
         default = FinetuneConfig()

@@ -1,0 +1,100 @@
+"""The table and the picture of `search_vs_peers.py`, from the JSON files of its steps."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+NAMES = {
+    "paper": "EagleEye's procedure on Torch-Pruning",
+    "fastnas": "NVIDIA ModelOpt FastNAS",
+    "ours": "eagleeye_hf",
+}
+COLORS = {"paper": "#7d8b99", "fastnas": "#edae49", "ours": "#2f6690"}
+MODELS = {"resnet20_cifar": "ResNet-20", "resnet56_cifar": "ResNet-56"}
+
+
+def write_table(folder: Path, markdown: Path, picture: Path) -> None:
+    results = {(model, arm): _read(folder / f"{model}_{arm}") for model in MODELS for arm in NAMES}
+    lines = ["# Search against peers", "", "Made by `search_vs_peers.py`; half the MACs, CIFAR-10 (JPEG).", ""]
+    for model, title in MODELS.items():
+        own = {arm: results[model, arm] for arm in NAMES if "search" in results.get((model, arm), {})}
+        if own:
+            lines += [f"## {title}", "", *_rows(own), ""]
+    speeds = {arm: folder / f"mobilenetv1_224_{arm}.json" for arm in NAMES}
+    lines += _speed_rows({arm: json.loads(file.read_text()) for arm, file in speeds.items() if file.exists()})
+    markdown.write_text("\n".join(lines).rstrip() + "\n")
+    _draw({key: result for key, result in results.items() if result.get("finetuned")}, picture)
+    print(markdown.read_text())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found = {"search": json.loads((folder / "search.json").read_text())} if (folder / "search.json").exists() else {}
+    runs = {path.stem[-1]: json.loads(path.read_text()) for path in sorted(folder.glob("finetuned_*.json"))}
+    return found | ({"finetuned": runs} if runs else {})
+
+
+def _rows(own: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        "| | candidates per hour | scored | time to a choice | MACs | parameters | top-1 before training "
+        "| after 3 epochs, per seed | mean |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm, result in own.items():
+        found, tuned = result["search"], result.get("finetuned", {})
+        tops = [run["top1"] for run in tuned.values()]
+        cells = [
+            NAMES[arm],
+            f"{found['candidates_per_hour']:,.0f}",
+            f"{found['candidates']:,}",
+            f"{found['seconds'] / 60:.1f} min",
+            f"{found['macs']:.1%}",
+            f"{found['params']:.1%}",
+            f"{next(iter(tuned.values()))['before']:.2%}" if tuned else "",
+            ", ".join(f"{top:.2%}" for top in tops),
+            f"{statistics.mean(tops):.2%}" if tops else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    if {"paper", "ours"} <= own.keys():
+        ratio = own["ours"]["search"]["candidates_per_hour"] / own["paper"]["search"]["candidates_per_hour"]
+        lines += ["", f"Candidates per hour, ours to the paper's procedure: {ratio:.0f} to 1."]
+    return lines
+
+
+def _speed_rows(speeds: dict[str, dict[str, float]]) -> list[str]:
+    if not speeds:
+        return []
+    lines = ["## MobileNetV1 at 224 px, speed alone", "", "| | seconds per candidate | candidates per hour |"]
+    lines.append("|---|---:|---:|")
+    for arm, speed in speeds.items():
+        lines.append(f"| {NAMES[arm]} | {speed['seconds_per_candidate']:.1f} | {speed['candidates_per_hour']:,.1f} |")
+    if len(speeds) == 2:
+        ratio = speeds["ours"]["candidates_per_hour"] / speeds["paper"]["candidates_per_hour"]
+        lines += ["", f"Ours to the paper's procedure: {ratio:.0f} to 1."]
+    return lines
+
+
+def _draw(results: dict[tuple[str, str], dict[str, Any]], picture: Path) -> None:
+    """Fine-tuned top-1 of each choice, and how many candidates stood behind it."""
+    if not results:
+        return
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(MODELS))
+    for axes, (model, title) in zip(panels, MODELS.items(), strict=True):
+        arms = [arm for arm in NAMES if (model, arm) in results]
+        for place, arm in enumerate(arms):
+            result = results[model, arm]
+            tops = [100 * run["top1"] for run in result["finetuned"].values()]
+            axes.plot([place] * len(tops), tops, "o", color=COLORS[arm], markersize=7)
+            axes.hlines(statistics.mean(tops), place - 0.25, place + 0.25, color=COLORS[arm], linewidth=2)
+        labels = [f"{NAMES[arm]}\n{results[model, arm]['search']['candidates']:,} candidates" for arm in arms]
+        axes.set_xticks(range(len(arms)), labels, fontsize=7)
+        axes.set(title=title, ylabel="top-1 after the same fine-tuning, %", xlim=(-0.5, max(len(arms) - 0.5, 0.5)))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture)
