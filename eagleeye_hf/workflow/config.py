@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from eagleeye_hf.arguments import flag
 from eagleeye_hf.search.config import SearchConfig
@@ -34,6 +35,12 @@ class RunConfig(FinetuneConfig):
     seed: int = flag(0, "of everything random")
     output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
     push_to: str | None = flag(None, "Hub repo to publish the result in")
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """Arguments of `open_splits`."""
+        keys = ("calibration_images", "holdout_images", "seed", "image_column", "label_column", "augment")
+        return {key: getattr(self, key) for key in keys} | {"config": self.dataset_config}
 
     @property
     def search(self) -> SearchConfig:

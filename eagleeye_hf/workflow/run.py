@@ -89,6 +89,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         dataset=data.name,
         metrics=metrics,
         holdout_images=data.holdout.count(),
+        training_curve=[asdict(record) for record in curve],
         latency_ms=tuple(measure_latency([model, pruned], graph.input_size)),  # type: ignore[arg-type]
         device=describe_device(accelerator.device),
         settings=_settings(config, strategy),

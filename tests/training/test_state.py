@@ -34,7 +34,7 @@ def test_a_folder_that_can_not_be_written_is_told_before_training(train, tmp_pat
         finetune_model(new_model(), train, CONFIG, checkpoint=tmp_path / "file" / "training")
     usage = namedtuple("usage", "total used free")(1 << 30, 1 << 30, 1 << 20)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(EagleEyeError, match=r"checkpoints need about 17 MB, and the disk has 1 MB free"):
+    with pytest.raises(EagleEyeError, match=r"checkpoints need about 16 MB, and the disk has 1 MB free"):
         finetune_model(new_model(), train, CONFIG, checkpoint=tmp_path / "training")
 
 
