@@ -2,9 +2,9 @@
 
     python benchmarks/loader.py --output benchmarks/loader.md
 
-Makes JPEGs of the size of ImageNet's from scikit-learn's photographs, as a folder of images and as parquet, and reads one
-epoch from each in turns; each number is the median over the rounds. Training is a step of MobileNetV1 thinned to half
-its MACs, for scale.
+Makes JPEGs of the size of ImageNet's from scikit-learn's photographs, as a folder of images and as parquet, and reads
+one epoch from each in turns; each number is the median over the rounds. Training is a step of MobileNetV1 thinned to
+half its MACs, for scale.
 """
 
 import argparse
@@ -152,7 +152,10 @@ def table(rates: dict[str, list[float]], training: float, options: argparse.Name
     names = list(medians)
     for timm_name, own_name in zip(names[::2], names[1::2], strict=True):
         ratio = statistics.median(b / a for a, b in zip(rates[timm_name], rates[own_name], strict=True))
-        lines += [f"| {timm_name} | {medians[timm_name]:.0f} | |", f"| {own_name} | {medians[own_name]:.0f} | {ratio:.2f} |"]
+        lines += [
+            f"| {timm_name} | {medians[timm_name]:.0f} | |",
+            f"| {own_name} | {medians[own_name]:.0f} | {ratio:.2f} |",
+        ]
     lines.append(f"| training MobileNetV1 at half the MACs, loader left out | {training:.0f} | |")
     return "\n".join(lines) + "\n"
 

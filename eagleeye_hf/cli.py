@@ -11,6 +11,7 @@ from eagleeye_hf.arguments import parse_config, run_main
 
 COMMANDS = {
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",
+    "finetune": "train a pruned network further, on the labels and on a teacher's outputs",
     "evaluate": "measure top-1, top-5 and cross-entropy on a dataset's test images",
     "export": "write a network as ONNX or as a program of torch.export",
     "push": "publish a checkpoint with its model card on the Hub",

@@ -35,10 +35,12 @@ class Cifar10MobileNetV1Config(RunConfig):
 
 def main(config: Cifar10MobileNetV1Config) -> None:
     """Train where there are no weights; search, prune, fine-tune and save at each budget."""
-    model = load_model(config.model, config.weights) if config.weights else timm.create_model(config.model, num_classes=10)
+    model = (
+        load_model(config.model, config.weights) if config.weights else timm.create_model(config.model, num_classes=10)
+    )
     model.pretrained_cfg.update(SMALL)
     data = open_splits(config.dataset, like=model, **config.splits)
-    if not config.weights:
+    if not trained:
         training = replace(config.finetune, epochs=config.base_epochs, lr=config.base_lr)
         folder = Path(config.output) / "training-base"
         model = finetune_model(model, data.train, training, holdout=data.holdout, checkpoint=folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from eagleeye_hf.arguments import flag
@@ -11,16 +11,32 @@ from eagleeye_hf.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(FinetuneConfig):
+class DataConfig:
+    """Which images; each field is a flag."""
+
+    dataset: str = field(metadata={"help": "Hub name or local folder of an image classification dataset"})
+    dataset_config: str | None = flag(None, "configuration of a dataset that has several")
+    image_column: str | None = flag(None, "column of the images, where it can't be found")
+    label_column: str | None = flag(None, "column of the labels, where it can't be found")
+    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
+    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
+    holdout_images: int = flag(2048, "training images that score candidates and choose the best epoch")
+    seed: int = flag(0, "of everything random")
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """Arguments of `open_splits`."""
+        keys = ("calibration_images", "holdout_images", "seed", "image_column", "label_column", "augment")
+        return {key: getattr(self, key) for key in keys} | {"config": self.dataset_config}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig, FinetuneConfig):
     """Everything a run is told; each field is a flag of the recipes."""
 
     model: str = flag("mobilenetv1_100.ra4_e3600_r224_in1k", "timm name of the trained network")
     weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
     dataset: str = flag("ILSVRC/imagenet-1k", "Hub name or local folder of an image classification dataset")
-    dataset_config: str | None = flag(None, "configuration of a dataset that has several")
-    image_column: str | None = flag(None, "column of the images, where it can't be found")
-    label_column: str | None = flag(None, "column of the labels, where it can't be found")
-    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
     macs: float | None = flag(0.5, "MACs to keep: a fraction of the full network, or an absolute number")
     params: float | None = flag(None, "parameters to keep, likewise")
     tolerance: float = flag(0.005, "how far the budget may be missed, as a fraction of the full network")
@@ -28,19 +44,10 @@ class RunConfig(FinetuneConfig):
     max_ratio: float = flag(0.7, "largest fraction of channels removed from a group")
     criterion: str = flag("l1", "which channels stay: l1, l2, bn_scale or geometric_median")
     candidates: int = flag(1000, "strategies to score")
-    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
-    holdout_images: int = flag(2048, "training images that score the candidates")
     strategy: str | None = flag(None, "JSON file (or FILE#NAME) with pruning ratios; skips the search")
     num_workers: int = flag(4, "processes that decode training images, per training process")
-    seed: int = flag(0, "of everything random")
     output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
     push_to: str | None = flag(None, "Hub repo to publish the result in")
-
-    @property
-    def splits(self) -> dict[str, Any]:
-        """Arguments of `open_splits`."""
-        keys = ("calibration_images", "holdout_images", "seed", "image_column", "label_column", "augment")
-        return {key: getattr(self, key) for key in keys} | {"config": self.dataset_config}
 
     @property
     def search(self) -> SearchConfig:
@@ -49,4 +56,4 @@ class RunConfig(FinetuneConfig):
 
     @property
     def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(**{field.name: getattr(self, field.name) for field in fields(FinetuneConfig)})
+        return FinetuneConfig(**{f.name: getattr(self, f.name) for f in fields(FinetuneConfig)})

@@ -1,4 +1,4 @@
-"""A small training run as a program of its own: `run_training.py FOLDER KIND...` writes weights and facts of each kind."""
+"""Small training runs as a program of their own: `run_training.py FOLDER KIND...` writes weights and facts of each."""
 
 import json
 import sys
