@@ -14,6 +14,7 @@ COMMANDS = {
     "search": "find the best thin versions of a trained network under one or several budgets",
     "prune": "apply a strategy: slice, recompute BatchNorm statistics, save",
     "report": "draw what a search found, as PNG files and one HTML page",
+    "finetune": "train a pruned network further, on the labels and on a teacher's outputs",
     "evaluate": "measure top-1, top-5 and cross-entropy on a dataset's test images",
     "export": "write a network as ONNX or as a program of torch.export",
     "push": "publish a checkpoint with its model card on the Hub",

@@ -19,13 +19,7 @@ class MobileNetV1Config(RunConfig):
 def main(config: MobileNetV1Config) -> None:
     """Search, prune, fine-tune, save and publish."""
     model = load_model(config.model, config.weights)
-    data = open_splits(
-        config.dataset,
-        like=model,
-        calibration_images=config.calibration_images,
-        holdout_images=config.holdout_images,
-        seed=config.seed,
-    )
+    data = open_splits(config.dataset, like=model, **config.splits)
     compress_model(model, data, config)
 
 

@@ -92,6 +92,22 @@ def test_a_network_without_batchnorm_is_refused(tmp_path):
         load_model("test_convnext", str(tmp_path / "weights.safetensors"))
 
 
+def test_two_processes_run_a_recipe_and_say_so(tmp_path):
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    flags = [*SHORT, "--base_epochs", "1", "--epochs", "1", "--output", str(tmp_path / "run")]
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / "quickstart.py"), *flags]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = "fine-tuning on 2 processes (cpu, no mixed precision): 32 images a step (16 per process)"
+    assert done.stderr.count(told) == 2
+    assert done.stdout.count("saved in") == 1
+    found = json.loads((tmp_path / "run" / "config.json").read_text())["eagleeye"]
+    assert {m["num_images"] for m in found["metrics"].values()} == {360}
+    assert [record["images"] for record in found["training"]] == [1437 - 64]
+    assert len((tmp_path / "run" / "search.jsonl").read_text().splitlines()) == 4
+
+
 def test_recipes_are_short_and_use_public_names():
     for path in (ROOT / "recipes").glob("*.py"):
         text = path.read_text()

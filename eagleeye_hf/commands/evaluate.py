@@ -27,7 +27,7 @@ def run(config: Config) -> None:
     """Measure top-1, top-5 and cross-entropy of a network on the dataset's test images."""
     accelerator = Accelerator()
     model = load_model(config.model, config.weights).to(accelerator.device)
-    data = open_splits(config.dataset, like=model, calibration_images=1, holdout_images=1)
+    data = open_splits(config.dataset, like=model, calibration_images=0, holdout_images=0)
     part = accelerator.process_index, accelerator.num_processes
     batches = data.test.batches(config.batch_size, part=part)
     shown = tqdm(batches, "evaluating", unit=" batches", delay=2, leave=False, disable=not accelerator.is_main_process)

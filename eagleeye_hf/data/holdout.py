@@ -24,6 +24,8 @@ def hold_out(name: str, rows: MapRows | StreamRows, num: int, seed: int) -> tupl
     Raises:
         EagleEyeError: there are too few distinct images.
     """
+    if not num:
+        return [], frozenset(), set()
     total = rows.num_rows if isinstance(rows, StreamRows) else len(rows)
     if total is not None and total <= num:
         raise EagleEyeError(

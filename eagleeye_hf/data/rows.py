@@ -99,7 +99,7 @@ class StreamRows:
         if seed is not None:
             dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         if parts > 1:
-            if self.num_shards >= 4 * parts:
+            if dataset.num_shards >= 4 * parts:
                 dataset = dataset.shard(parts, which, contiguous=False)
             else:
                 step = parts
@@ -133,9 +133,11 @@ def retry_rows(open_rows: Callable[[], Iterable[Any]], name: str) -> Iterator[An
 
 
 def is_network_fault(error: BaseException) -> bool:
-    """Whether trying again may help."""
+    """Whether trying again may help: the error, or one that it came from, is about the network."""
     packages = {base.__module__.split(".")[0] for base in type(error).__mro__}
-    return isinstance(error, (ConnectionError, TimeoutError)) or bool(packages & NETWORK_PACKAGES)
+    if isinstance(error, (ConnectionError, TimeoutError)) or packages & NETWORK_PACKAGES:
+        return True
+    return error.__cause__ is not None and is_network_fault(error.__cause__)
 
 
 def describe(error: BaseException) -> str:

@@ -66,7 +66,7 @@ def open_splits(
         dataset: a Hub name, a local folder that `load_dataset` reads (parquet, images in a folder per class, webdataset
             tars...), or an opened dataset with its splits.
         like: the model whose `pretrained_cfg` gives the transforms, and whose outputs the labels must fit.
-        calibration_images, holdout_images: how many training images to set aside, classes in proportion.
+        calibration_images, holdout_images: how many training images to set aside, classes in proportion; may be 0.
         seed: decides which, and everything random about the training images.
         config, revision: of a Hub dataset.
         image_column, label_column: found where not given.
@@ -90,8 +90,8 @@ def open_splits(
             f"`dataset={name}` needs a split named {' or '.join(TEST_SPLITS)}; it has {', '.join(map(str, opened))}"
         )
     for key, value in (("calibration_images", calibration_images), ("holdout_images", holdout_images)):
-        if value < 1:
-            raise EagleEyeError(f"`{key}` is a positive number of images; got {value}")
+        if value < 0:
+            raise EagleEyeError(f"`{key}` is a number of images; got {value}")
     names = tuple(label_names) if label_names is not None else None
     outputs = int(getattr(like, "num_classes", 0))
     columns, names = find_columns(name, opened["train"], image_column, label_column, names, outputs)
@@ -101,7 +101,8 @@ def open_splits(
         check_labels(name, train.labels(), len(names))
     held, keys, positions = hold_out(name, train, calibration_images + holdout_images, seed)
     check_labels(name, np.array([label for _, label in held]), len(names))
-    warn_of_missing_classes(held[:holdout_images], names)  # the beginning is the best balanced
+    if holdout_images:
+        warn_of_missing_classes(held[:holdout_images], names)  # their beginning is the best balanced
     if isinstance(train, MapRows):
         rest = np.setdiff1d(np.arange(len(train)), sorted(positions))
         train = MapRows(opened["train"], columns, rest)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from eagleeye_hf.arguments import flag
 from eagleeye_hf.search.config import SearchConfig
@@ -10,16 +11,32 @@ from eagleeye_hf.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(FinetuneConfig):
+class DataConfig:
+    """Which images; each field is a flag."""
+
+    dataset: str = field(metadata={"help": "Hub name or local folder of an image classification dataset"})
+    dataset_config: str | None = flag(None, "configuration of a dataset that has several")
+    image_column: str | None = flag(None, "column of the images, where it can't be found")
+    label_column: str | None = flag(None, "column of the labels, where it can't be found")
+    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
+    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
+    holdout_images: int = flag(2048, "training images that score candidates and choose the best epoch")
+    seed: int = flag(0, "of everything random")
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """Arguments of `open_splits`."""
+        keys = ("calibration_images", "holdout_images", "seed", "image_column", "label_column", "augment")
+        return {key: getattr(self, key) for key in keys} | {"config": self.dataset_config}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig, FinetuneConfig):
     """Everything a run is told; each field is a flag of the recipes."""
 
     model: str = flag("mobilenetv1_100.ra4_e3600_r224_in1k", "timm name of the trained network")
     weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
     dataset: str = flag("ILSVRC/imagenet-1k", "Hub name or local folder of an image classification dataset")
-    dataset_config: str | None = flag(None, "configuration of a dataset that has several")
-    image_column: str | None = flag(None, "column of the images, where it can't be found")
-    label_column: str | None = flag(None, "column of the labels, where it can't be found")
-    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
     macs: float | None = flag(0.5, "MACs to keep: a fraction of the full network, or an absolute number")
     params: float | None = flag(None, "parameters to keep, likewise")
     latency_ms: float | None = flag(None, "milliseconds of one image on this device to keep, likewise; measured")
@@ -30,11 +47,8 @@ class RunConfig(FinetuneConfig):
     method: str = flag("evolution", "how the search goes on: random, evolution, uniform or global")
     candidates: int = flag(1000, "strategies to score")
     compensate: bool = flag(True, "repair the readers of removed channels by least squares before fine-tuning")
-    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
-    holdout_images: int = flag(2048, "training images that score the candidates")
     strategy: str | None = flag(None, "JSON file (or FILE#NAME) with pruning ratios; skips the search")
     num_workers: int = flag(4, "processes that decode training images, per training process")
-    seed: int = flag(0, "of everything random")
     output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
     license: str | None = flag(None, "licence of the result, as the Hub abbreviates it; by default the network's own")
     onnx_latency: bool = flag(False, "measure the latency in ONNX Runtime too (needs the extra `onnx`)")
@@ -49,4 +63,4 @@ class RunConfig(FinetuneConfig):
 
     @property
     def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(**{field.name: getattr(self, field.name) for field in fields(FinetuneConfig)})
+        return FinetuneConfig(**{f.name: getattr(self, f.name) for f in fields(FinetuneConfig)})

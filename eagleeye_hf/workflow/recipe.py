@@ -16,7 +16,7 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.checkpoint import check_free
 from eagleeye_hf.workflow.config import RunConfig
 
-RUN_FILES = {"search", "strategy", "training"}
+RUN_FILES = {"search", "strategy", "training", "logs"}
 """What an unfinished run may have left in its folder, without endings."""
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -27,7 +27,7 @@ def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> No
 
     def start(config: Config) -> None:
         _use_all_cores()
-        prepare_output(config)  # before anything takes time
+        prepare_output(config.output)  # before anything takes time
         set_seed(config.seed)
         main(config)
 
@@ -41,11 +41,13 @@ def _use_all_cores() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def prepare_output(config: RunConfig) -> Path:
+def prepare_output(output: str) -> Path:
     """The run's folder: new, empty, or one that the same run left unfinished."""
-    folder = Path(config.output)
+    folder = Path(output)
     check_free(folder)
-    strange = [path.name for path in folder.iterdir() if path.stem not in RUN_FILES] if folder.is_dir() else []
+    strange = (
+        [path.name for path in folder.iterdir() if path.stem.split("-")[0] not in RUN_FILES] if folder.is_dir() else []
+    )
     if strange:
         raise EagleEyeError(
             f"`output={folder}` is not empty (it holds {', '.join(strange[:3])}); choose another folder"

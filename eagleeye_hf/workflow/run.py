@@ -55,7 +55,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         EagleEyeError: the output folder is taken, the budget is out of reach, or the model can't be pruned.
     """
     accelerator = Accelerator()
-    folder = prepare_output(config)
+    folder = prepare_output(config.output)
     license_name = check_publishing(model, config)
     model = model.to(accelerator.device).eval()
     calibration = data.calibration.cached_batches()

@@ -132,7 +132,7 @@ def test_bad_datasets_get_one_clear_error(model, tmp_path):
         (good, {"image_column": "picture"}, "`image_column=picture` is no column of .* it has image"),
         (good, {"augment": "rant"}, "`augment=rant` is not understood"),
         (good, {"calibration_images": 50, "holdout_images": 50}, "has 60 training images"),
-        (good, {"holdout_images": 0}, "`holdout_images` is a positive number"),
+        (good, {"holdout_images": -1}, "`holdout_images` is a number of images; got -1"),
         (str(tmp_path / "nothing"), {}, "can't be opened"),
     ]
     for dataset, options, message in cases:

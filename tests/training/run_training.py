@@ -1,0 +1,66 @@
+"""Small training runs as a program of their own: `run_training.py FOLDER KIND...` writes weights and facts of each."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from eagleeye_hf import FinetuneConfig, finetune_model, open_splits
+from tests.helpers import digits_dataset
+
+
+def without_batchnorm(model: torch.nn.Module) -> torch.nn.Module:
+    """BatchNorm makes an image's gradient depend on its batch, so it hides whether images are counted right."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, torch.nn.Identity())
+    return model
+
+
+def main(folder: Path, kind: str) -> None:
+    accelerator = Accelerator()
+    set_seed(0)
+    model = timm.create_model("resnet20_cifar", drop_rate=0.0 if kind != "killed" else 0.3)
+    data = digits_dataset(217 if kind == "stream" else 211, 20)
+    if kind == "stream":  # one shard less than processes want, and shards of different sizes
+        data = datasets.IterableDatasetDict({key: part.to_iterable_dataset(9) for key, part in data.items()})
+    splits = open_splits(data, model, calibration_images=20, holdout_images=20)
+    if kind != "killed":
+        model = without_batchnorm(model)
+    config = FinetuneConfig(
+        epochs={"killed": 3, "start": 0}.get(kind, 1),
+        batch_size=16,
+        lr=0.02 if kind == "killed" else 0.002,
+        save_steps=2,
+        accumulation=2 if kind == "map" else 1,
+        mixup=0.2 if kind == "killed" else 0,
+        ema=0.9 if kind == "killed" else 0,
+    )
+    curve: list = []
+    killed = kind == "killed"
+    trained = finetune_model(
+        model,
+        splits.train,
+        config,
+        holdout=splits.holdout,
+        calibration=splits.calibration if killed else None,
+        teacher=model if killed else None,
+        accelerator=accelerator,
+        checkpoint=folder / "training" if killed else None,
+        on_epoch=curve.append,
+    )
+    folder.mkdir(exist_ok=True)
+    torch.save(trained.state_dict(), folder / f"{kind}-{accelerator.process_index}.pt")
+    facts = [{"images": record.images, "top1": record.top1, "loss": record.loss} for record in curve]
+    (folder / f"{kind}-{accelerator.process_index}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    for kind in sys.argv[2:]:
+        main(Path(sys.argv[1]), kind)

@@ -1,0 +1,109 @@
+"""`eagleeye finetune`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from eagleeye_hf import count_cost, from_pretrained, save_pretrained, slice_model, trace_model
+from eagleeye_hf.cli import main
+from tests.helpers import digits_dataset, make_model, random_keep
+
+COUNTS = ["--calibration-images", "20", "--holdout-images", "20", "--num-workers", "0", "--batch-size", "20"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("digits")
+    for split, rows in digits_dataset().items():
+        rows.to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    model = make_model("resnet20_cifar")
+    graph = trace_model(model)
+    keep = random_keep(graph, 0)
+    widths = {g.name: len(keep.get(g.name, range(g.channels))) for g in graph.groups}
+    folder = tmp_path_factory.mktemp("pruned") / "run"
+    facts = {"base_model": "resnet20_cifar", "widths": widths}
+    return save_pretrained(slice_model(model, graph, keep), folder, provenance=facts)
+
+
+def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
+    output, weights = tmp_path / "new", tmp_path / "base.safetensors"
+    save_file(make_model("resnet20_cifar").state_dict(), weights)
+    teacher = ["--teacher", "resnet20_cifar", "--teacher-weights", str(weights)]
+    flags = [
+        "--dataset",
+        dataset,
+        "--epochs",
+        "2",
+        "--lr",
+        "0.05",
+        "--output",
+        str(output),
+        "--json",
+        *COUNTS,
+        *teacher,
+    ]
+    assert main(["finetune", str(checkpoint), *flags]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fine-tuned"]["num_images"] == told["before"]["num_images"] == 40
+    config = json.loads((output / "config.json").read_text())
+    assert config["label_names"] == [f"class {i}" for i in range(10)]
+    facts = config["eagleeye"]
+    assert facts["base_model"] == "resnet20_cifar"
+    assert facts["metrics"]["fine-tuned"] == told["fine-tuned"]
+    assert [record["epoch"] for record in facts["training"]] == [1, 2]
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(output / "model.safetensors")
+    assert {key: tensor.shape for key, tensor in before.items()} == {key: tensor.shape for key, tensor in after.items()}
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    thin = trace_model(from_pretrained(output))
+    share = count_cost(thin, thin.widths).macs / 40.55e6
+    assert f"{share:.0%} of the MACs" in ModelCard.load(output / "README.md").content
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "/nowhere"], "`dataset=/nowhere` can't be opened"),
+        (["--dataset", "DATASET", "--lr", "0"], "`lr` is above 0; got 0.0"),
+        (["--dataset", "DATASET", "--teacher", "resnet19"], "`model=resnet19` is no model of timm"),
+        (["--dataset", "DATASET", "--image-column", "picture"], "`image_column=picture` is no column"),
+        (["--dataset", "DATASET", "--output", "CHECKPOINT"], "holds a checkpoint already"),
+    ],
+)
+def test_bad_input_is_one_clear_line(checkpoint, dataset, tmp_path, capsys, flags, message):
+    known = {"DATASET": dataset, "CHECKPOINT": str(checkpoint)}
+    flags = [known.get(flag, flag) for flag in flags]
+    assert main(["finetune", str(checkpoint), "--output", str(tmp_path / "new"), *COUNTS, *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_a_tracker_writes_beside_the_checkpoint(dataset, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from eagleeye_hf import FinetuneConfig, finetune_model, open_splits
+
+    model = make_model("resnet20_cifar")
+    data = open_splits(dataset, model, calibration_images=20, holdout_images=20)
+    config = FinetuneConfig(epochs=2, batch_size=40, lr=0.01, tracker="tensorboard")
+    curve: list = []
+    finetune_model(
+        model, data.train, config, holdout=data.holdout, checkpoint=tmp_path / "training", on_epoch=curve.append
+    )
+    (events,) = (tmp_path / "logs").rglob("events.out.tfevents.*.0")
+    seen = EventAccumulator(str(events))
+    seen.Reload()
+    assert [e.value for e in seen.Scalars("loss")] == pytest.approx([record.loss for record in curve])
+    assert [e.value for e in seen.Scalars("top1")] == pytest.approx([record.top1 for record in curve])

@@ -1,0 +1,76 @@
+"""Training as processes of their own: two at once, and one that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = str(Path(__file__).with_name("run_training.py"))
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def run(folder: Path, kinds: str, launcher: list[str] | None = None) -> str:
+    command = [sys.executable, *(launcher or []), SCRIPT, str(folder), *kinds.split()]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def weights(folder: Path, kind: str, process: int = 0) -> torch.Tensor:
+    tensors = torch.load(folder / f"{kind}-{process}.pt")
+    return torch.cat([tensor.flatten().double() for tensor in tensors.values()])
+
+
+def facts(folder: Path, kind: str, process: int = 0) -> list[dict]:
+    return json.loads((folder / f"{kind}-{process}.json").read_text())
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """Every image once, ragged ends weighted right, one result, and the number of processes told."""
+    assert run(tmp_path / "one", "start map stream").count("fine-tuning on 1 process (cpu") == 2
+    told = run(tmp_path / "two", "map stream", TWO)
+    assert told.count("fine-tuning on 2 processes (cpu") == told.count("fine-tuning on") == 2
+    start = weights(tmp_path / "one", "start")
+    for kind, images in (("map", 171), ("stream", 177)):
+        first = weights(tmp_path / "two", kind)
+        assert torch.equal(first, weights(tmp_path / "two", kind, 1))
+        (one,), (two,) = facts(tmp_path / "one", kind), facts(tmp_path / "two", kind)
+        assert one["images"] == two["images"] == images
+        change = weights(tmp_path / "one", kind) - start
+        assert change.norm() > 1e-3
+        if kind == "map":  # a stream has another order on two processes
+            assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+            assert one["top1"] == two["top1"]
+            assert (first - start - change).norm() < 1e-3 * change.norm()
+
+
+def test_kill_9_at_any_moment(tmp_path):
+    """Killed again and again, at moments of no choosing, training ends bit for bit where an undisturbed run does."""
+    run(tmp_path / "whole", "killed")
+    command = [sys.executable, SCRIPT, str(tmp_path / "killed"), "killed"]
+    training = tmp_path / "killed" / "training"
+    kills = 0
+    for wanted in (4, 17):
+        process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            steps = [int(path.name.split("-")[1]) for path in training.glob("step-*") if path.suffix != ".new"]
+            if steps and max(steps) > wanted:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        process.wait()
+    assert kills == 2
+    run(tmp_path / "killed", "killed")
+    assert facts(tmp_path / "killed", "killed") == facts(tmp_path / "whole", "killed")
+    assert torch.equal(weights(tmp_path / "killed", "killed"), weights(tmp_path / "whole", "killed"))
+    assert len(list(training.iterdir())) == 2
