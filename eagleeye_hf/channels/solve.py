@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eagleeye_hf.channels.dispatch import Shadow
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, CostModel, Member, SizeAttribute
 from eagleeye_hf.channels.shadow import Dim, Dims, Label, Product, Recorder, factors_of
 from eagleeye_hf.channels.thin import named_tensors
-
-if TYPE_CHECKING:
-    from eagleeye_hf.channels.trace import Shadow
 
 SINGLE_UNIT = "all its channels go together"
 

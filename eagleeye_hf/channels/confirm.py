@@ -1,0 +1,92 @@
+"""Whether a model survives the removal of its groups; those that break it are pinned."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from eagleeye_hf.channels.dispatch import Shadow
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.shadow import Checker, MismatchError
+from eagleeye_hf.channels.solve import Solution
+from eagleeye_hf.channels.thin import thin_copy
+
+
+def confirm_groups(model: nn.Module, full: Shadow, solution: Solution) -> ChannelGraph:
+    """Pin the groups whose removal breaks the model, found by bisection.
+
+    Layers of the same name but for numbers (the blocks of a stage) are likely to fail alike. So the bisection goes over
+    such kinds first, and where the first and the last group of a kind both fail, the whole kind is pinned.
+    """
+    graph = solution.graph
+    kinds: dict[str, list[int]] = {}
+    for number, group in enumerate(graph.groups):
+        if group.prunable:
+            kinds.setdefault(re.sub(r"\d+", "#", group.name), []).append(number)
+    reasons: dict[int, str] = {}
+
+    def search(sets: list[list[int]]) -> None:
+        numbers = [number for numbers in sets for number in numbers]
+        problem = _try_removing(model, full, solution, numbers)
+        if not problem:
+            return
+        if len(numbers) == 1:
+            reasons[numbers[0]] = problem
+        elif len(sets) > 1:
+            search(sets[: len(sets) // 2])
+            search(sets[len(sets) // 2 :])
+        else:
+            search([numbers[:1]])
+            search([numbers[-1:]])
+            if numbers[0] in reasons and numbers[-1] in reasons:
+                reasons.update(dict.fromkeys(numbers[1:-1], reasons[numbers[0]]))
+            elif inner := numbers[1:-1]:
+                search([inner[: len(inner) // 2], inner[len(inner) // 2 :]] if len(inner) > 1 else [inner])
+
+    search(list(kinds.values()))
+    if reasons:
+        good = [[n for n in numbers if n not in reasons] for numbers in kinds.values()]
+        together = [number for numbers in good for number in numbers]
+        if _try_removing(model, full, solution, together):  # fine alone, not together: add kind by kind
+            fine: list[int] = []
+            for numbers in good:
+                if problem := _try_removing(model, full, solution, [*fine, *numbers]):
+                    reasons.update(dict.fromkeys(numbers, problem))
+                else:
+                    fine += numbers
+    groups = tuple(replace(g, reason=reasons[i]) if i in reasons else g for i, g in enumerate(graph.groups))
+    return replace(graph, groups=groups)
+
+
+def _try_removing(model: nn.Module, full: Shadow, solution: Solution, numbers: list[int]) -> str:
+    """Thin these groups at random and run; return what goes wrong, or nothing."""
+    if not numbers:
+        return ""
+    graph = solution.graph
+    random = np.random.default_rng(0)
+    keep: dict[str, np.ndarray] = {}
+    removed = np.zeros(len(solution.roots), dtype=bool)
+    for number in numbers:
+        group = graph.groups[number]
+        order = random.permutation(len(group.units))
+        # about half, but different numbers in different groups, so that sizes agree only where they must
+        least, most = max(2, len(order) // 3), max(2, len(order) * 2 // 3)
+        num_kept = min(least + number % (most - least + 1), len(order) - 1)
+        keep[group.name] = np.sort(group.units[order[:num_kept]].ravel())
+        removed[solution.unit_roots[number][order[num_kept:]]] = True
+    try:
+        thin = thin_copy(model, graph, keep, meta=True).eval()
+        check = Shadow(thin, Checker(*solution.kept(removed)), following=iter(full.choices))
+        check.run(graph.input_size)
+    except MismatchError as error:
+        return f"removing channels breaks the model: {error}"
+    except Exception as error:  # the model's own code, any error is possible
+        return f"removing channels breaks the model: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    if check.log != full.log:
+        return "removing channels changes what the model computes"
+    if check.shapes != full.shapes:
+        return "removing channels changes the shape of the output"
+    return ""

@@ -1,0 +1,169 @@
+"""One run of a model on the `meta` device, every ATen call of which goes through the rules."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eagleeye_hf.channels.rules import apply_rule
+from eagleeye_hf.channels.shadow import Dim, Dims, Recorder, Store
+from eagleeye_hf.channels.sizes import SizeFinder
+from eagleeye_hf.channels.thin import named_tensors
+
+CONCATENATE = torch.ops.aten.cat.default
+BATCH_NORM = torch.ops.aten.native_batch_norm.default
+OUTPUT = "carries the model's output"
+
+
+@dataclass
+class Shadow:
+    """One run of a model under the rules."""
+
+    model: nn.Module
+    store: Store
+    whole_heads: bool = False
+    tie_merged: bool = False
+    has_heads: bool = False
+    sizes: SizeFinder = field(init=False)
+    costs: list[tuple[int, list[tuple[int, Dim]]]] = field(default_factory=list)
+    log: list[tuple[Any, ...]] = field(default_factory=list)
+    choices: list[bool] = field(default_factory=list)
+    following: Iterator[bool] | None = None
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    finished: bool = False
+    """Whether the forward pass is over; what runs afterwards costs nothing and is not compared."""
+
+    def __post_init__(self) -> None:
+        self.sizes = SizeFinder(self.model, self.dims)
+        self._names = {id(tensor): name for name, tensor in named_tensors(self.model)}
+        self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
+
+    def run(self, size: tuple[int, int, int]) -> None:
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        with torch.no_grad(), self.sizes.listen(), _Dispatch(self):
+            images = torch.empty(1, *size, device="meta", dtype=dtype)
+            output = self.model(images)
+        if isinstance(self.store, Recorder) and self.sizes.misses_features():
+            self.finished = True
+            model: Any = self.model
+            with torch.no_grad(), _Dispatch(self):
+                self.sizes.found_intermediates(model.forward_intermediates(images, intermediates_only=True))
+        for tensor in _tensors(output):
+            self.shapes.append(tuple(tensor.shape))
+            for dim in self.dims(tensor):
+                self.store.pin(dim, OUTPUT)
+
+    def dims(self, tensor: Tensor) -> Dims:
+        record = self._records.get(id(tensor))
+        if record is None:
+            name = self._names.get(id(tensor))
+            dims = (None,) * tensor.ndim if name is None else self.store.parameter_dims(name, tensor)
+            record = self._records[id(tensor)] = (tensor, dims, name is not None)
+        return record[1]
+
+    def set_dims(self, tensor: Tensor, dims: Sequence[Dim]) -> None:
+        assert len(dims) == tensor.ndim, (tuple(tensor.shape), dims)
+        self._records[id(tensor)] = (tensor, tuple(dims), self._all_weights)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        self.dims(tensor)
+        return self._records[id(tensor)][2]
+
+    def found_size(self, size: int, ids: Dim, role: str = "") -> None:
+        if isinstance(self.store, Recorder) and isinstance(ids, np.ndarray) and size > 1:
+            other = self.sizes.found(size, ids, role)
+            if other is not None:
+                self.store.tie(other, ids)
+
+    def merged(self, size: int, ids: np.ndarray) -> None:
+        if self.tie_merged and isinstance(self.store, Recorder):
+            self.found_size(size, ids)
+            for other in self.sizes.running_inputs(size):
+                self.store.tie(other, ids)
+
+    def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None:
+        if not self.finished:
+            self.costs.append((factor, list(dims)))
+
+    def prefers_whole_groups(self, groups: int, num_in: int, num_out: int) -> bool:
+        return self._choose(groups >= max(num_in, num_out))
+
+    def keeps_outer(self, outer: int) -> bool:
+        heads = self.sizes.has_heads(outer)
+        self.has_heads |= heads
+        return self._choose(heads and self.whole_heads)
+
+    def _choose(self, preferred: bool) -> bool:
+        """Decide once; a check of the thinned model follows the decisions made on the full one."""
+        if self.following is not None:
+            return next(self.following, preferred)
+        self.choices.append(preferred)
+        return preferred
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        inputs = [*_tensors(list(named.values()))]
+        self._all_weights = bool(inputs) and all(self.is_weight(tensor) for tensor in inputs)
+        apply_rule(self, func, named, out)
+        constants = tuple(value for value in named.values() if isinstance(value, float))
+        if not self.finished:
+            self.log.append((func, constants))
+
+
+class _Dispatch(TorchDispatchMode):
+    def __init__(self, shadow: Shadow) -> None:
+        super().__init__()
+        self.shadow = shadow
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out: Any
+        if func is BATCH_NORM and not args[5]:
+            out = _normalised(*args)
+        elif func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
+            out = _concatenated(*args)
+        else:
+            out = func(*args, **kwargs)
+        self.shadow.see(func, args, kwargs, out)
+        return out
+
+
+def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm in eval mode; PyTorch's own takes most of a shadow run, being decomposed in Python."""
+    running_mean = own[2]
+    if running_mean is None or running_mean.shape != data.shape[1:2]:
+        raise RuntimeError(
+            f"BatchNorm of {0 if running_mean is None else len(running_mean)} channels reads {data.shape[1]}"
+        )
+    nothing = torch.empty(0, device="meta")
+    contiguous = data.is_contiguous()
+    out = torch.empty(data.shape, dtype=data.dtype, device="meta") if contiguous else torch.empty_like(data)
+    return out, nothing, nothing
+
+
+def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenation of contiguous tensors; PyTorch's own is slow on `meta`, too."""
+    shape = list(tensors[0].shape)
+    dim %= len(shape)
+    others = [[*tensor.shape[:dim], *tensor.shape[dim + 1 :]] for tensor in tensors]
+    if others.count(others[0]) < len(others):
+        raise RuntimeError(f"can't concatenate shapes {[tuple(tensor.shape) for tensor in tensors]}")
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
+    return torch.empty(shape, dtype=functools.reduce(torch.promote_types, (t.dtype for t in tensors)), device="meta")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
