@@ -9,6 +9,8 @@ neither tool: it looks every kept weight up by its value in the full network, an
 """
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +24,8 @@ from torch import nn
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = Path("outputs/coverage.jsonl"), HERE / "coverage.md"
-SECONDS = 180
+SECONDS = 60
+"""Processor time that a tool may take for one network."""
 FAMILIES = {
     "efficientnet": "efficientnet_b0 efficientnet_b2 efficientnet_lite0 efficientnet_es efficientnetv2_rw_t "
     "tf_efficientnetv2_b0 tf_efficientnet_cc_b0_4e mixnet_s tf_mixnet_m gc_efficientnetv2_rw_t mobilenetv1_100 "
@@ -145,6 +148,7 @@ def prune_peer(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, dict[
 
 def work(tool: str, name: str) -> dict[str, object]:
     """Prune by half and compare; in a process of its own, which may crash or be stopped."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     model, images = prepare(name)
@@ -163,13 +167,12 @@ def work(tool: str, name: str) -> dict[str, object]:
 def run(tool: str, name: str) -> dict[str, object]:
     command = [sys.executable, __file__, tool, name]
     row: dict[str, object] = {"tool": tool, "name": name}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return row | {"outcome": f"more than {SECONDS} s"}
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
-        cause = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        cause = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
         return row | {"outcome": f"fails: {cause.split(':')[0]}", "cause": cause[:300]}
     result = json.loads(lines[-1])
     exact = result["error"] < 1e-9
