@@ -35,9 +35,8 @@ class Cifar10MobileNetV1Config(RunConfig):
 
 def main(config: Cifar10MobileNetV1Config) -> None:
     """Train where there are no weights; search, prune, fine-tune and save at each budget."""
-    model = (
-        load_model(config.model, config.weights) if config.weights else timm.create_model(config.model, num_classes=10)
-    )
+    trained = config.weights is not None
+    model = load_model(config.model, config.weights) if trained else timm.create_model(config.model, num_classes=10)
     model.pretrained_cfg.update(SMALL)
     data = open_splits(config.dataset, like=model, **config.splits)
     if not trained:

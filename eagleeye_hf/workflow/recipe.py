@@ -45,9 +45,8 @@ def prepare_output(output: str) -> Path:
     """The run's folder: new, empty, or one that the same run left unfinished."""
     folder = Path(output)
     check_free(folder)
-    strange = (
-        [path.name for path in folder.iterdir() if path.stem.split("-")[0] not in RUN_FILES] if folder.is_dir() else []
-    )
+    found = folder.iterdir() if folder.is_dir() else ()
+    strange = [path.name for path in found if path.stem.removesuffix("-base") not in RUN_FILES]
     if strange:
         raise EagleEyeError(
             f"`output={folder}` is not empty (it holds {', '.join(strange[:3])}); choose another folder"

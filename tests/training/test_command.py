@@ -38,20 +38,8 @@ def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
     output, weights = tmp_path / "new", tmp_path / "base.safetensors"
     save_file(make_model("resnet20_cifar").state_dict(), weights)
     teacher = ["--teacher", "resnet20_cifar", "--teacher-weights", str(weights)]
-    flags = [
-        "--dataset",
-        dataset,
-        "--epochs",
-        "2",
-        "--lr",
-        "0.05",
-        "--output",
-        str(output),
-        "--json",
-        *COUNTS,
-        *teacher,
-    ]
-    assert main(["finetune", str(checkpoint), *flags]) == 0
+    flags = ["--dataset", dataset, "--epochs", "2", "--lr", "0.05", "--output", str(output), "--json"]
+    assert main(["finetune", str(checkpoint), *flags, *COUNTS, *teacher]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fine-tuned"]["num_images"] == told["before"]["num_images"] == 40
     config = json.loads((output / "config.json").read_text())
