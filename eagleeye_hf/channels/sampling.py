@@ -45,7 +45,7 @@ class Space:
             raise EagleEyeError(
                 f"the budget ({bounds.budget}) is out of reach: with `max_ratio={max_ratio}` and `divisor={divisor}` "
                 f"the smallest model still has {bounds.describe(self.smallest.tolist())}. "
-                "Raise the budget, or raise `max_ratio`."
+                f"Raise the budget, or raise `max_ratio`{', or lower `divisor`' if divisor > 1 else ''}."
             )
         self._tilt = bounds.weights()
 

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from eagleeye_hf import EagleEyeError, choose_channels, slice_model, trace_model
+from eagleeye_hf.pruning.importance import filter_effects
 from tests.helpers import make_model, random_keep
 
 
@@ -74,3 +77,38 @@ def test_wrong_channels_are_refused():
         choose_channels(model, graph, graph.widths, "magic")
     with pytest.raises(EagleEyeError, match="one integer per group"):
         choose_channels(model, graph, [1])
+
+
+def test_taylor_is_the_squared_slope_of_the_loss_along_each_filter():
+    """The oracle scales a filter by 1 +- epsilon, in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4)).double().eval()
+    images, labels = torch.randn(5, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    expected = []
+    for channel in range(6):
+        losses = []
+        for epsilon in (1e-4, -1e-4):
+            scaled = copy.deepcopy(model)
+            with torch.no_grad():
+                scaled[0].weight[channel] *= 1 + epsilon
+                losses.append(nn.functional.cross_entropy(scaled(images), labels).item())
+        expected.append(((losses[0] - losses[1]) / 2e-4) ** 2)
+    found = filter_effects(model, [(images, labels)])["0.weight"]
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_taylor_and_random_choose_whole_widths():
+    model = make_model("resnet20_cifar")
+    graph = trace_model(model)
+    widths = [g.channels // 2 if g.prunable else g.channels for g in graph.groups]
+    batches = [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,)))]
+    taylor = choose_channels(model, graph, widths, "taylor", batches=batches)
+    first, same, other = (choose_channels(model, graph, widths, "random", seed=seed) for seed in (0, 0, 1))
+    for group, width in zip(graph.groups, widths, strict=True):
+        if group.prunable:
+            assert len(taylor[group.name]) == len(first[group.name]) == width
+            assert torch.equal(first[group.name], same[group.name])
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    with pytest.raises(EagleEyeError, match="needs `batches`"):
+        choose_channels(model, graph, widths, "taylor")

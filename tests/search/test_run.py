@@ -1,14 +1,20 @@
+"""The search with scores that are functions of the widths; the same, killed, resumed and shared out."""
+
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 
 from eagleeye_hf import EagleEyeError, SearchConfig, run_search, trace_model
+from eagleeye_hf.search.reading import read_journal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,10 +32,17 @@ def graph():
 
 
 def by_sum(widths, share=1.0) -> Score:
-    return Score(loss=1000 - sum(widths))
+    """Noisy on a part of the images, exact on all of them."""
+    noise = 0 if share == 1 else np.random.default_rng(list(widths)).normal(0, 3)
+    return Score(loss=1000 - sum(widths) + noise, num_images=round(80 * share))
 
 
 CONFIG = SearchConfig(candidates=8, method="random", stages=(1.0,))
+STAGED = SearchConfig(candidates=40, generation=10)
+
+
+def essence(result):
+    return [(c.index, c.budget, c.strategy, c.loss, c.num_images, c.status) for c in result.candidates]
 
 
 def test_the_lowest_loss_wins(graph):
@@ -39,45 +52,108 @@ def test_the_lowest_loss_wins(graph):
     assert result.candidates[0].strategy.origin == "uniform"
 
 
+def test_stages_give_the_better_part_all_images(graph):
+    result = run_search(by_sum, graph, STAGED)
+    full = [c for c in result.candidates if c.num_images == 80]
+    assert 8 <= len(full) <= 14  # a fifth of 40, plus those that led an early generation
+    assert all(c.num_images == 10 for c in result.candidates if c not in full)
+    assert result.best in full
+    assert result.best.loss == 1000 - sum(result.best.strategy.widths)
+    first = {c.index: by_sum(c.strategy.widths, 0.125).loss for c in result.candidates}
+    best = sorted(first, key=first.get)[:8]
+    assert set(best) <= {c.index for c in full}
+
+
+def test_evolution_finds_more_than_chance(graph):
+    random = run_search(by_sum, graph, replace(STAGED, method="random", candidates=120))
+    evolved = run_search(by_sum, graph, replace(STAGED, candidates=120))
+    assert evolved.best.strategy.origin == "evolution"
+    assert evolved.best.loss < random.best.loss
+    assert len({c.strategy.widths for c in evolved.candidates}) == 120
+    assert [c.strategy for c in evolved.candidates[:10]] == [c.strategy for c in random.candidates[:10]]
+
+
+def test_baselines(graph):
+    class WithUnits:
+        def __call__(self, widths, share=1.0):
+            return by_sum(widths)
+
+        def unit_scores(self):
+            return [np.arange(len(group.units), dtype=float) for group in graph.prunable]
+
+    result = run_search(WithUnits(), graph, replace(CONFIG, method="global"))
+    assert [c.strategy.origin for c in result.candidates] == ["uniform", "global"]
+    assert len(run_search(by_sum, graph, replace(CONFIG, method="uniform")).candidates) == 1
+    with pytest.raises(EagleEyeError, match="needs a score that has `unit_scores`"):
+        run_search(by_sum, graph, replace(CONFIG, method="global"))
+
+
+def test_several_budgets_in_one_search(graph):
+    result = run_search(by_sum, graph, replace(STAGED, macs=[0.75, 0.5, 0.25], generation=30))
+    assert len(result.budgets) == 3
+    full = result.candidates[0].strategy.macs / 0.75
+    for number, share in enumerate((0.75, 0.5, 0.25)):
+        own = [c for c in result.candidates if c.budget == number]
+        assert len(own) == 40
+        assert result.best_of(number).strategy.macs / full == pytest.approx(share, abs=0.03)
+    alone = run_search(by_sum, graph, replace(STAGED, macs=0.5, generation=10))
+    assert [c.strategy for c in alone.candidates] == [c.strategy for c in result.candidates if c.budget == 1]
+
+
+def test_minutes_end_a_search(graph):
+    def slow(widths, share=1.0):
+        time.sleep(0.01)
+        return by_sum(widths)
+
+    result = run_search(slow, graph, replace(CONFIG, candidates=None, minutes=0.005, generation=5))
+    assert len(result.candidates) % 5 == 0
+    assert 5 <= len(result.candidates) <= 35
+
+
 def test_a_killed_search_goes_on_where_it_was(graph, tmp_path):
     scored = []
 
     def dies(widths, share):
-        if len(scored) == 3:
+        if len(scored) == 23:
             raise KeyboardInterrupt
         scored.append(widths)
-        return by_sum(widths)
+        return by_sum(widths, share)
 
     with pytest.raises(KeyboardInterrupt):
-        run_search(dies, graph, CONFIG, output=tmp_path)
+        run_search(dies, graph, STAGED, output=tmp_path)
     journal = tmp_path / "search.jsonl"
     with journal.open("a") as file:
         file.write('{"index": 3, "orig')  # torn by the kill
     again = []
-    result = run_search(lambda w, share: again.append(w) or by_sum(w), graph, CONFIG, output=tmp_path)
-    assert len(again) == 5
-    assert [(c.index, c.strategy, c.loss) for c in result.candidates] == [
-        (c.index, c.strategy, c.loss) for c in run_search(by_sum, graph, CONFIG).candidates
-    ]
+    result = run_search(lambda w, s: again.append(w) or by_sum(w, s), graph, STAGED, output=tmp_path)
+    expected = run_search(by_sum, graph, STAGED)
+    assert essence(result) == essence(expected)
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert len(rows) == 9
-    assert {"index", "origin", "widths", "macs", "params", "loss", "top1", "num_images", "seconds", "status"} <= set(
-        rows[1]
-    )
+    assert len(scored) + len(again) == len(rows) - 1
+    keys = {"index", "origin", "widths", "macs", "params", "loss", "top1", "num_images", "seconds", "status"}
+    assert all(keys <= set(row) for row in rows[1:])
+    assert len({(row["index"], row["stage"]) for row in rows[1:]}) == len(rows) - 1
+    record = read_journal(tmp_path)
+    assert [(c.index, c.loss, c.num_images) for c in record.candidates] == [
+        (c.index, c.loss, c.num_images) for c in expected.candidates
+    ]
 
 
 def test_another_configuration_is_refused_with_the_difference(graph, tmp_path):
     run_search(by_sum, graph, CONFIG, output=tmp_path, fingerprint={"weights": "a"})
+    head = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[0])
+    assert len(head["fingerprint"]) == 16
     with pytest.raises(EagleEyeError, match="seed: 0 then, 5 now"):
         run_search(by_sum, graph, replace(CONFIG, seed=5), output=tmp_path, fingerprint={"weights": "a"})
     with pytest.raises(EagleEyeError, match="weights: 'a' then, 'b' now"):
         run_search(by_sum, graph, CONFIG, output=tmp_path, fingerprint={"weights": "b"})
-    (tmp_path / "search.jsonl").write_text("not json\n")
-    with pytest.raises(EagleEyeError, match="is not a search journal"):
-        run_search(by_sum, graph, CONFIG, output=tmp_path)
+    for text in ("not json\n", '{"index": 0}\n'):
+        (tmp_path / "search.jsonl").write_text(text)
+        with pytest.raises(EagleEyeError, match="is not a search journal"):
+            run_search(by_sum, graph, CONFIG, output=tmp_path)
 
 
-def test_a_candidate_that_fails_is_recorded_and_ends_nothing(graph):
+def test_a_candidate_that_fails_is_recorded_and_ends_nothing(graph, tmp_path):
     calls = []
 
     def sometimes(widths, share):
@@ -86,16 +162,52 @@ def test_a_candidate_that_fails_is_recorded_and_ends_nothing(graph):
             raise RuntimeError("out of memory")
         return Score(loss=float("nan")) if len(calls) == 3 else by_sum(widths)
 
-    result = run_search(sometimes, graph, CONFIG)
+    result = run_search(sometimes, graph, CONFIG, output=tmp_path)
     assert result.candidates[1].status == "RuntimeError: out of memory"
     assert "finite" in result.candidates[2].status
     assert len(result.leaders) == 6
+    assert essence(run_search(by_sum, graph, CONFIG, output=tmp_path)) == essence(result)  # not tried again
 
     def never(widths, share):
         raise RuntimeError("broken")
 
+    lost = run_search(never, graph, CONFIG)
+    assert "8 of 8 candidates could not be scored" in lost.notes[0]
     with pytest.raises(EagleEyeError, match=r"no candidate could be scored; the first one failed with: .*broken"):
-        _ = run_search(never, graph, CONFIG).best
+        _ = lost.best
+
+
+class Timed:
+    """Milliseconds are the share of MACs; measurements of narrow stems are half as long again."""
+
+    def __init__(self, graph):
+        self.graph = graph
+
+    def __call__(self, widths, share=1.0):
+        return by_sum(widths)
+
+    def prepare(self, examples, latency):
+        assert latency
+        coefficients = [0.0, 10.0, 0.0, *[0.0] * len(self.graph.prunable)]
+        return {"latency": {"coefficients": coefficients, "full_ms": 10.0, "error": 0.0}}
+
+    def adopt(self, facts):
+        self.facts = facts
+
+    def measure(self, candidates):
+        return 10.0, [7.5 if widths[0] > 10 else 5.0 for widths in candidates]
+
+
+def test_leaders_must_hold_their_latency_when_measured(graph, tmp_path):
+    config = replace(CONFIG, macs=None, latency_ms=0.5, candidates=30)
+    result = run_search(Timed(graph), graph, config, output=tmp_path)
+    assert result.best.latency_ms == 5.0
+    assert result.best.strategy.widths[0] <= 10
+    slow = [c for c in result.candidates if c.latency_ms == 7.5]
+    assert slow
+    assert all("measured 7.50 ms, beyond the bound of 5.00" in c.status for c in slow)
+    again = run_search(Timed(graph), graph, config, output=tmp_path)
+    assert again.best == result.best
 
 
 SCRIPT = """
@@ -103,29 +215,51 @@ import sys, torch, timm
 from pathlib import Path
 from eagleeye_hf import AdaptiveBNScore, SearchConfig, run_search, trace_model
 from eagleeye_hf.evaluation.format import Format
-torch.set_num_threads(1)
 torch.manual_seed(0)
 model = timm.create_model("resnet20_cifar").eval()
 graph = trace_model(model)
-batches = [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))) for _ in range(2)]
-score = AdaptiveBNScore(model, graph, batches[:1], batches[1:], format=Format())
-run_search(score, graph, SearchConfig(candidates=5), output=Path(sys.argv[1]))
+batches = [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))) for _ in range(4)]
+score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format())
+config = SearchConfig(macs=[0.6, 0.4], candidates=9, generation=8, stages=(0.5, 1.0), promote=0.4)
+run_search(score, graph, config, output=Path(sys.argv[1]))
 """
 
 
-def test_two_processes_find_what_one_does(tmp_path):
-    script = tmp_path / "search.py"
+def start(folder: Path, processes: int, threads: int) -> subprocess.Popen:
+    script = folder.parent / "search.py"
     script.write_text(SCRIPT)
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no"]
-    rows = []
-    for processes in (1, 2):
-        several = ["--multi_gpu"] if processes > 1 else []
-        command = [*launch, *several, "--num_processes", str(processes), str(script), str(tmp_path / str(processes))]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        lines = (tmp_path / str(processes) / "search.jsonl").read_text().splitlines()[1:]
-        rows.append(sorted(({**json.loads(line), "seconds": 0} for line in lines), key=lambda row: row["index"]))
-    assert len(rows[0]) == 5
-    assert rows[0] == rows[1]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, str(script), str(folder)]
+    if processes > 1:
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+        launch += ["--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", str(processes)]
+        command[1:1] = launch
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def finish(process: subprocess.Popen, folder: Path) -> list[dict]:
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    rows = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()[1:]]
+    timeless = [{**row, "seconds": 0, "elapsed": 0} for row in rows if row["stage"] != "latency"]
+    return sorted(timeless, key=lambda row: (row["index"], row["stage"]))
+
+
+def test_one_two_and_three_processes_and_a_killed_one_find_the_same_to_the_bit(tmp_path):
+    """One process scores in two threads, several in one each; and one is killed in the middle, without notice."""
+    one = finish(start(tmp_path / "one", 1, threads=2), tmp_path / "one")
+    assert len([row for row in one if row["stage"] == 0]) == 18
+    assert any(row["origin"] == "evolution" for row in one)
+    for processes in (2, 3):
+        folder = tmp_path / str(processes)
+        assert finish(start(folder, processes, threads=1), folder) == one
+    folder = tmp_path / "killed"
+    process = start(folder, 1, threads=1)
+    journal = folder / "search.jsonl"
+    while not (journal.exists() and len(journal.read_text().splitlines()) > 8):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 8 < len(journal.read_text().splitlines()) < 1 + len(one)
+    assert finish(start(folder, 1, threads=1), folder) == one

@@ -1,0 +1,137 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import AdaptiveBNScore, Budget, choose_channels, sample_strategies, slice_model, trace_model
+from eagleeye_hf.evaluation.format import FORMATS, Format, fastest_format, rank_correlation
+from tests.helpers import make_model
+
+
+@pytest.fixture(scope="module")
+def example():
+    model = make_model("resnet20_cifar")
+    graph = trace_model(model)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(16, 3, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator))
+        for _ in range(6)
+    ]
+    widths = [own.widths for own in sample_strategies(graph, Budget(macs=0.5), 4)]
+    return model, graph, batches[:2], batches[2:], widths
+
+
+def by_hand(model, graph, calibration, holdout, widths) -> tuple[float, float]:
+    """Slice, read the statistics of all calibration images layer by layer, count right answers."""
+    thin = slice_model(model, graph, choose_channels(model, graph, widths))
+    inputs = {}
+    layers = [m for m in thin.modules() if isinstance(m, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda m, x: inputs.setdefault(m, []).append(x[0].detach().double()))
+        layer.train()
+        layer.momentum = 0.0
+    with torch.no_grad():
+        for images, _ in calibration:
+            thin(images)
+    for layer in layers:
+        seen = torch.cat(inputs[layer])
+        layer.running_mean.copy_(seen.mean((0, 2, 3)))
+        layer.running_var.copy_(seen.var((0, 2, 3)))
+    thin.eval()
+    with torch.no_grad():
+        logits = torch.cat([thin(images) for images, _ in holdout])
+    labels = torch.cat([labels for _, labels in holdout])
+    return nn.functional.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+
+
+def test_a_score_is_what_comes_out_by_hand(example):
+    model, graph, calibration, holdout, widths = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout)
+    for own in widths:
+        loss, top1 = by_hand(model, graph, calibration, holdout, own)
+        found = score(own)
+        assert found.loss == pytest.approx(loss, rel=1e-4)
+        assert found.top1 == pytest.approx(top1)
+        assert found.num_images == 64
+    loss, _ = by_hand(model, graph, calibration[:1], holdout[:1], widths[1])
+    found = score(widths[1], 0.25)
+    assert found.num_images == 16
+    assert found.loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_threads_score_the_same_to_the_bit(example):
+    model, graph, calibration, holdout, widths = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout, format=Format(channels_last=True, bfloat16=True))
+    alone = [score(own) for own in widths]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(score, widths * 2)) == alone * 2
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_formats_agree(example, format):
+    model, graph, calibration, holdout, widths = example
+    exact = AdaptiveBNScore(model, graph, calibration, holdout)(widths[1])
+    assert AdaptiveBNScore(model, graph, calibration, holdout, format=format)(widths[1]).loss == pytest.approx(
+        exact.loss, rel=0.02
+    )
+
+
+def test_bfloat16_statistics_are_accumulated_in_float32(example):
+    """Over 2,048 values of mean 100 and deviation 1 a sum in bfloat16 would be off by whole units."""
+    layer = nn.Sequential(nn.BatchNorm2d(2))
+    from eagleeye_hf import recalibrate_bn
+
+    images = (torch.randn(8, 2, 32, 32) + 100).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        recalibrate_bn(layer, [images[:4], images[4:]])
+    exact = images.double()
+    assert layer[0].running_mean.tolist() == pytest.approx(exact.mean((0, 2, 3)).tolist(), rel=1e-5)
+    assert layer[0].running_var.tolist() == pytest.approx(exact.var((0, 2, 3)).tolist(), rel=1e-3)
+
+
+def test_prepare_measures_once_and_another_process_adopts(example):
+    model, graph, calibration, holdout, widths = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout)
+    facts = score.prepare(widths)
+    assert facts["full"]["classes"] == 10
+    assert 0 <= facts["full"]["top1"] <= 1
+    other = AdaptiveBNScore(model, graph, calibration, holdout)
+    other.adopt(facts)
+    assert other.format == score.format
+    assert other(widths[0]) == score(widths[0])
+
+
+def test_a_format_that_ranks_differently_is_not_taken(example, monkeypatch):
+    model, graph, calibration, holdout, widths = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout)
+    speeds = {own: 1.0 + own.bfloat16 for own in FORMATS}
+    monkeypatch.setattr("eagleeye_hf.evaluation.score.time_formats", lambda *_: speeds)
+    monkeypatch.setattr("eagleeye_hf.evaluation.score.rank_correlation", lambda *_: 0.5)
+    assert score._choose_format(widths)["chosen"] == {"channels_last": True, "bfloat16": False}
+
+
+def test_compensation_is_part_of_score_and_build_alike(example):
+    model, graph, calibration, holdout, widths = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout, compensate=True)
+    built, filled = score.build(widths[1]), score.candidate(widths[1], Format())
+    for key, tensor in filled.state_dict().items():
+        assert torch.equal(built.state_dict()[key], tensor), key
+    plain = score.build(widths[1], compensate=False)
+    assert not torch.equal(plain.linear.weight, built.linear.weight)
+
+
+def test_nearly_as_fast_formats_do_not_flip():
+    a, b, c, d = FORMATS
+    assert fastest_format({a: 1.0, b: 1.0, c: 2.0, d: 1.9}) == fastest_format({a: 1.0, b: 1.0, c: 1.9, d: 2.0}) == d
+    assert fastest_format({a: 2.0, b: 1.0, c: 1.0, d: 1.0}) == a
+
+
+def test_rank_correlation_is_spearmans():
+    x = [3.0, 1.0, 2.0, 5.0]
+    assert rank_correlation(x, [30.0, 10.0, 20.0, 50.0]) == pytest.approx(1)
+    assert rank_correlation(x, [-v for v in x]) == pytest.approx(-1)
+    y = [1.0, 2.0, 3.0, 4.0]  # ranks 2 0 1 3 against 0 1 2 3: 1 - 6 * (4 + 1 + 1) / (4 * 15)
+    assert rank_correlation(x, y) == pytest.approx(1 - 6 * 6 / 60)
+    assert np.isclose(rank_correlation([1.0], [2.0]), 1)

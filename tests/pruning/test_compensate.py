@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import EagleEyeError, slice_model, trace_model
+from eagleeye_hf.pruning.compensate import RIDGE, collect_moments, compensate_readers, find_readers
+from tests.helpers import make_model, random_keep
+
+
+class Three(nn.Module):
+    """A producer, a reader followed by BatchNorm, a reader with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 6, 1, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.bn(self.b(self.a(x).relu())).relu().mean((2, 3)))
+
+
+def example():
+    torch.manual_seed(0)
+    model = Three().eval()
+    graph = trace_model(model, (3, 10, 10))
+    batches = [torch.randn(n, 3, 10, 10) for n in (5, 3)]
+    keep = {"a": np.array([0, 2, 5]), "b": np.array([1, 2, 4])}
+    return model, graph, batches, keep
+
+
+def lstsq(inputs, kept, removed):
+    """Regression of the removed channels on the kept ones and a constant, by explicit rows; ridge as extra rows."""
+    x, y = inputs[:, kept].double(), inputs[:, removed].double()
+    ridge = RIDGE * (x - x.mean(0)).square().mean(0).mean() * len(x)
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    extra = torch.cat([ridge.sqrt() * torch.eye(len(kept), dtype=torch.float64), torch.zeros(len(kept), 1)], 1)
+    solution = torch.linalg.lstsq(torch.cat([x, extra]), torch.cat([y, torch.zeros(len(kept), y.shape[1])])).solution
+    return solution[:-1], solution[-1]
+
+
+def test_readers_are_repaired_as_lstsq_on_the_activations_says():
+    model, graph, batches, keep = example()
+    changed = compensate_readers(model, graph, keep, collect_moments(model, graph, batches))
+    images = torch.cat(batches)
+    with torch.no_grad():
+        pixels = model.a(images).relu().movedim(1, -1).reshape(-1, 8)
+        features = model.bn(model.b(model.a(images).relu())).relu().mean((2, 3))
+    kept, removed = [0, 2, 5], [1, 3, 4, 6, 7]
+    mixing, _ = lstsq(pixels, kept, removed)
+    weight = model.b.weight.detach()
+    expected = weight[:, kept, 0, 0] + weight[:, removed, 0, 0] @ mixing.float().T
+    torch.testing.assert_close(changed["b.weight"][:, kept, 0, 0], expected, rtol=1e-4, atol=1e-5)
+    kept, removed = [1, 2, 4], [0, 3, 5]
+    mixing, offset = lstsq(features, kept, removed)
+    head = model.head.weight.detach()
+    torch.testing.assert_close(
+        changed["head.weight"][:, kept], head[:, kept] + head[:, removed] @ mixing.float().T, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        changed["head.bias"], model.head.bias + head[:, removed] @ offset.float(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_channels_that_repeat_others_are_removed_without_a_trace():
+    model, graph, batches, _ = example()
+    with torch.no_grad():
+        for tensor in (model.a.weight, model.a.bias):
+            tensor[4:] = tensor[:4] * 0.5
+    keep = {"a": np.array([0, 1, 2, 3])}
+    changed = compensate_readers(model, graph, keep, collect_moments(model, graph, batches))
+    thin = slice_model(model, graph, keep)
+    with torch.no_grad():
+        thin.b.weight.copy_(changed["b.weight"][:, :4])
+        torch.testing.assert_close(thin(batches[0]), model(batches[0]), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_large_100", "densenet121", "resnext26ts"])
+def test_every_architecture_keeps_its_shapes(name):
+    model = make_model(name)
+    graph = trace_model(model, (3, 64, 64))
+    keep = random_keep(graph, 0)
+    moments = collect_moments(model, graph, [torch.randn(4, 3, 64, 64)])
+    assert set(moments) == set(find_readers(model, graph))
+    changed = compensate_readers(model, graph, keep, moments)
+    tensors = dict(model.named_parameters())
+    assert changed
+    for key, tensor in changed.items():
+        assert tensor.shape == tensors[key].shape
+        assert torch.isfinite(tensor).all()
+
+
+def test_no_images():
+    model, graph, _, _ = example()
+    with pytest.raises(EagleEyeError, match="`batches` is empty"):
+        collect_moments(model, graph, [])

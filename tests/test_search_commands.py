@@ -1,0 +1,149 @@
+"""`eagleeye search`, `prune` and `report`, as users run them."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eagleeye_hf import count_cost, from_pretrained, trace_model
+from eagleeye_hf.cli import main
+from tests.helpers import digits_dataset, make_model
+
+COUNTS = ["--calibration-images", "32", "--holdout-images", "64"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_file(make_model("resnet20_cifar").state_dict(), folder / "weights.safetensors")
+    data = folder / "data"
+    data.mkdir()
+    for split, rows in digits_dataset().items():
+        rows.to_parquet(data / f"{split}-00000-of-00001.parquet")
+    return ["resnet20_cifar", "--weights", str(folder / "weights.safetensors"), "--dataset", str(data)]
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def searched(inputs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    budgets = ["--macs", "0.7", "0.4", "--candidates", "10"]
+    assert main(["search", *inputs, *COUNTS, *budgets, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_a_search_ends_with_tables_and_goes_on_as_json(inputs, searched, capsys):
+    command = ["search", *inputs, *COUNTS, "--macs", "0.7", "0.4", "--candidates", "10", "--output", str(searched)]
+    before = (searched / "search.jsonl").read_text()
+    code, out, err = run(capsys, *command)
+    assert code == 0
+    assert "leaders under macs=0.7" in out
+    assert "leaders under macs=0.4" in out
+    assert "20 candidates" in out
+    assert "warning: the full model scores" in err  # its weights are random
+    code, out, _ = run(capsys, *command, "--json")
+    data = json.loads(out)
+    assert (searched / "search.jsonl").read_text() == before  # all of it was on record
+    assert len(data["budgets"]) == 2
+    first = data["budgets"][1]["leaders"][0]
+    graph = trace_model(make_model("resnet20_cifar"))
+    assert count_cost(graph, first["widths"]).macs == first["macs"]
+    strategies = json.loads((searched / "strategy.json").read_text())["strategies"]
+    kept = strategies["macs=0.4"]["widths"]
+    assert [kept.get(n, w) for n, w in zip(data["groups"], first["widths"], strict=True)] == first["widths"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--compensate"]], ids=["plain", "compensated"])
+def test_prune_applies_a_strategy(inputs, searched, tmp_path, capsys, extra):
+    strategy = f"{searched / 'strategy.json'}#macs=0.4"
+    command = ["prune", *inputs, *COUNTS, "--strategy", strategy, *extra]
+    code, out, _ = run(capsys, *command, "--json", "--output", str(tmp_path / "thin"))
+    assert code == 0
+    data = json.loads(out)
+    thin = from_pretrained(tmp_path / "thin")
+    graph = trace_model(thin)
+    assert count_cost(graph, graph.widths)._asdict() == data["kept"]
+    assert data["kept"]["macs"] / data["full"]["macs"] == pytest.approx(0.4, abs=0.01)
+    assert thin(torch.randn(1, 3, 32, 32)).isfinite().all()
+    code, _, err = run(capsys, *command, "--output", str(tmp_path / "thin"))
+    assert code == 2
+    assert "holds a checkpoint already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "resnet20_cifar", "--macs", "0.01"], "out of reach: .* the smallest model still has"),
+        (["search", "resnet20_cifar", "--macs", "2.5"], "`macs` is a fraction of the full model"),
+        (["search", "resnet20_cifar", "--candidates", "0"], "give `candidates` or `minutes`"),
+        (["search", "resnet20_cifar", "--method", "magic"], "`method` is one of random, evolution"),
+        (["search", "resnet20_cifar", "--criterion", "magic"], "`criterion='magic'` is unknown"),
+        (["prune", "resnet20_cifar", "--strategy", "nowhere.json"], "`strategy=nowhere.json` can't be read"),
+        (["report", "nowhere"], "`journal=nowhere` does not exist"),
+    ],
+)
+def test_bad_input_is_one_clear_line(inputs, tmp_path, capsys, arguments, message):
+    if arguments[0] != "report":
+        arguments = [arguments[0], *inputs, *COUNTS, *arguments[2:], "--output", str(tmp_path / "out")]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert re.search(message, err)
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "search.jsonl").exists()
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def page(searched) -> Path:
+    pytest.importorskip("matplotlib")
+    assert main(["report", str(searched / "search.jsonl")]) == 0
+    return searched / "search.html"
+
+
+def test_a_report_is_three_pictures_and_one_self_contained_page(page):
+    for name in ("scores", "widths", "ratios"):
+        assert (page.parent / f"search_{name}.png").read_bytes()[:4] == b"\x89PNG"
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert "No sub-net can do better" in text
+
+
+def test_the_page_lives_in_a_browser(page, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    probe = tmp_path / "probe.html"
+    click = 'document.querySelectorAll("th")[2].click(); document.querySelectorAll("th")[2].click();'
+    click += "document.body.dataset.pictures = [...document.images].filter(i => i.naturalWidth > 300).length;"
+    probe.write_text(page.read_text().replace("</body>", f"<script>onload = () => {{{click}}};</script></body>"))
+    command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=120, check=False)
+    assert 'data-ready="yes"' in done.stdout, done.stderr[-500:]
+    assert 'data-pictures="3"' in done.stdout
+    table = done.stdout.split("<tbody>")[1].split("</tbody>")[0]
+    losses = [float(row) for row in re.findall(r'<td data-value="([\d.]+)">\d+\.\d{4}</td>', table)]
+    assert len(losses) == 10
+    assert losses == sorted(losses, reverse=True)  # a second click turns the order round
+
+
+def test_a_journal_without_candidates_is_refused(tmp_path, capsys):
+    (tmp_path / "search.jsonl").write_text('{"config": {}, "facts": {}}\n')
+    code, _, err = run(capsys, "report", str(tmp_path))
+    assert code == 2
+    assert "holds no finished candidate yet" in err
