@@ -2,8 +2,8 @@
 
     accelerate launch recipes/cifar10_mbv1.py --output outputs/cifar10_mbv1
 
-Results are in OUTPUT-26.5M, OUTPUT-12.1M and OUTPUT-3.3M. Images are doubled to 64 px, so that the network's stride of
-32 leaves 2 x 2 pixels and the full network costs 46.4 M MACs, as in the paper.
+Results are in OUTPUT-26.5M, OUTPUT-12.1M and OUTPUT-3.3M, or in OUTPUT-0.5 with `--macs 0.5`. Images are doubled to
+64 px, so that the network's stride of 32 leaves 2 x 2 pixels and the full network costs 46.4 M MACs, as in the paper.
 
 The paper (Li et al. 2020, table 5) reaches 91.89% top-1 at 26.5 M, 91.44% at 12.1 M and 88.01% at 3.3 M MACs.
 """
@@ -21,8 +21,9 @@ SMALL = {"input_size": (3, 64, 64), "crop_pct": 1.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10MobileNetV1Config(RunConfig):
-    """Three budgets, 120 epochs each."""
+    """Three budgets, or the one given; 120 epochs each."""
 
+    macs: float | None = None
     model: str = "mobilenetv1_100"
     dataset: str = "uoft-cs/cifar10"
     max_ratio: float = 0.85
@@ -43,8 +44,8 @@ def main(config: Cifar10MobileNetV1Config) -> None:
         training = replace(config.finetune, epochs=config.base_epochs, lr=config.base_lr)
         folder = Path(config.output) / "training-base"
         model = finetune_model(model, data.train, training, holdout=data.holdout, checkpoint=folder)
-    for macs in BUDGETS:
-        output = f"{config.output}-{macs / 1e6:g}M"
+    for macs in [config.macs] if config.macs else BUDGETS:
+        output = f"{config.output}-{macs:g}" if macs <= 1 else f"{config.output}-{macs / 1e6:g}M"
         if not (Path(output) / "config.json").exists():
             compress_model(model, data, replace(config, macs=macs, output=output))
 

@@ -103,7 +103,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         device=describe_device(accelerator.device),
         onnx_latency_ms=_onnx_latency(model, pruned, graph) if config.onnx_latency else None,
         settings=_settings(config, strategy),
-        command=f"accelerate launch {shlex.join(sys.argv)}",
+        command=_command(accelerator),
         license=license_name,
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
         file_bytes=(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 0),
@@ -174,6 +174,16 @@ def _settings(config: RunConfig, strategy: Strategy) -> dict[str, object]:
             if key in always or (value != getattr(default, key) and key != "num_workers")
         )
     return settings | {"seed": config.seed}
+
+
+def _command(accelerator: Accelerator) -> str:
+    """What starts this run again, as far as the script can tell."""
+    command = "accelerate launch"
+    if accelerator.num_processes > 1:
+        command += f" --multi_gpu --num_processes {accelerator.num_processes}"
+    if accelerator.mixed_precision != "no":
+        command += f" --mixed_precision {accelerator.mixed_precision}"
+    return f"{command} {shlex.join(sys.argv)}"
 
 
 def save_run(
