@@ -19,6 +19,9 @@ from eagleeye_hf.channels.thin import named_tensors
 
 CONCATENATE = torch.ops.aten.cat.default
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
+ACTIVATIONS = ("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "hardsigmoid", "hardtanh")
+SHAPE_STAYS = {*ACTIVATIONS, "sigmoid", "tanh", "clamp_min"}
+
 OUTPUT = "carries the model's output"
 
 
@@ -124,15 +127,30 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out: Any
-        if func is BATCH_NORM and not args[5]:
-            out = _normalised(*args)
-        elif func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
-            out = _concatenated(*args)
-        else:
+        out = _quick_result(func, args)
+        if out is None:
             out = func(*args, **kwargs)
         self.shadow.see(func, args, kwargs, out)
         return out
+
+
+def _quick_result(func: Any, args: Sequence[Any]) -> Any:
+    """What an operator gives that PyTorch would compute in Python on `meta`, slowly; nothing for the others."""
+    name = func._schema.name.removeprefix("aten::")
+    if func is BATCH_NORM and not args[5]:
+        return _normalised(*args)
+    if func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
+        return _concatenated(*args)
+    if name == "native_layer_norm" and tuple(args[0].shape[-len(args[1]) :]) == tuple(args[1]):
+        return (_empty_like(args[0]), *[torch.empty(0, device="meta")] * 2)
+    if name.removesuffix("_") in SHAPE_STAYS:
+        return args[0] if name.endswith("_") else _empty_like(args[0])
+    return None
+
+
+def _empty_like(data: Tensor) -> Tensor:
+    is_dense = data.is_contiguous()
+    return torch.empty(data.shape, dtype=data.dtype, device="meta") if is_dense else torch.empty_like(data)
 
 
 def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,9 +161,7 @@ def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tens
             f"BatchNorm of {0 if running_mean is None else len(running_mean)} channels reads {data.shape[1]}"
         )
     nothing = torch.empty(0, device="meta")
-    contiguous = data.is_contiguous()
-    out = torch.empty(data.shape, dtype=data.dtype, device="meta") if contiguous else torch.empty_like(data)
-    return out, nothing, nothing
+    return _empty_like(data), nothing, nothing
 
 
 def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
