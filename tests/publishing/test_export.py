@@ -65,6 +65,14 @@ def test_a_program_of_torch_export(tmp_path):
     assert not any(data.startswith((b"\x80", b"PK")) for data in others), "something in it is pickled"
 
 
+def test_latency_is_measured_in_turns():
+    from eagleeye_hf.publishing.onnx_files import measure_onnx_latency
+
+    wide, thin = nn.Sequential(nn.Conv2d(3, 64, 7)), nn.Sequential(nn.Conv2d(3, 1, 1))
+    slow, fast = measure_onnx_latency([wide, thin], (3, 64, 64), rounds=5)
+    assert 0 < fast < slow
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
