@@ -42,6 +42,7 @@ def test_onnx_runtime_gives_the_models_outputs(name, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_opset_and_input_are_as_asked(tmp_path):
     import onnx
 
@@ -54,7 +55,7 @@ def test_opset_and_input_are_as_asked(tmp_path):
 
 
 def test_a_program_of_torch_export(tmp_path):
-    model, _ = prune("mobilenetv3_small_100")
+    model, _ = prune("resnet20_cifar")
     path = export_program(model, tmp_path / "model.pt2", input_size=(3, 64, 64))
     program = torch.export.load(path).module()
     images = torch.randn(3, 3, 64, 64)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from eagleeye_hf import EagleEyeError, from_pretrained, save_pretrained
 from tests.publishing.make import prune
 
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
