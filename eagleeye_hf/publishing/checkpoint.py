@@ -118,7 +118,7 @@ def build_config(
     if in_chans != 3:
         config["model_args"]["in_chans"] = in_chans
     if label_names is None and len(cfg.get("label_names") or ()) == num_classes:
-        label_names = cfg["label_names"]  # of the checkpoint that the model came from
+        label_names = cfg.get("label_names")  # of the checkpoint that the model came from
     if label_names:
         if len(label_names) != num_classes:
             raise EagleEyeError(f"`label_names` has {len(label_names)} names for {num_classes} outputs")
