@@ -72,10 +72,14 @@ def build_empty(base: str, base_args: Mapping[str, Any], **kwargs: Any) -> nn.Mo
     check_base_args(base_args)
     try:
         with init_empty_weights(include_buffers=False), _NoFilling():
-            return timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
+            model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
     except Exception as error:  # the constructors of timm raise many kinds
         given = ", ".join(f"{key}={value!r}" for key, value in {**base_args, **kwargs}.items())
         raise EagleEyeError(f"timm can't build `base={base}` with {given} ({type(error).__name__}: {error})") from error
+    kept = model.state_dict()
+    if any(buffer.is_meta and name not in kept for name, buffer in model.named_buffers()):
+        raise EagleEyeError(f"`base={base}` computes buffers from its weights, which no checkpoint of ours can rebuild")
+    return model
 
 
 class _NoFilling(TorchFunctionMode):

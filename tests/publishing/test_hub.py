@@ -209,13 +209,15 @@ def test_what_the_hub_refuses_is_one_clear_line(hub, checkpoint, token, repo, me
     assert not hub.repos
 
 
-def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, checkpoint):
+def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, checkpoint, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)  # so that something of a small file has arrived
     folder, model, images = checkpoint
     push_to_hub(folder, REPO, token=TOKEN)
     hub.fail("GET", r"model\.safetensors", 0, times=1)
     with torch.inference_mode():
         torch.testing.assert_close(from_pretrained(REPO)(images), model(images), rtol=0, atol=0)
     assert hub.count("GET", r"resolve/.*/model\.safetensors") == 2
+    assert hub.count("GET", r"resolve/.*/model\.safetensors bytes=\d+-") == 1
 
 
 def test_a_repo_that_is_no_checkpoint_is_refused_before_its_weights_are_fetched(hub, checkpoint):
