@@ -251,6 +251,16 @@ def test_a_card_with_missing_facts_is_refused(hub, tmp_path, changes, message):
     assert not hub.log
 
 
+def test_a_card_written_for_a_folder_is_addressed_to_the_repo(hub, tmp_path):
+    write_checkpoint(tmp_path / "run")
+    push_to_hub(tmp_path / "run", "user/elsewhere", token=TOKEN)
+    repo = hub.repos["user/elsewhere"]
+    card = repo.commits[repo.refs["main"]]["README.md"].decode()
+    assert str(tmp_path) not in card
+    assert card.count('("user/elsewhere"') == 3
+    assert 'timm.create_model("hf-hub:user/elsewhere", pretrained=True)' in card
+
+
 def test_only_whole_checkpoints_are_pushed(hub, checkpoint, tmp_path):
     with pytest.raises(EagleEyeError, match=r"has no config\.json"):
         push_to_hub(tmp_path, REPO, token=TOKEN)
