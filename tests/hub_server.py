@@ -70,7 +70,7 @@ class HubServer(ThreadingHTTPServer):
         """Contents of large files by SHA-256, kept across commits as the Hub does."""
         self.faults: list[Fault] = []
         self.log: list[str] = []
-        """Method and path of every request."""
+        """Method, path and range of every request."""
 
     def fail(self, method: str, path: str, status: int, times: int = 1, **headers: str) -> None:
         """Let the next `times` matching requests fail."""
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self, method: str) -> None:
         parts = urlsplit(self.path)
         path, self.query = parts.path, parse_qs(parts.query)
-        self.server.log.append(f"{method} {self.path}")
+        self.server.log.append(f"{method} {self.path} {self.headers.get('Range', '')}")
         fault = self.server.fault(method, self.path)
         if fault and not fault.status and method != "GET":
             self.close_connection = True  # without an answer

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from eagleeye_hf import EagleEyeError, from_pretrained, load_model
 from tests.helpers import SHARED, needs_shared
+from tests.hub_server import TOKEN
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
@@ -21,15 +22,27 @@ RESNET = ["--model", "resnet20_cifar", "--weights", str(SHARED / "models" / "res
 CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num_workers", "0"]
 
 
-def run(recipe: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def run(recipe: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "recipes" / recipe), *flags]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False)
+    environment = ENVIRONMENT | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def test_quickstart(tmp_path):
+def test_quickstart_from_training_to_publishing(tmp_path, hub):
     output = tmp_path / "run"
-    done = run("quickstart.py", *SHORT, "--base_epochs", "1", "--epochs", "1", "--output", str(output))
+    publish = ["--push-to", "user/digits", "--private", "--license", "bsd-3-clause"]
+    flags = [*SHORT, "--base_epochs", "1", "--epochs", "1", "--output", str(output), *publish]
+    done = run("quickstart.py", *flags, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="0")
     assert done.returncode == 0, done.stderr[-3000:]
+    repo = hub.repos["user/digits"]
+    assert repo.private
+    assert f"published: {hub.url}/user/digits/commit/{repo.refs['main']}" in done.stdout
+    published = repo.commits[repo.refs["main"]]
+    for name in ("README.md", "config.json", "model.safetensors", "result.png", "search.jsonl"):
+        assert published[name] == (output / name).read_bytes()
+    card = published["README.md"].decode()
+    for fact in ("| 1 | ", "license: bsd-3-clause", "hf-hub:user/digits"):
+        assert fact in card
     for word in ("full", "vanilla", "adaptive", "fine-tuned", "MACs", "parameters", "file size", "latency"):
         assert word in done.stdout
     assert {path.name for path in output.iterdir()} == {
@@ -72,6 +85,7 @@ def test_the_main_recipe_on_real_images(tmp_path):
         ([*RESNET[:2], "--weights", str(ROOT / "README.md")], "can't be read as safetensors"),
         (["--model", "resnet56_cifar", *RESNET[2:]], "does not fit `model=resnet56_cifar`"),
         (["--model", "resnet18"], "its trained weights can't be loaded"),
+        ([*RESNET, *CIFAR, *SHORT, "--push-to", "user/thin"], "`push_to=user/thin` needs a licence for the card"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, flags, message):

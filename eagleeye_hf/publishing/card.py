@@ -185,6 +185,12 @@ def cost_table(facts: CardFacts) -> list[dict[str, str]]:
     return [{"name": name, "full": a, "pruned": b} for name, a, b in rows]
 
 
+def address_card(text: str, repo: str) -> str:
+    """The card with loading examples that name this Hub repo, wherever it was written for."""
+    text = re.sub(r'from_pretrained\("[^"]+"', lambda _: f'from_pretrained("{repo}"', text)
+    return re.sub(r'create_model\("(local-dir|hf-hub):[^"]+"', lambda _: f'create_model("hf-hub:{repo}"', text)
+
+
 def check_card(text: str, place: str) -> None:
     """Refuse a card that lacks a fact, so that nothing half-documented is published.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg
 from torch import nn
 
 import eagleeye_hf.publishing.entrypoint  # noqa: F401  registers the architecture with timm
@@ -38,7 +37,7 @@ def save_pretrained(
 ) -> Path:
     """Write `model.safetensors`, `config.json` and, where given, the model card.
 
-    Every file is written beside its place and renamed; `config.json` comes last, so a folder that has it is whole.
+    All files are written before any is renamed to its place, `config.json` last: a folder that has it is whole.
 
     Args:
         model: a network of timm, pruned by `slice_model` or not.
@@ -53,11 +52,18 @@ def save_pretrained(
     check_free(folder)
     config = build_config(model, label_names, provenance)
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, folder)
-    for name, text in ((CARD, card), (CONFIG, json.dumps(config, indent=2))):
-        if text is not None:
-            (folder / (name + ".tmp")).write_text(text)
-            os.replace(folder / (name + ".tmp"), folder / name)
+    texts = {CARD: card, CONFIG: json.dumps(config, indent=2)}
+    names = [WEIGHTS, *(name for name, text in texts.items() if text is not None)]
+    parts = [folder / (name + ".tmp") for name in names]
+    try:
+        save_weights(model, parts[0])
+        for name, part in zip(names[1:], parts[1:], strict=True):
+            part.write_text(texts[name] or "", encoding="utf-8")
+        for name, part in zip(names, parts, strict=True):
+            os.replace(part, folder / name)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
     return folder
 
 
@@ -76,6 +82,7 @@ def build_config(
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     arguments = dict(getattr(model, "_model_args", {}))
     base = cfg.get("architecture")
+    in_chans = int(arguments.get("in_chans") or (cfg.get("input_size") or (3,))[0])
     if base == ARCHITECTURE:  # loaded by timm from a checkpoint of ours
         base, arguments = arguments.get("base"), base_args(arguments)
     if not base or not timm.is_model(base):
@@ -85,7 +92,6 @@ def build_config(
         )
     num_classes = int(getattr(model, "num_classes", cfg.get("num_classes") or 0))
     arguments = {key: value for key, value in arguments.items() if key not in ("num_classes", "in_chans")}
-    in_chans = _input_channels(model, cfg)
     full = build_empty(base, arguments, num_classes=num_classes, in_chans=in_chans)
     sizes = changed_sizes(full, model)
     rebuilt = apply_sizes(full, json.loads(json.dumps(sizes)))
@@ -98,6 +104,8 @@ def build_config(
             "save a model that `slice_model` made"
         )
     pretrained_cfg = clean_pretrained_cfg(cfg) | {"num_classes": num_classes}
+    if "input_size" in pretrained_cfg:
+        pretrained_cfg["input_size"] = (in_chans, *pretrained_cfg["input_size"][1:])
     config: dict[str, Any] = {
         "architecture": ARCHITECTURE,
         "num_classes": num_classes,
@@ -109,27 +117,13 @@ def build_config(
     }
     if in_chans != 3:
         config["model_args"]["in_chans"] = in_chans
+    if label_names is None and len(cfg.get("label_names") or ()) == num_classes:
+        label_names = cfg.get("label_names")  # of the checkpoint that the model came from
     if label_names:
         if len(label_names) != num_classes:
             raise EagleEyeError(f"`label_names` has {len(label_names)} names for {num_classes} outputs")
         config["label_names"] = list(label_names)
     return config
-
-
-def _input_channels(model: nn.Module, cfg: Mapping[str, Any]) -> int:
-    """What the first convolution reads."""
-    first = cfg.get("first_conv")
-    first = first[0] if isinstance(first, (tuple, list)) else first
-    if first:
-        module = model.get_submodule(first)
-        if isinstance(module, nn.Conv2d):
-            channels = (cfg.get("input_size") or (3,))[0]
-            full_cfg = get_pretrained_cfg(cfg.get("architecture", ""), allow_unregistered=True)
-            own = (full_cfg.input_size if full_cfg else (3,))[0]
-            return (
-                module.in_channels * own // channels if channels != own and module.in_channels % own == 0 else channels
-            )
-    return int((cfg.get("input_size") or (3,))[0])
 
 
 def from_pretrained(

@@ -70,7 +70,7 @@ BASE_ARGS: Mapping[str, Check] = {
 """Arguments of the base architecture that a checkpoint may carry; nothing that names a file or scales a network."""
 
 PRETRAINED_CFG: Mapping[str, Check] = {
-    "input_size": is_list(is_count(1, 1 << 16), 3),
+    "input_size": lambda v: is_list(is_count(1, 4096), 3)(v) and v[0] <= MAX_CHANNELS,
     "fixed_input_size": is_flag,
     "interpolation": WORD,
     "crop_pct": is_number(0.01, 10),
@@ -107,7 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("model_args"), dict):
         raise EagleEyeError(f"{path} has no `model_args`; the checkpoint is damaged")
     check_model_args(config["model_args"])
-    _check("num_classes", config.get("num_classes"), is_count(0, MAX_CLASSES))
+    check_num_classes(config.get("num_classes"))
     cfg = config.get("pretrained_cfg", {})
     _check("pretrained_cfg", cfg, lambda value: isinstance(value, dict))
     config["pretrained_cfg"] = clean_pretrained_cfg(cfg)
@@ -131,6 +131,10 @@ def check_model_args(arguments: Mapping[str, Any]) -> None:
 def base_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What the base architecture is built with."""
     return {**arguments.get("base_args", {}), **{key: arguments[key] for key in BASE_ARGS if key in arguments}}
+
+
+def check_num_classes(value: Any) -> None:
+    _check("num_classes", value, is_count(0, MAX_CLASSES))
 
 
 def check_base(base: Any) -> None:
@@ -157,6 +161,8 @@ def clean_pretrained_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: cfg[key] for key in PRETRAINED_CFG if cfg.get(key) is not None}
     for key, value in kept.items():
         _check(key, value, PRETRAINED_CFG[key])
+    if kept.get("fixed_input_size"):  # the network is built for that size
+        _check("input_size", kept.get("input_size"), is_list(is_count(1, MAX_PIXELS), 3))
     return kept
 
 

@@ -11,7 +11,14 @@ from timm.models._features import FeatureGetterNet, FeatureHookNet
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.config import ARCHITECTURE, WEIGHTS, base_args, check_model_args, clean_pretrained_cfg
+from eagleeye_hf.publishing.config import (
+    ARCHITECTURE,
+    WEIGHTS,
+    base_args,
+    check_model_args,
+    check_num_classes,
+    clean_pretrained_cfg,
+)
 from eagleeye_hf.publishing.rebuild import build_empty, build_thin
 
 default_cfgs = {ARCHITECTURE: {"architecture": ARCHITECTURE}}
@@ -37,6 +44,7 @@ def _safe_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
     place = {key: cfg[key] for key in ("source", "file", "hf_hub_id") if cfg.get(key)}
     if place.get("source") == "local-dir" and not (Path(place["file"]) / WEIGHTS).is_file():
         raise EagleEyeError(f"{place['file']} has no {WEIGHTS}; the checkpoint is damaged")
+    check_num_classes(cfg.get("num_classes", 0))
     kept = {key: cfg[key] for key in ("num_classes", "label_names") if cfg.get(key) is not None}
     return {**clean_pretrained_cfg(cfg), **kept, **place, "hf_hub_filename": WEIGHTS, "architecture": ARCHITECTURE}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.card import check_card
+from eagleeye_hf.publishing.card import address_card, check_card
 from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS, read_config
 from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILE, modeling_code
 
@@ -61,21 +61,9 @@ def push_to_hub(
     Raises:
         EagleEyeError: the folder is no checkpoint, its card lacks a fact, or the Hub can't be reached or refuses.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise EagleEyeError(f"`folder={folder}` has no {WEIGHTS}; the checkpoint is damaged")
-    if not (folder / CARD).is_file():
-        raise EagleEyeError(f"`folder={folder}` has no model card ({CARD}); write one with `save_pretrained(card=...)`")
-    card = (folder / CARD).read_text(encoding="utf-8")
-    check_card(card, str(folder / CARD))
     if create_pr and revision:
         raise EagleEyeError(f"`revision={revision}` and `create_pr` exclude each other: pull requests go to main")
-    contents: dict[str, Path | bytes] = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
-    if remote_code:
-        contents[CODE_FILE] = modeling_code(config["model_args"]["base"]).encode()
-        contents[CONFIG] = json.dumps(_raw_config(folder) | {"auto_map": AUTO_MAP}, indent=2).encode()
-        contents[CARD] = card.replace(MADE, REMOTE_CODE.format(repo=repo) + MADE, 1).encode()
+    contents = _contents(Path(folder), repo, remote_code)
     api = HfApi(token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -94,8 +82,22 @@ def push_to_hub(
     return str(info.pr_url or info.commit_url)
 
 
-def _raw_config(folder: Path) -> dict[str, object]:
-    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+def _contents(folder: Path, repo: str, remote_code: bool) -> dict[str, Path | bytes]:
+    """Everything to publish, by its name in the repo, after a check that it is whole."""
+    base = read_config(folder)["model_args"]["base"]
+    if not (folder / WEIGHTS).is_file():
+        raise EagleEyeError(f"`folder={folder}` has no {WEIGHTS}; the checkpoint is damaged")
+    if not (folder / CARD).is_file():
+        raise EagleEyeError(f"`folder={folder}` has no model card ({CARD}); write one with `save_pretrained(card=...)`")
+    card = address_card((folder / CARD).read_text(encoding="utf-8"), repo)
+    check_card(card, str(folder / CARD))
+    contents: dict[str, Path | bytes] = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
+    if remote_code:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        contents[CODE_FILE] = modeling_code(base).encode()
+        contents[CONFIG] = json.dumps(config | {"auto_map": AUTO_MAP}, indent=2).encode()
+        card = card.replace(MADE, REMOTE_CODE.format(repo=repo) + MADE, 1)
+    return contents | {CARD: card.encode()}
 
 
 def _commit(

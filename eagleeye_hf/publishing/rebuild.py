@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
 
 from eagleeye_hf.channels.thin import follow_shapes, resize_modules
 from eagleeye_hf.errors import EagleEyeError
@@ -19,6 +20,9 @@ from eagleeye_hf.publishing.config import check_base, check_base_args
 
 Sizes = dict[str, dict[str, Any]]
 """Per module: attribute path -> integer, or tensor name -> its shape with null where nothing changed."""
+
+FILLING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "trunc_normal_", "constant_", "zeros_", "ones_"}
+FILLING |= {"normal_", "uniform_", "fill_", "zero_", "mul_", "add_", "erfinv_", "clamp_"}
 
 STANDARD = {
     _ConvNd: ("in_channels", "out_channels", "groups"),
@@ -67,11 +71,27 @@ def build_empty(base: str, base_args: Mapping[str, Any], **kwargs: Any) -> nn.Mo
     check_base(base)
     check_base_args(base_args)
     try:
-        with init_empty_weights(include_buffers=False):
-            return timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
+        with init_empty_weights(include_buffers=False), _NoFilling():
+            model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
     except Exception as error:  # the constructors of timm raise many kinds
         given = ", ".join(f"{key}={value!r}" for key, value in {**base_args, **kwargs}.items())
         raise EagleEyeError(f"timm can't build `base={base}` with {given} ({type(error).__name__}: {error})") from error
+    kept = model.state_dict()
+    if any(buffer.is_meta and name not in kept for name, buffer in model.named_buffers()):
+        raise EagleEyeError(f"`base={base}` computes buffers from its weights, which no checkpoint of ours can rebuild")
+    return model
+
+
+class _NoFilling(TorchFunctionMode):
+    """Initialising tensors that have no values is time for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in FILLING:
+            target = args[0] if args else kwargs.get("tensor")
+            if isinstance(target, torch.Tensor) and target.is_meta:
+                return target
+        return func(*args, **kwargs)
 
 
 def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.Module:

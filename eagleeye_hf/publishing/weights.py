@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,11 +27,10 @@ DTYPES = {
 """What networks consist of, by its name in the header."""
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write all parameters and buffers, beside their place first."""
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write all parameters and buffers."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
-    os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

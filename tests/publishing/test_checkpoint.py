@@ -30,7 +30,39 @@ def test_a_loaded_model_is_pruned_and_saved_again(checkpoint, tmp_path):
         thinner = slice_model(model, graph, random_keep(graph, 5, 0.8))
         save_pretrained(thinner, tmp_path / str(number))
         with torch.inference_mode():
-            torch.testing.assert_close(from_pretrained(tmp_path / str(number))(images), thinner(images))
+            again = from_pretrained(tmp_path / str(number))
+            torch.testing.assert_close(again(images), thinner(images))
+        assert again.pretrained_cfg["label_names"][3] == "c3"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet26t", {"in_chans": 1}),
+        ("tresnet_m", {"in_chans": 4, "num_classes": 3}),
+        ("mobilenetv3_small_100", {"in_chans": 5, "num_classes": 0}),
+        ("resnet18", {"output_stride": 8, "global_pool": "max", "drop_path_rate": 0.1}),
+        ("resnet18", {"act_layer": "silu"}),
+    ],
+)
+def test_what_a_model_was_made_with_comes_along(name, arguments, tmp_path):
+    model, images = prune(name, **arguments)
+    save_pretrained(model, tmp_path)
+    with torch.inference_mode():
+        expected = model(images)
+        loaded = from_pretrained(tmp_path)
+        torch.testing.assert_close(loaded(images), expected, rtol=0, atol=0)
+        by_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        torch.testing.assert_close(by_timm(images), expected, rtol=0, atol=0)
+    assert loaded.num_classes == model.num_classes
+    assert loaded.pretrained_cfg["input_size"][0] == images.shape[1]
+
+
+def test_what_cannot_come_along_is_refused(tmp_path):
+    model, _ = prune("resnet50", base_width=32)
+    with pytest.raises(EagleEyeError, match="`base_args` has 'base_width'; a checkpoint can only carry act_layer"):
+        save_pretrained(model, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_written(checkpoint):

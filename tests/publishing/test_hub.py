@@ -209,13 +209,15 @@ def test_what_the_hub_refuses_is_one_clear_line(hub, checkpoint, token, repo, me
     assert not hub.repos
 
 
-def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, checkpoint):
+def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, checkpoint, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)  # so that something of a small file has arrived
     folder, model, images = checkpoint
     push_to_hub(folder, REPO, token=TOKEN)
     hub.fail("GET", r"model\.safetensors", 0, times=1)
     with torch.inference_mode():
         torch.testing.assert_close(from_pretrained(REPO)(images), model(images), rtol=0, atol=0)
     assert hub.count("GET", r"resolve/.*/model\.safetensors") == 2
+    assert hub.count("GET", r"resolve/.*/model\.safetensors bytes=\d+-") == 1
 
 
 def test_a_repo_that_is_no_checkpoint_is_refused_before_its_weights_are_fetched(hub, checkpoint):
@@ -247,6 +249,16 @@ def test_a_card_with_missing_facts_is_refused(hub, tmp_path, changes, message):
     with pytest.raises(EagleEyeError, match=message):
         push_to_hub(tmp_path / "run", REPO, token=TOKEN)
     assert not hub.log
+
+
+def test_a_card_written_for_a_folder_is_addressed_to_the_repo(hub, tmp_path):
+    write_checkpoint(tmp_path / "run")
+    push_to_hub(tmp_path / "run", "user/elsewhere", token=TOKEN)
+    repo = hub.repos["user/elsewhere"]
+    card = repo.commits[repo.refs["main"]]["README.md"].decode()
+    assert str(tmp_path) not in card
+    assert card.count('("user/elsewhere"') == 3
+    assert 'timm.create_model("hf-hub:user/elsewhere", pretrained=True)' in card
 
 
 def test_only_whole_checkpoints_are_pushed(hub, checkpoint, tmp_path):

@@ -14,15 +14,13 @@ from tests.publishing.make import prune
 QUICK = [
     "resnet20_cifar",
     "resnetblur18",
-    "seresnext26d_32x4d",
     "tf_efficientnet_cc_b0_4e",
     "mobilenetv3_small_100",
-    "ghostnet_050",
-    "repvgg_a0",
     "levit_128s",
 ]
 # fmt: off
 OTHERS = [
+    "seresnext26d_32x4d", "ghostnet_050", "repvgg_a0",
     "efficientnet_b0", "mixnet_s", "efficientnet_b0_g8_gn", "tinynet_e", "spnasnet_100", "mobilenetv1_100",
     "mobilenetv4_conv_small", "hardcorenas_a", "lcnet_050", "resnet18", "resnet26t", "ecaresnet26t", "resnest14d",
     "res2net50_14w_8s", "res2next50", "skresnet18", "legacy_seresnet18", "regnetx_002", "regnety_002",

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from eagleeye_hf import EagleEyeError, from_pretrained, save_pretrained
 from tests.publishing.make import prune
 
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,20 @@ def test_timm_takes_no_other_file_from_the_config(broken):
     assert not model.pretrained_cfg["custom_load"]
     with pytest.raises(EagleEyeError, match="`model_args` has"):
         timm.create_model(f"local-dir:{broken(lambda c: c['model_args'].update(depth=5))}")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(num_classes=10**12), "`num_classes=1000000000000`"),
+        (lambda c: c["model_args"].update(in_chans=10**9), "`in_chans=1000000000`"),
+        (lambda c: c["pretrained_cfg"].update(input_size=[3, 2000, 2000], fixed_input_size=True), "`input_size="),
+        (lambda c: c["model_args"]["sizes"]["conv1"].update(out_channels=10**9), "an integer from 1 to 16"),
+    ],
+)
+def test_timm_too_is_told_before_memory_is_spent(broken, edit, message):
+    with pytest.raises(EagleEyeError, match=message):
+        timm.create_model(f"local-dir:{broken(edit)}", pretrained=True)
 
 
 @pytest.mark.parametrize("special", ["pipe", "folder", "link to a device"])
