@@ -2,7 +2,8 @@
 
     python benchmarks/cifar10_resnet56.py --dataset FOLDER --weights FILE --epochs 8
 
-Arms: the unpruned network, EagleEye's winner with and without distillation, and uniform pruning by L1. Each arm writes
+Arms: the unpruned network, EagleEye's winner (compensated, as recipes do) with and without distillation, and uniform
+pruning by L1. Each arm writes
 `OUTPUT/ARM.json`; `--arms` chooses some, so that several processes can share the work; a killed run goes on when
 started again. With all results there, `--table` writes them as Markdown.
 """
@@ -59,15 +60,11 @@ def main() -> None:
     model = load_model(options.model, options.weights).to(accelerator.device)
     data = open_splits(options.dataset, like=model, calibration_images=1024, holdout_images=2048)
     graph = trace_model(model)
-    score = AdaptiveBNScore(model, graph, data.calibration.cached_batches()[:4], data.holdout.cached_batches())
-
-    def quick_score(widths):  # half the time, and no matter for a ranking
-        with accelerator.autocast():
-            return score(widths)
+    score = AdaptiveBNScore(model, graph, data.calibration.cached_batches(), data.holdout.cached_batches())
 
     search = SearchConfig(macs=0.5, candidates=options.candidates)
     options.output.mkdir(parents=True, exist_ok=True)
-    result = run_search(quick_score, graph, search, output=options.output, fingerprint=score.fingerprint())
+    result = run_search(score, graph, search, output=options.output, fingerprint=score.fingerprint())
     uniform = next(c for c in result.candidates if c.strategy.origin == "uniform")
     widths = {"unpruned": graph.widths, "winner": result.best.strategy.widths, "uniform": uniform.strategy.widths}
     for arm in options.arms:
@@ -75,7 +72,7 @@ def main() -> None:
         if place.exists():
             continue
         kept = widths[arm.split("-")[0]]
-        network = score.build(kept)
+        network = score.build(kept, compensate=arm.startswith("winner"))
         if arm != "unpruned":
             recalibrate_bn(network, data.calibration.cached_batches())
         before = evaluate_model(network, data.test.batches())

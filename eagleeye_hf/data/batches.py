@@ -87,7 +87,7 @@ class Decoder:
         with own_randomness():
             for image, label in rows:
                 try:
-                    data = read_bytes(image)
+                    data, label = read_bytes(image), int(label)
                     if self.excluded or self.seed is not None:
                         key = content_key(data)
                         if key in self.excluded:
@@ -97,7 +97,7 @@ class Decoder:
                     images.append(self.transform(decode_image(data, self.mode)))
                     labels.append(label)
                 except Exception as error:  # a broken file raises anything; it is counted and reported
-                    problems.append(f"{image['path'] or 'an image'}: {describe(error)}")
+                    problems.append(f"{(image or {}).get('path') or 'an image'}: {describe(error)}")
         stacked = torch.stack(images) if images else torch.empty(0)
         return Decoded(images=stacked, labels=torch.tensor(labels, dtype=torch.long), problems=problems)
 

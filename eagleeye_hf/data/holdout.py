@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from eagleeye_hf.data.images import Row, content_key, read_bytes
-from eagleeye_hf.data.rows import MapRows, StreamRows
+from eagleeye_hf.data.rows import MISSING, MapRows, StreamRows
 from eagleeye_hf.errors import EagleEyeError
 
 OVERSAMPLE = 3
@@ -34,7 +34,7 @@ def hold_out(name: str, rows: MapRows | StreamRows, num: int, seed: int) -> tupl
         )
     if isinstance(rows, StreamRows):
         drawn = list(islice(rows.rows(seed), OVERSAMPLE * num))
-        order = proportional_order(np.array([label for _, label in drawn]), seed)
+        order = proportional_order(np.array([MISSING if label is None else label for _, label in drawn]), seed)
         candidates: Iterable[tuple[int, Row]] = ((int(i), drawn[i]) for i in order)
     else:
         candidates = ((int(i), rows[i]) for i in proportional_order(rows.labels(), seed))
@@ -42,8 +42,8 @@ def hold_out(name: str, rows: MapRows | StreamRows, num: int, seed: int) -> tupl
     positions: set[int] = set()
     for position, (image, label) in candidates:
         try:
-            data = read_bytes(image)
-        except OSError:  # a missing file; whoever reads it next reports it
+            data, label = read_bytes(image), int(label)
+        except (OSError, TypeError):  # a missing file, image or label; whoever reads it next reports it
             continue
         positions.add(position)
         held.setdefault(content_key(data), ({"bytes": data, "path": image["path"]}, label))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from eagleeye_hf.data.images import Row
 from eagleeye_hf.errors import EagleEyeError
@@ -19,6 +20,8 @@ SHUFFLE_BUFFER = 1_000
 RETRIES = 5
 RETRY_SECONDS = 1.0
 """First pause after a fault of the network, doubled each time; `datasets` has retried for minutes before."""
+MISSING = -(2**31)
+"""Stands for a label that is not there."""
 NETWORK_PACKAGES = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3", "fsspec", "s3fs", "gcsfs"}
 
 
@@ -32,8 +35,15 @@ class Columns:
     """Class number per label, where the labels are names."""
 
     def row(self, row: Mapping[str, Any]) -> Row:
-        label = row[self.label]
-        return row[self.image], self.numbers[label] if self.numbers else label
+        return row[self.image], self.number(row[self.label])
+
+    def number(self, label: Any) -> Any:
+        """The class of a label, which may be missing."""
+        if self.numbers is None or label is None:
+            return label
+        if label not in self.numbers:
+            raise EagleEyeError(f"an image has the label {label!r}, which is none of `label_names`")
+        return self.numbers[label]
 
     def encoded(self, dataset: Any) -> Any:
         """Only these columns, images left as they are stored."""
@@ -65,12 +75,11 @@ class MapRows:
         return (self[index] for index in range(len(self)))
 
     def labels(self) -> np.ndarray:
-        """Class numbers, images not read."""
+        """Class numbers, images not read; `MISSING` where there is none."""
         column = self.dataset.select_columns([self.columns.label]).with_format("arrow")[:][self.columns.label]
-        values = column.to_numpy()
         if self.columns.numbers:
-            values = np.array([self.columns.numbers[value] for value in values])
-        return values[self.indices]
+            column = pa.array([self.columns.number(value) for value in column.to_pylist()], pa.int64())
+        return column.fill_null(MISSING).to_numpy()[self.indices]
 
 
 class StreamRows:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from eagleeye_hf.data.batches import Batch, Decoder
@@ -52,9 +54,8 @@ class SmallImages:
 
 def pixels_of(crop: SmallCrop, mode: str, excluded: frozenset[int]) -> Decoder:
     """A decoder to resized pixels, uint8, channels last."""
+    return Decoder(transform=partial(_pixels, crop), mode=mode, excluded=excluded)
 
-    def transform(image: object) -> Tensor:
-        pixels = np.asarray(crop.resize(image))  # type: ignore[arg-type]
-        return torch.from_numpy(np.atleast_3d(pixels).copy())
 
-    return Decoder(transform=transform, mode=mode, excluded=excluded)
+def _pixels(crop: SmallCrop, image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.atleast_3d(np.asarray(crop.resize(image))).copy())

@@ -10,7 +10,7 @@ import numpy as np
 from huggingface_hub import HfApi
 from torch import nn
 
-from eagleeye_hf.data.rows import Columns, MapRows, StreamRows, describe, is_network_fault
+from eagleeye_hf.data.rows import MISSING, Columns, MapRows, StreamRows, describe, is_network_fault
 from eagleeye_hf.errors import EagleEyeError
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
@@ -112,6 +112,7 @@ def check_classes(name: str, label_names: tuple[str, ...], like: nn.Module) -> N
 
 def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
     """Refuse labels that no output stands for."""
+    labels = labels[labels != MISSING]
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise EagleEyeError(
             f"`dataset={name}` has labels from {labels.min()} to {labels.max()}; "

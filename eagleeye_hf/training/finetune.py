@@ -21,7 +21,7 @@ from eagleeye_hf.evaluation.metrics import evaluate_model
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loop import Training
 from eagleeye_hf.training.state import Checkpoints
-from eagleeye_hf.training.tracking import start_tracker
+from eagleeye_hf.training.tracking import start_tracker, stop_tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ def finetune_model(
         tell(record)
         save()
     result = selection.result(training)
+    stop_tracker(accelerator)
     accelerator.free_memory()
     return result
 

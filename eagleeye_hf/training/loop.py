@@ -123,8 +123,8 @@ class Training:
         """One optimizer step, every image of all processes with the same weight."""
         self.schedule.step_update(self.epoch * self.steps + min(self.step, self.steps - 1))
         filled = [batch for batch in micro_batches if len(batch[1])]
-        weight = self.accelerator.num_processes / total
-        if filled:
+        weight, idle = self.accelerator.num_processes / total, not filled
+        if not idle:
             self.spare = filled[-1]
         elif self.accelerator.num_processes == 1:
             return
@@ -135,7 +135,7 @@ class Training:
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss = self._loss(images, labels)
                 self.accelerator.backward(loss * (weight * len(labels)))
-            if micro_batches:
+            if not idle:
                 self.totals += torch.stack([loss.detach() * len(labels), torch.full_like(loss, len(labels))])
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm)
         self.optimizer.step()

@@ -34,3 +34,10 @@ def start_tracker(config: FinetuneConfig, accelerator: Accelerator, folder: Path
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     accelerator.init_trackers("eagleeye", settings)
     return config.tracker
+
+
+def stop_tracker(accelerator: Accelerator) -> None:
+    """Let it write what it still holds."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers = []

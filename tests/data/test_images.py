@@ -101,6 +101,29 @@ def test_not_one_image_is_an_error():
         splits.calibration.cached_batches()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_missing_images_and_labels_are_skipped_and_unknown_names_refused(streaming):
+    good = digits_dataset(100, 20)
+    rows = [{"image": row["image"], "label": f"kind {row['label']}"} for row in good["train"]]
+    rows[3]["image"], rows[8]["label"] = None, None
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    parts = {
+        "train": datasets.Dataset.from_list(rows, features),
+        "test": datasets.Dataset.from_list(rows[20:], features),
+    }
+    opened = datasets.DatasetDict(parts)
+    if streaming:
+        opened = datasets.IterableDatasetDict({k: part.to_iterable_dataset(2) for k, part in parts.items()})
+    model = timm.create_model("resnet20_cifar")
+    options = {"calibration_images": 20, "holdout_images": 20}
+    names = [f"kind {i}" for i in range(10)]
+    data = open_splits(opened, model, label_names=names, **options)
+    with pytest.warns(UserWarning, match=r"[12] of \d\d images of dataset can't be decoded"):
+        assert len(seen(data.train, 0)) == 58
+    with pytest.raises(EagleEyeError, match="has the label 'kind 9', which is none of `label_names`"):
+        open_splits(opened, model, label_names=[*names[:9], "cat"], **options)
+
+
 class Unreliable:
     """A stream that breaks off at some rows, each a number of times."""
 
