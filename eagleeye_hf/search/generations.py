@@ -45,7 +45,7 @@ class Search:
             while fresh := self._propose(generation):
                 self.candidates += fresh
                 for stage in range(len(self.config.stages)):
-                    self._score(fresh if stage == 0 else self._promoted(stage), stage)
+                    self._score(fresh if stage == 0 else self._promoted(stage, len(fresh)), stage)
                 generation += 1
                 if self.config.minutes is not None and self._elapsed >= 60 * self.config.minutes:
                     break
@@ -81,15 +81,17 @@ class Search:
             predicted = float(latency.predict(self.spaces[budget].graph, np.array([strategy.widths]))[0])
         return Candidate(index=index, budget=budget, strategy=strategy, latency_ms=predicted)
 
-    def _promoted(self, stage: int) -> list[Candidate]:
-        """Those among the best so far at the stage before that have not been at this one."""
+    def _promoted(self, stage: int, num_fresh: int) -> list[Candidate]:
+        """Those among the best so far at the stage before that have not been at this one, as many as are a generation's
+        part."""
+        places = math.ceil(self.config.promote**stage * num_fresh / len(self.spaces))
         chosen = []
         for budget in range(len(self.spaces)):
             losses = self._losses[stage - 1]
             own = [c for c in self.candidates if c.budget == budget and c.index in losses]
             own.sort(key=lambda candidate: (losses[candidate.index], candidate.index))
             best = own[: math.ceil(self.config.promote * len(own))]
-            chosen += [candidate for candidate in best if candidate.index not in self._tried[stage]]
+            chosen += [candidate for candidate in best if candidate.index not in self._tried[stage]][:places]
         return sorted(chosen, key=lambda candidate: candidate.index)
 
     def _score(self, candidates: Sequence[Candidate], stage: int) -> None:

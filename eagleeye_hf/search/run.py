@@ -29,6 +29,8 @@ EXAMPLES = 6
 """Random strategies on which formats are compared."""
 MEASURED = 10
 """Leaders of each budget whose latency is measured."""
+LOOSE_FIT = 0.1
+"""An error of the latency model above which a note says so."""
 ROUNDS = 10
 """How often more leaders are measured before giving up."""
 LATENCY_SLACK = 0.05
@@ -77,6 +79,11 @@ def run_search(
     workers = Workers(score, accelerator, journal, started)
     search = Search(spaces, config, workers, unit_scores() if unit_scores else None)
     notes = [diagnose_full_model(facts["full"]) if facts.get("full") else None]
+    if latency is not None and latency.error > LOOSE_FIT:
+        notes.append(
+            f"milliseconds are predicted with a typical error of {latency.error:.0%}: the machine is busy, or its latency "
+            f"hardly follows widths. The {MEASURED} leaders of each budget are measured; raise `tolerance` if few fit."
+        )
     if notes[0] and accelerator.is_main_process:
         tqdm.write(f"warning: {notes[0]}", file=sys.stderr)
     search.run()
