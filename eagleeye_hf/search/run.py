@@ -81,8 +81,9 @@ def run_search(
     notes = [diagnose_full_model(facts["full"]) if facts.get("full") else None]
     if latency is not None and latency.error > LOOSE_FIT:
         notes.append(
-            f"milliseconds are predicted with a typical error of {latency.error:.0%}: the machine is busy, or its latency "
-            f"hardly follows widths. The {MEASURED} leaders of each budget are measured; raise `tolerance` if few fit."
+            f"milliseconds are predicted with a typical error of {latency.error:.0%}: the machine is busy, or its "
+            f"latency hardly follows widths. The {MEASURED} leaders of each budget are measured; raise `tolerance` "
+            "if few fit."
         )
     if notes[0] and accelerator.is_main_process:
         tqdm.write(f"warning: {notes[0]}", file=sys.stderr)
