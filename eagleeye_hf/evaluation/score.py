@@ -59,10 +59,10 @@ class AdaptiveBNScore:
         seed: int = 0,
     ) -> None:
         batch_norms(model)  # refuses a network without any
-        self.model, self.graph = model.eval(), graph
+        self.model, self.graph = model, graph
         self.calibration, self.holdout = calibration, holdout
         self.criterion, self.momentum, self.compensate, self.seed = criterion, momentum, compensate, seed
-        self.format = format
+        self.format = self._given_format = format
         self.importance = Importance(model, graph, criterion, calibration if criterion == "taylor" else None, seed)
         self._moments: dict[str, Moments] | None = None
         self._images: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
@@ -230,6 +230,9 @@ class AdaptiveBNScore:
             "criterion": self.criterion,
             "momentum": self.momentum,
             "compensate": self.compensate,
+            "score_seed": self.seed if self.criterion == "random" else None,
+            "format": str(self._given_format) if self._given_format else "measured",
+            "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
 
