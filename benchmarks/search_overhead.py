@@ -48,8 +48,8 @@ def main() -> None:
     lines += [
         *speeds,
         "",
-        "Memory: the model, the images once in the chosen format, the thin weights, and the activations of one batch; "
-        "per thread that scores, the last two.",
+        "Memory, beside the model and the images that are given: the images once in the chosen format (column images) "
+        "and, per thread that scores, the thin weights and the activations of one batch (column peak, score).",
     ]
     Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
 

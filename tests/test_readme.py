@@ -1,13 +1,16 @@
 """The README's commands and code, run or parsed."""
 
+import importlib
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from transformers import HfArgumentParser
 
 from eagleeye_hf import RunConfig
+from eagleeye_hf.arguments import parse_config
 from tests.helpers import digits_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +45,16 @@ def test_commands_name_existing_recipes_and_flags(command):
     assert (ROOT / words[recipe]).is_file()
     (config,) = HfArgumentParser(RunConfig).parse_args_into_dataclasses(words[recipe + 1 :])
     assert config.search.candidates
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^eagleeye .*?[^\\]$", "\n".join(blocks("bash")), re.DOTALL | re.MULTILINE)
+)
+def test_eagleeye_commands_have_these_flags(command):
+    name, *words = shlex.split(command.replace("\\\n", " "), comments=True)[1:]
+    module = importlib.import_module(f"eagleeye_hf.commands.{name}")
+    config = parse_config(module.Config, words, None, name, getattr(module, "POSITIONAL", ("model",)))
+    assert asdict(config)
 
 
 def test_make_targets_exist():

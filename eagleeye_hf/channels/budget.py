@@ -59,7 +59,7 @@ class LatencyModel:
     full_ms: float
     """Measured on the full network."""
     error: float
-    """Mean relative error on networks that were not fitted to."""
+    """Median relative error on networks that were not fitted to."""
 
     def predict(self, graph: ChannelGraph, widths: np.ndarray) -> np.ndarray:
         return latency_features(graph, widths) @ np.array(self.coefficients)

@@ -32,8 +32,8 @@ class AdaptiveBNScore:
     """Scores widths by adaptive BatchNorm evaluation (paper, section 3.3).
 
     Importance and moments are computed once; a candidate is cut out of the full model's tensors and put into modules
-    that are built once per thread. Beside the model this takes the calibration and holdout images once, the thin
-    weights and the activations of one batch.
+    that are built once per thread. Beside the model and the images that are given this takes the images once in the
+    chosen format and, per thread, the thin weights and the activations of one batch.
 
     Args:
         calibration: batches of training images, used only to recompute the statistics (and for compensation).
@@ -59,10 +59,10 @@ class AdaptiveBNScore:
         seed: int = 0,
     ) -> None:
         batch_norms(model)  # refuses a network without any
-        self.model, self.graph = model.eval(), graph
+        self.model, self.graph = model, graph
         self.calibration, self.holdout = calibration, holdout
         self.criterion, self.momentum, self.compensate, self.seed = criterion, momentum, compensate, seed
-        self.format = format
+        self.format = self._given_format = format
         self.importance = Importance(model, graph, criterion, calibration if criterion == "taylor" else None, seed)
         self._moments: dict[str, Moments] | None = None
         self._images: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
@@ -137,13 +137,23 @@ class AdaptiveBNScore:
         return skeletons[format.channels_last].fill(keep, changed)
 
     def _prepared(self, format: Format) -> tuple[list[Tensor], list[Batch]]:
-        """The images in this format, converted once and, on an accelerator, kept there."""
+        """The images in this format, converted once and kept where there is room."""
         with self._lock:
             if format not in self._images:
-                calibration = [format.convert(images.to(self.device)) for images, _ in self.calibration]
-                holdout = [(format.convert(images.to(self.device)), labels) for images, labels in self.holdout]
+                home = self._home(format)
+                calibration = [format.convert(images.to(home)) for images, _ in self.calibration]
+                holdout = [(format.convert(images.to(home)), labels) for images, labels in self.holdout]
                 self._images = {format: (calibration, holdout)}  # one format at a time: memory is bounded
             return self._images[format]
+
+    def _home(self, format: Format) -> torch.device:
+        """The accelerator, where all images take less than half of its free memory, else the CPU."""
+        if self.device.type != "cuda":
+            return self.device
+        values = sum(images.numel() for images, _ in (*self.calibration, *self.holdout))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        fits = values * (2 if format.bfloat16 else 4) < free / 2
+        return self.device if fits else torch.device("cpu")
 
     def prepare(self, examples: Sequence[Sequence[int]], latency: bool = False) -> dict[str, Any]:
         """Measure what the search needs to know once; `adopt` takes it, here or in another process.
@@ -166,7 +176,7 @@ class AdaptiveBNScore:
     def measure(self, candidates: Sequence[Sequence[int]]) -> tuple[float, list[float]]:
         """Milliseconds of one forward pass of one image: the full model's, and each candidate's."""
         models = [self.model, *(self.build(widths, compensate=False) for widths in candidates)]
-        full, *times = measure_latency(models, self.graph.input_size)
+        full, *times = measure_latency(models, self.graph.input_size, pick=min)
         return full, times
 
     def adopt(self, facts: dict[str, Any]) -> None:
@@ -220,6 +230,9 @@ class AdaptiveBNScore:
             "criterion": self.criterion,
             "momentum": self.momentum,
             "compensate": self.compensate,
+            "score_seed": self.seed if self.criterion == "random" else None,
+            "format": str(self._given_format) if self._given_format else "measured",
+            "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
 

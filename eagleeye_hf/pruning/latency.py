@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,15 +18,24 @@ from eagleeye_hf.pruning.importance import Importance
 from eagleeye_hf.pruning.surgery import slice_model
 
 SAMPLES = 40
+TOGETHER = 6
+"""Sub-nets that take turns with the full model."""
 RIDGE = 1e-2
 
 
 def measure_latency(
-    models: Sequence[nn.Module], input_size: Sequence[int], batch_size: int = 1, rounds: int = 20
+    models: Sequence[nn.Module],
+    input_size: Sequence[int],
+    batch_size: int = 1,
+    rounds: int = 20,
+    pick: Callable[[list[float]], float] = statistics.median,
 ) -> list[float]:
-    """Median milliseconds of one forward pass per model, in eval mode, on the device where it lives.
+    """Milliseconds of one forward pass per model, in eval mode, on the device where it lives.
 
     The models take turns, so that a machine that slows down slows them all.
+
+    Args:
+        pick: what to report of the rounds; the minimum is the least disturbed by other work on the machine.
     """
     device = next(iter(models[0].parameters())).device
     images = torch.randn(batch_size, *input_size, device=device)
@@ -43,7 +52,7 @@ def measure_latency(
                     own.append((time.perf_counter() - started) * 1000)
     for model, mode in zip(models, modes, strict=True):
         model.train(mode)
-    return [statistics.median(own) for own in times]
+    return [pick(own) for own in times]
 
 
 def fit_latency(
@@ -61,20 +70,27 @@ def fit_latency(
     ratios = np.vstack([np.zeros(num_groups), np.full(num_groups, max_ratio), ratios])
     widths = widths_from_ratios(graph, ratios)
     relative, full_times = [], []
-    for row in widths:
-        thin = slice_model(model, graph, importance.choose(row.tolist()))
-        full_ms, thin_ms = measure_latency([model, thin], graph.input_size, rounds=10)
-        relative.append(thin_ms / full_ms)
+    for start in range(0, len(widths), TOGETHER):
+        thin = [slice_model(model, graph, importance.choose(row.tolist())) for row in widths[start : start + TOGETHER]]
+        full_ms, *times = measure_latency([model, *thin], graph.input_size, rounds=10, pick=min)
+        relative += [own / full_ms for own in times]
         full_times.append(full_ms)
     features, target = latency_features(graph, widths), np.array(relative)
     test = np.arange(len(target)) % 4 == 2
-    guess = features[test] @ _ridge(features[~test], target[~test])
+    guess = features[test] @ _fit(features[~test], target[~test])
     full = statistics.median(full_times)
     return LatencyModel(
-        coefficients=tuple((_ridge(features, target) * full).tolist()),
+        coefficients=tuple((_fit(features, target) * full).tolist()),
         full_ms=full,
-        error=float(np.mean(np.abs(guess / target[test] - 1))),
+        error=float(np.median(np.abs(guess / target[test] - 1))),
     )
+
+
+def _fit(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares, then once more without the measurements that something else disturbed."""
+    misses = np.abs(features @ _ridge(features, target) - target)
+    sound = misses <= 3 * np.median(misses) + 1e-9
+    return _ridge(features[sound], target[sound])
 
 
 def _ridge(features: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -39,7 +39,6 @@ class Skeleton:
                             (slots, key, isinstance(tensor, nn.Parameter))
                         )
         self._buffers = {name for name, _ in self._model.named_buffers()}
-        self._whole = {name: self._format(self._full[name]) for name in self._full}
 
     def fill(self, keep: Mapping[str, np.ndarray], changed: Mapping[str, Tensor] | None = None) -> nn.Module:
         """The model with only the channels in `keep`, in eval mode; it replaces the one given before.
@@ -56,7 +55,7 @@ class Skeleton:
             if name in cuts or name in changed:
                 tensor = self._format(cut_tensor(changed.get(name, self._full[name]), cuts.get(name, [])))
             else:
-                tensor = self._whole[name].clone() if name in self._buffers else self._whole[name]
+                tensor = self._full[name].clone() if name in self._buffers else self._format(self._full[name])
             for holder, key, is_parameter in slots:
                 holder[key] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
         clear_caches(self._model)

@@ -43,7 +43,7 @@ class SearchConfig:
     """Stop after this time, at the end of a generation."""
     stages: tuple[float, ...] = (0.125, 1.0)
     """Shares of the calibration and holdout images, for all candidates, then for the better part."""
-    promote: float = 0.2
+    promote: float = 0.1
     """The part that goes on to the next stage."""
     generation: int = 32
     """Candidates, all budgets together, between two looks at the results; the same for any number of processes."""

@@ -34,18 +34,21 @@ class Search:
         self.spaces, self.config, self.workers = spaces, config, workers
         self.proposers = [Proposer(space, config, unit_scores) for space in spaces]
         self.candidates: list[Candidate] = []
+        self._places: dict[int, int] = {}
         self._losses: list[dict[int, float]] = [{} for _ in config.stages]
         self._tried: list[set[int]] = [set() for _ in config.stages]
         self._elapsed = 0.0
         self._bar: tqdm | None = None
+        self._best: list[Candidate] = []
 
     def run(self) -> None:
         generation = 0
         with self._progress() as self._bar:
             while fresh := self._propose(generation):
+                self._places |= {c.index: place for place, c in enumerate(fresh, len(self.candidates))}
                 self.candidates += fresh
                 for stage in range(len(self.config.stages)):
-                    self._score(fresh if stage == 0 else self._promoted(stage), stage)
+                    self._score(fresh if stage == 0 else self._promoted(stage, len(fresh)), stage)
                 generation += 1
                 if self.config.minutes is not None and self._elapsed >= 60 * self.config.minutes:
                     break
@@ -55,7 +58,7 @@ class Search:
 
     def take(self, row: dict) -> None:
         """Write a line of the journal into its candidate; candidates are in the order of their index."""
-        place = next(i for i, c in enumerate(self.candidates) if c.index == row["index"])
+        place = self._places[row["index"]]
         self.candidates[place] = self.candidates[place].updated(row)
 
     def _propose(self, generation: int) -> list[Candidate]:
@@ -81,15 +84,17 @@ class Search:
             predicted = float(latency.predict(self.spaces[budget].graph, np.array([strategy.widths]))[0])
         return Candidate(index=index, budget=budget, strategy=strategy, latency_ms=predicted)
 
-    def _promoted(self, stage: int) -> list[Candidate]:
-        """Those among the best so far at the stage before that have not been at this one."""
+    def _promoted(self, stage: int, num_fresh: int) -> list[Candidate]:
+        """Those among the best so far at the stage before that have not been at this one, as many as are a generation's
+        part."""
+        places = math.ceil(self.config.promote**stage * num_fresh / len(self.spaces))
         chosen = []
         for budget in range(len(self.spaces)):
             losses = self._losses[stage - 1]
             own = [c for c in self.candidates if c.budget == budget and c.index in losses]
             own.sort(key=lambda candidate: (losses[candidate.index], candidate.index))
             best = own[: math.ceil(self.config.promote * len(own))]
-            chosen += [candidate for candidate in best if candidate.index not in self._tried[stage]]
+            chosen += [candidate for candidate in best if candidate.index not in self._tried[stage]][:places]
         return sorted(chosen, key=lambda candidate: candidate.index)
 
     def _score(self, candidates: Sequence[Candidate], stage: int) -> None:
@@ -99,7 +104,7 @@ class Search:
             if row["status"] == "ok":
                 self._losses[stage][row["index"]] = row["loss"]
             self._elapsed = max(self._elapsed, row["elapsed"])
-            self._show(stage)
+            self._show(stage, self.candidates[self._places[row["index"]]])
 
     def _progress(self) -> tqdm:
         limits = [proposer.num_candidates for proposer in self.proposers]
@@ -113,7 +118,7 @@ class Search:
             delay=2,
         )
 
-    def _show(self, stage: int) -> None:
+    def _show(self, stage: int, changed: Candidate) -> None:
         bar = self._bar
         if bar is None or bar.disable:
             return
@@ -121,6 +126,7 @@ class Search:
             bar.update(min(int(self._elapsed), bar.total) - bar.n)
         elif stage == 0:
             bar.update()
-        best = self.leaders(0)[:1]
-        if best and best[0].top1 is not None:
+        best = rank_candidates([*self._best, changed])[:1] if changed.budget == 0 else self._best
+        if best != self._best:
+            self._best = best
             bar.set_postfix_str(f"best loss {best[0].loss:.3f}, top-1 {best[0].top1:.2%}", refresh=False)

@@ -10,14 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from eagleeye_hf.channels.budget import Bounds, Budget, LatencyModel
+from eagleeye_hf.channels.budget import Bounds, LatencyModel
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.sampling import Space, draw_random
+from eagleeye_hf.channels.sampling import Space
+from eagleeye_hf.channels.strategy import widths_from_ratios
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
 from eagleeye_hf.search.generations import Search
@@ -29,6 +32,8 @@ EXAMPLES = 6
 """Random strategies on which formats are compared."""
 MEASURED = 10
 """Leaders of each budget whose latency is measured."""
+LOOSE_FIT = 0.1
+"""An error of the latency model above which a note says so."""
 ROUNDS = 10
 """How often more leaders are measured before giving up."""
 LATENCY_SLACK = 0.05
@@ -61,22 +66,24 @@ def run_search(
     for budget in config.budgets:  # refused at once, and by every process
         if budget.latency_ms is None:
             Space(Bounds(graph, budget), config.divisor, config.max_ratio)
-    journal = None
-    if output is not None:
-        full = count_cost(graph, graph.widths)._asdict()
-        shape = {"groups": [group.name for group in graph.groups], "channels": list(graph.widths), "full": full}
-        settings = asdict(config) | shape
-        journal = Journal(output / "search.jsonl", settings | dict(fingerprint or {}))
-        accelerator.wait_for_everyone()
-    facts = _gather_facts(score, graph, config, journal, accelerator)
-    if journal is not None and accelerator.is_main_process:
+    full = count_cost(graph, graph.widths)._asdict()
+    shape = {"groups": [group.name for group in graph.groups], "channels": list(graph.widths), "full": full}
+    journal, rows, facts = _open_journal(output, asdict(config) | shape | dict(fingerprint or {}), accelerator)
+    facts = _gather_facts(score, graph, config, facts, accelerator)
+    if journal is not None:
         journal.start(facts)
     latency = LatencyModel(**facts["latency"]) if facts.get("latency") else None
     spaces = [Space(Bounds(graph, own, latency), config.divisor, config.max_ratio) for own in config.budgets]
     unit_scores = getattr(score, "unit_scores", None)
-    workers = Workers(score, accelerator, journal, started)
+    workers = Workers(score, accelerator, journal, rows, started)
     search = Search(spaces, config, workers, unit_scores() if unit_scores else None)
     notes = [diagnose_full_model(facts["full"]) if facts.get("full") else None]
+    if latency is not None and latency.error > LOOSE_FIT:
+        notes.append(
+            f"milliseconds are predicted with a typical error of {latency.error:.0%}: the machine is busy, or its "
+            f"latency hardly follows widths. The {MEASURED} leaders of each budget are measured; raise `tolerance` "
+            "if few fit."
+        )
     if notes[0] and accelerator.is_main_process:
         tqdm.write(f"warning: {notes[0]}", file=sys.stderr)
     search.run()
@@ -87,23 +94,48 @@ def run_search(
     )
 
 
+def _open_journal(
+    output: Path | None, settings: Mapping[str, Any], accelerator: Accelerator
+) -> tuple[Journal | None, list[dict[str, Any]], dict[str, Any]]:
+    """The journal, in the main process alone, and what it holds, in every process: nodes need no common folder."""
+    journal, error, rows, facts = None, "", [], {}
+    if output is not None and accelerator.is_main_process:
+        try:
+            journal = Journal(output / "search.jsonl", settings)
+            rows, facts = journal.rows, journal.facts
+        except EagleEyeError as reason:
+            error = str(reason)
+    if accelerator.num_processes > 1:
+        error, rows, facts = broadcast_object_list([error, rows, facts])
+    if error:
+        raise EagleEyeError(error)
+    return journal, list(rows), facts
+
+
 def _gather_facts(
-    score: Scorer, graph: ChannelGraph, config: SearchConfig, journal: Journal | None, accelerator: Accelerator
+    score: Scorer, graph: ChannelGraph, config: SearchConfig, facts: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
     """What is measured once per search: by the first life, in the main process, for all."""
     if not hasattr(score, "prepare"):
         return {}
-    facts = journal.facts if journal else {}
     if not facts and accelerator.is_main_process:
-        bounded = next((budget for budget in config.budgets if budget.latency_ms is None), Budget(macs=0.5))
-        space = Space(Bounds(graph, bounded), 1, config.max_ratio)
-        examples = draw_random(space, config.seed, range(1, EXAMPLES + 1))
         latency = any(budget.latency_ms is not None for budget in config.budgets)
-        facts = score.prepare([strategy.widths for strategy in examples.values()], latency)
+        facts = score.prepare(_draw_examples(graph, config), latency)
     if accelerator.num_processes > 1:
         facts = broadcast_object_list([facts])[0]
     score.adopt(facts)  # type: ignore[attr-defined]
     return facts
+
+
+def _draw_examples(graph: ChannelGraph, config: SearchConfig) -> list[list[int]]:
+    """Widths like those that the search will score, but for the last step to the budget."""
+    ratios = np.random.default_rng(config.seed).random((EXAMPLES, len(graph.prunable))) * config.max_ratio
+    for budget in config.budgets:
+        if budget.latency_ms is None:
+            return widths_from_ratios(
+                graph, Space(Bounds(graph, budget), max_ratio=config.max_ratio).shift(ratios)
+            ).tolist()
+    return widths_from_ratios(graph, ratios).tolist()
 
 
 def _measure_leaders(search: Search, workers: Workers) -> None:

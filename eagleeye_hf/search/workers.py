@@ -40,18 +40,24 @@ class Workers:
     """Runs a scorer on many candidates; every process gets every result.
 
     Args:
-        journal: keeps what is finished; None keeps nothing.
+        journal: keeps what is finished, in the main process; None keeps nothing.
+        rows: what earlier lives of this search finished.
         started: when this life of the search began, by `time.perf_counter`.
     """
 
     def __init__(
-        self, score: Scorer, accelerator: Accelerator, journal: Journal | None, started: float | None = None
+        self,
+        score: Scorer,
+        accelerator: Accelerator,
+        journal: Journal | None,
+        rows: Sequence[dict[str, Any]],
+        started: float,
     ) -> None:
         self.score, self.accelerator, self.journal = score, accelerator, journal
         self.threads = max(1, getattr(score, "workers", 1))
-        self.rows = {(row["index"], row["stage"]): row for row in (journal.rows if journal else [])}
+        self.rows = {(row["index"], row["stage"]): row for row in rows}
         before = max((row["elapsed"] for row in self.rows.values()), default=0.0)
-        self._started = (time.perf_counter() if started is None else started) - before
+        self._started = started - before
 
     @property
     def elapsed(self) -> float:
@@ -80,7 +86,7 @@ class Workers:
 
     def record(self, row: dict[str, Any]) -> dict[str, Any]:
         self.rows[row["index"], row["stage"]] = row
-        if self.journal and self.accelerator.is_main_process:
+        if self.journal:
             self.journal.append(row)
         return row
 
