@@ -95,6 +95,31 @@ def test_pipeline_and_processor(hub, checkpoint):
     assert answer[0]["score"] == pytest.approx(float(best), rel=1e-4)
 
 
+def load_three_ways(cache, images):
+    """Outputs of the three loaders, each with a cache of its own."""
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own
+        yield from_pretrained(REPO, cache_dir=cache / "own")(images)
+        yield timm.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=cache / "timm").eval()(images)
+        classifier = AutoModelForImageClassification.from_pretrained(REPO, cache_dir=cache / "transformers")
+        yield classifier.eval()(images).logits
+
+
+def test_a_private_repo_loads_in_three_ways_where_one_is_logged_in(hub, checkpoint, tmp_path, monkeypatch):
+    """And afterwards without a connection, from the cache."""
+    folder, model, images = checkpoint
+    push_to_hub(folder, REPO, private=True, token=TOKEN)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for outputs in load_three_ways(tmp_path, images):
+        torch.testing.assert_close(outputs, model(images))
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    requests = len(hub.log)
+    for outputs in load_three_ways(tmp_path, images):
+        torch.testing.assert_close(outputs, model(images))
+    assert len(hub.log) == requests
+
+
 def test_a_revision_is_a_branch_that_loads_by_its_name(hub, checkpoint, tmp_path):
     folder, model, images = checkpoint
     push_to_hub(folder, REPO, revision="v1", commit_message="first version", token=TOKEN)
