@@ -78,8 +78,8 @@ PRETRAINED_CFG: Mapping[str, Check] = {
     "mean": is_list(is_number(-1e6, 1e6), *range(1, MAX_CHANNELS + 1)),
     "std": is_list(is_number(-1e6, 1e6), *range(1, MAX_CHANNELS + 1)),
     "pool_size": is_list(is_count(1, 1 << 16), 2),
-    "first_conv": is_any(NAMES, is_list(NAMES, *range(1, 9))),
-    "classifier": is_any(NAMES, is_list(NAMES, *range(1, 9))),
+    "first_conv": is_any(NAMES, is_list(NAMES, *range(9))),
+    "classifier": is_any(NAMES, is_list(NAMES, *range(9))),
     "license": is_text(r"[\w.+-]{1,64}"),
 }
 """What timm tells about a checkpoint's inputs and head, and what of it is kept."""
@@ -168,4 +168,4 @@ def clean_pretrained_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(name: str, value: Any, check: Check) -> None:
     if not check(value):
-        raise EagleEyeError(f"`{name}={reprlib.repr(value)}` of config.json is not possible; the checkpoint is damaged")
+        raise EagleEyeError(f"`{name}={reprlib.repr(value)}` can't be in the config.json of a checkpoint")
