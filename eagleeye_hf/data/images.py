@@ -42,4 +42,6 @@ def decode_image(value: Any, mode: str = "RGB") -> Image.Image:
             value = Image.open(io.BytesIO(value))
         if value.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scaling
             value = value.convert("I").point(lambda level: level / 257).convert("L")
-        return ImageOps.exif_transpose(value).convert(mode)
+        value.load()
+        ImageOps.exif_transpose(value, in_place=True)
+        return value if value.mode == mode else value.convert(mode)
