@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -63,7 +64,9 @@ class AdaptiveBNScore:
         self.calibration, self.holdout = calibration, holdout
         self.criterion, self.momentum, self.compensate, self.seed = criterion, momentum, compensate, seed
         self.format = self._given_format = format
-        self.importance = Importance(model, graph, criterion, calibration if criterion == "taylor" else None, seed)
+        with one_thread():
+            batches = calibration if criterion == "taylor" else None
+            self.importance = Importance(model, graph, criterion, batches, seed)
         self._moments: dict[str, Moments] | None = None
         self._images: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
         self._local = threading.local()
@@ -82,7 +85,7 @@ class AdaptiveBNScore:
     @property
     def moments(self) -> dict[str, Moments]:
         """Of the readers' inputs in the full network, over the calibration images."""
-        with self._lock:
+        with self._lock, one_thread():
             if self._moments is None:
                 self._moments = collect_moments(self.model, self.graph, self.calibration)
         return self._moments
@@ -114,17 +117,12 @@ class AdaptiveBNScore:
         return self._evaluate(widths, share, self.format or Format())
 
     def _evaluate(self, widths: Sequence[int], share: float, format: Format) -> Metrics:
-        threads = torch.get_num_threads()
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
-        try:
+        with one_thread():
             calibration, holdout = self._prepared(format)
             model = self.candidate(widths, format)
             with format.autocast(self.device):
                 recalibrate_bn(model, calibration[: _part(calibration, share)], self.momentum)
                 return evaluate_model(model, holdout[: _part(holdout, share)])
-        finally:
-            torch.set_num_threads(threads)
 
     def candidate(self, widths: Sequence[int], format: Format) -> nn.Module:
         """The thin model in this thread's modules; good until the next call."""
@@ -184,7 +182,8 @@ class AdaptiveBNScore:
             self.format = Format(**facts["format"]["chosen"])
 
     def _choose_format(self, examples: Sequence[Sequence[int]]) -> dict[str, Any]:
-        speeds = time_formats(lambda f: self.candidate(examples[0], f), self.calibration[0][0][:32], self.device)
+        with one_thread():
+            speeds = time_formats(lambda f: self.candidate(examples[0], f), self.calibration[0][0][:32], self.device)
         safe = fastest_format({f: speed for f, speed in speeds.items() if not f.bfloat16})
         chosen, agreement = fastest_format(speeds), None
         if chosen.bfloat16:
@@ -204,7 +203,7 @@ class AdaptiveBNScore:
         format = self.format or Format()
         model = self.candidate(self.graph.widths, format)
         calibration, holdout = self._prepared(format)
-        with torch.no_grad(), format.autocast(self.device):
+        with one_thread(), torch.no_grad(), format.autocast(self.device):
             outputs = model(calibration[0][:1]).shape[1]
             own = evaluate_model(model, holdout)
         adapted = self._evaluate(self.graph.widths, 1.0, format)
@@ -235,6 +234,17 @@ class AdaptiveBNScore:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums of floating point numbers depend on how many threads share them, and scores must not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _part(batches: Sequence[Any], share: float) -> int:
