@@ -15,9 +15,8 @@ from eagleeye_hf.channels.strategy_file import read_strategy
 from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import open_splits
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
 from eagleeye_hf.publishing.checkpoint import check_free, save_pretrained
 from eagleeye_hf.workflow.load import load_model
 
@@ -56,12 +55,9 @@ def run(config: Config) -> None:
         seed=config.seed,
     )
     calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
-    score = AdaptiveBNScore(
-        model, graph, calibration, holdout, criterion=config.criterion, compensate=config.compensate, seed=config.seed
-    )
-    pruned = score.build(strategy.widths)
-    metrics = {"full": evaluate_model(model, holdout), "vanilla": evaluate_model(pruned, holdout)}
-    metrics["adaptive"] = evaluate_model(recalibrate_bn(pruned, calibration), holdout)
+    score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=config.criterion, seed=config.seed)
+    pruned, stages = measure_stages(score, strategy.widths, lambda m: evaluate_model(m, holdout), config.compensate)
+    metrics = {"full": evaluate_model(model, holdout)} | stages
     if not all(torch.isfinite(tensor).all() for tensor in pruned.state_dict().values()):
         raise EagleEyeError("the pruned network has weights or statistics that are not finite numbers; check `weights`")
     full, kept = count_cost(graph, graph.widths)._asdict(), count_cost(graph, strategy.widths)._asdict()

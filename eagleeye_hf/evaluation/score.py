@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -234,6 +234,23 @@ class AdaptiveBNScore:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
+
+
+def measure_stages(
+    score: AdaptiveBNScore, widths: Sequence[int], test: Callable[[nn.Module], Metrics], compensate: bool
+) -> tuple[nn.Module, dict[str, Metrics]]:
+    """Prune, and tell what each step gives: the old statistics, recomputed ones and, if wanted, repaired readers.
+
+    Returns:
+        The pruned network after the last of these steps, and the metrics by the name of the step.
+    """
+    pruned = score.build(widths, compensate=False)
+    metrics = {"vanilla": test(pruned)}
+    metrics["adaptive"] = test(recalibrate_bn(pruned, score.calibration))
+    if compensate:
+        pruned = recalibrate_bn(score.build(widths, compensate=True), score.calibration)
+        metrics["compensated"] = test(pruned)
+    return pruned, metrics
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class CardFacts:
     dataset: str = ""
     dataset_revision: str = ""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """Test metrics, in order, of `full`, `vanilla`, `adaptive` and `fine-tuned`."""
+    """Test metrics, in order, of `full`, `vanilla`, `adaptive`, `compensated` and `fine-tuned`."""
     holdout_images: int = 0
     training_curve: Sequence[Mapping[str, float]] = ()
     """One entry per epoch of fine-tuning: `epoch`, `loss`, and `top1` on the holdout images where it was measured."""
@@ -71,7 +71,8 @@ class CardFacts:
     @property
     def final(self) -> Metrics | None:
         """Test metrics of the network that is published."""
-        return self.metrics.get("fine-tuned") or self.metrics.get("adaptive")
+        after = [metrics for stage, metrics in self.metrics.items() if stage not in ("full", "vanilla")]
+        return after[-1] if after else None
 
     @property
     def hub_base(self) -> str | None:

@@ -14,7 +14,13 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.metrics import Metrics
 
 LIGHT, DARK, ACCENT = "#c9d3de", "#2f6690", "#d1495b"
-STAGE_COLORS = {"full": "#7d8b99", "vanilla": ACCENT, "adaptive": "#edae49", "fine-tuned": DARK}
+STAGE_COLORS = {
+    "full": "#7d8b99",
+    "vanilla": ACCENT,
+    "adaptive": "#edae49",
+    "compensated": "#9ab973",
+    "fine-tuned": DARK,
+}
 MAX_NAMES = 40
 """More groups than this are numbered, not named."""
 

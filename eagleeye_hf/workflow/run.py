@@ -23,9 +23,8 @@ from eagleeye_hf.channels.strategy_file import read_strategy, strategy_to_dict
 from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
-from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
 from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained, weights_size
@@ -58,11 +57,9 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     folder = prepare_output(config.output)
     license_name = check_publishing(model, config)
     model = model.to(accelerator.device).eval()
-    calibration = data.calibration.cached_batches()
     graph = trace_model(model)
-    score = AdaptiveBNScore(
-        model, graph, calibration, data.holdout.cached_batches(), criterion=config.criterion, seed=config.seed
-    )
+    calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
+    score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=config.criterion, seed=config.seed)
     strategy = find_strategy(score, graph, config, folder, accelerator)
 
     def test(network: nn.Module) -> Metrics:
@@ -70,9 +67,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         return evaluate_model(network, data.test.batches(part=part, num_workers=config.num_workers), accelerator)
 
     metrics = {"full": test(model)}
-    metrics["vanilla"] = test(score.build(strategy.widths))
-    pruned = score.build(strategy.widths, compensate=config.compensate)
-    metrics["adaptive"] = test(recalibrate_bn(pruned, calibration))
+    pruned, stages = measure_stages(score, strategy.widths, test, config.compensate)
+    metrics |= stages
     curve: list[EpochRecord] = []
     if config.epochs:
         pruned = finetune_model(
