@@ -16,7 +16,7 @@ from eagleeye_hf.pruning.importance import choose_channels
 from eagleeye_hf.pruning.surgery import slice_model
 from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained
-from eagleeye_hf.publishing.export import export_onnx
+from eagleeye_hf.publishing.export import export_onnx, export_program
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.result import SearchResult
@@ -48,6 +48,7 @@ __all__ = [
     "count_cost",
     "evaluate_model",
     "export_onnx",
+    "export_program",
     "finetune_model",
     "from_pretrained",
     "load_model",

@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,8 +110,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         shutil.rmtree(folder / "training", ignore_errors=True)
         print_summary(facts, folder)
         if config.push_to:
-            options = {"private": config.private or None, "remote_code": config.remote_code}
-            print(f"published: {push_to_hub(folder, config.push_to, **options)}")  # type: ignore[arg-type]
+            publish_run(folder, config.push_to, config)
     accelerator.wait_for_everyone()
     return RunResult(folder=folder, strategy=strategy, facts=facts)
 
@@ -128,10 +128,23 @@ def check_publishing(model: nn.Module, config: RunConfig) -> str:
     return str(found)
 
 
-def _onnx_latency(model: nn.Module, pruned: nn.Module, graph: ChannelGraph) -> tuple[float, float]:
+def publish_run(folder: Path, repo: str, config: RunConfig) -> None:
+    """Push the saved result."""
+    try:
+        url = push_to_hub(folder, repo, private=config.private or None, remote_code=config.remote_code)
+    except EagleEyeError as error:
+        raise EagleEyeError(f"{error} The result is saved; publish it with: eagleeye push {folder} {repo}") from error
+    print(f"published: {url}")
+
+
+def _onnx_latency(model: nn.Module, pruned: nn.Module, graph: ChannelGraph) -> tuple[float, float] | None:
     from eagleeye_hf.publishing.onnx_files import measure_onnx_latency  # needs the extra `onnx`
 
-    full, thin = measure_onnx_latency([model, pruned], graph.input_size)
+    try:
+        full, thin = measure_onnx_latency([model, pruned], graph.input_size)
+    except Exception as error:  # the exporter raises many kinds, and a whole run must not end with them
+        warnings.warn(f"the latency in ONNX Runtime is left out: {type(error).__name__}: {error}", stacklevel=2)
+        return None
     return full, thin
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from eagleeye_hf import EagleEyeError, export_onnx
+from eagleeye_hf import EagleEyeError, export_onnx, export_program
 from eagleeye_hf.publishing import export
-from eagleeye_hf.publishing.export import export_program
 from tests.publishing.make import prune
 from tests.publishing.test_loaders import OTHERS, PIXELS, QUICK
 
