@@ -23,10 +23,11 @@ from accelerate import Accelerator
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import create_dataset, create_loader
+from torchvision import transforms
 
 from eagleeye_hf import Budget, choose_channels, open_splits, sample_strategies, slice_model, trace_model
 from eagleeye_hf.data.batches import Share
-from eagleeye_hf.data.transforms import build_transforms
+from eagleeye_hf.data.transforms import build_views
 
 BATCH = 64
 
@@ -82,7 +83,9 @@ def write_images(folder: Path, num: int) -> list[int]:
 
 def make_contestants(folder: Path, model: torch.nn.Module, options: argparse.Namespace) -> dict[str, Callable]:
     """Functions that start one epoch."""
-    transform = build_transforms(model).training
+    view = build_views(model)[0]
+    scale = transforms.Compose([torch.from_numpy, transforms.ConvertImageDtype(torch.float32)])
+    transform = transforms.Compose([view.transform, scale, transforms.Normalize(view.mean, view.std)])
 
     def timm_loader(**arguments) -> Iterable:
         dataset = create_dataset(split="train", is_training=True, batch_size=BATCH, seed=0, **arguments)

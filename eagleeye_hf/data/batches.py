@@ -63,7 +63,8 @@ def plan_epoch(num_images: int, seed: int, share: Share) -> list[np.ndarray]:
 class Decoded:
     """A batch as it comes from a worker."""
 
-    images: Tensor
+    pixels: Tensor
+    """Bytes, shape `(N, channels, height, width)`."""
     labels: Tensor
     problems: list[str]
     """What could not be decoded, and why."""
@@ -98,8 +99,8 @@ class Decoder:
                     labels.append(label)
                 except Exception as error:  # a broken file raises anything; it is counted and reported
                     problems.append(f"{(image or {}).get('path') or 'an image'}: {describe(error)}")
-        stacked = torch.stack(images) if images else torch.empty(0)
-        return Decoded(images=stacked, labels=torch.tensor(labels, dtype=torch.long), problems=problems)
+        stacked = torch.from_numpy(np.stack(images)) if images else torch.empty(0)
+        return Decoded(pixels=stacked, labels=torch.tensor(labels, dtype=torch.long), problems=problems)
 
 
 @contextmanager
@@ -169,7 +170,7 @@ class _Streamed(IterableDataset[Decoded]):
             for chunk in islice(even_chunks(rows, self.share.micro_size), passed, None):
                 yield self.decoder(chunk)
         except EagleEyeError as error:  # in a worker it would become a traceback
-            yield Decoded(images=torch.empty(0), labels=torch.empty(0), problems=[], failure=str(error))
+            yield Decoded(pixels=torch.empty(0), labels=torch.empty(0), problems=[], failure=str(error))
 
 
 def even_chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

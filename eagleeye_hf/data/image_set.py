@@ -21,16 +21,15 @@ from eagleeye_hf.data.batches import (
 )
 from eagleeye_hf.data.rows import IndexedRows, StreamRows
 from eagleeye_hf.data.small import MEMORY, SmallImages, pixels_of
-from eagleeye_hf.data.transforms import SmallCrop, Transform
+from eagleeye_hf.data.transforms import SmallCrop, View
 from eagleeye_hf.errors import EagleEyeError
 
 
 class ImageSet:
-    """Labelled images, encoded, with the transform under which they are seen.
+    """Labelled images, encoded, with the view under which they are seen.
 
     Args:
         rows: with random access, or a stream.
-        small: where given, `epoch_batches` keeps the images decoded instead of using `transform`.
         excluded: content keys of images that are left out.
         seed: of shuffling and random crops.
         name: of the dataset, for messages.
@@ -39,15 +38,13 @@ class ImageSet:
     def __init__(
         self,
         rows: IndexedRows | StreamRows,
-        transform: Transform,
+        view: View,
         *,
-        mode: str = "RGB",
-        small: SmallCrop | None = None,
         excluded: frozenset[int] = frozenset(),
         seed: int = 0,
         name: str = "",
     ) -> None:
-        self.rows, self.transform, self.mode, self.small = rows, transform, mode, small
+        self.rows, self.view = rows, view
         self.excluded, self.seed, self.name = excluded, seed, name
         self.skipped = 0
         """Images that could not be decoded in the last pass."""
@@ -81,13 +78,13 @@ class ImageSet:
             num_workers: processes that decode.
         """
         which, parts = part
-        decoder = Decoder(transform=self.transform, mode=self.mode, excluded=self.excluded)
+        decoder = Decoder(transform=self.view.transform, mode=self.view.mode, excluded=self.excluded)
         if isinstance(self.rows, StreamRows):
             share = Share(batch_size=batch_size * parts, process=which, num_processes=parts)
-            return self._whole(load_stream(self.rows, None, share, decoder, num_workers))
+            return self._filled(load_stream(self.rows, None, share, decoder, num_workers))
         starts = range(which * batch_size, len(self.rows), parts * batch_size)
         plan = [np.arange(start, min(start + batch_size, len(self.rows))) for start in starts]
-        return self._whole(load_indexed(self.rows, plan, decoder, num_workers))
+        return self._filled(load_indexed(self.rows, plan, decoder, num_workers))
 
     def cached_batches(self, batch_size: int = 128) -> list[Batch]:
         """The same as a list of tensors, decoded once and kept.
@@ -97,6 +94,8 @@ class ImageSet:
         """
         if self._cache is None:
             parts = list(self.batches(batch_size))
+            if not parts:
+                raise EagleEyeError(f"`dataset={self.name}`: there is not one image to read")
             self._cache = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
         images, labels = self._cache
         return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
@@ -104,36 +103,32 @@ class ImageSet:
     def epoch_batches(self, epoch: int, share: Share, num_workers: int = 0) -> Iterator[Batch]:
         """The shuffled micro-batches of one process in one epoch."""
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
-        if self.small is not None and self._fits():
+        if self.view.small is not None and self._fits(self.view.small):
             if self._decoded is None:
-                self._decoded = self._decode_small(num_workers)
+                self._decoded = SmallImages.pad(self._small_pixels(num_workers), self.view)
             return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, share), seed)
-        decoder = Decoder(transform=self.transform, mode=self.mode, excluded=self.excluded, seed=seed)
+        decoder = Decoder(transform=self.view.transform, mode=self.view.mode, excluded=self.excluded, seed=seed)
         if isinstance(self.rows, StreamRows):
-            return self._report(load_stream(self.rows, seed, share, decoder, num_workers))
-        return self._report(load_indexed(self.rows, plan_epoch(len(self.rows), seed, share), decoder, num_workers))
+            return self._normalized(load_stream(self.rows, seed, share, decoder, num_workers))
+        plan = plan_epoch(len(self.rows), seed, share)
+        return self._normalized(load_indexed(self.rows, plan, decoder, num_workers))
 
-    def _fits(self) -> bool:
-        assert self.small is not None
-        side = [size + 2 * self.small.padding for size in self.small.size]
-        return self.exact_steps and self.count() * side[0] * side[1] * len(self.mode) <= MEMORY
+    def _fits(self, small: SmallCrop) -> bool:
+        side = [size + 2 * small.padding for size in small.size]
+        return self.exact_steps and self.count() * side[0] * side[1] * len(self.view.mode) <= MEMORY
 
-    def _decode_small(self, num_workers: int) -> SmallImages:
-        assert self.small is not None
+    def _small_pixels(self, num_workers: int) -> Iterator[Batch]:
         assert not isinstance(self.rows, StreamRows)
         plan = np.array_split(np.arange(len(self.rows)), count_steps(len(self.rows), 512))
-        decoder = pixels_of(self.small, self.mode, self.excluded)
-        return SmallImages.pad(self._whole(load_indexed(self.rows, plan, decoder, num_workers)), self.small)
+        decoded = load_indexed(self.rows, plan, pixels_of(self.view, self.excluded), num_workers)
+        return (batch for batch in self._report(decoded) if len(batch[1]))
 
-    def _whole(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
-        """Batches that have images."""
-        found = False
-        for batch in self._report(decoded):
-            if len(batch[1]):
-                found = True
-                yield batch
-        if not found:
-            raise EagleEyeError(f"`dataset={self.name}`: not one of {self.count()} images can be decoded")
+    def _filled(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
+        return (batch for batch in self._normalized(decoded) if len(batch[1]))
+
+    def _normalized(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
+        for pixels, labels in self._report(decoded):
+            yield self.view.normalize(pixels) if len(labels) else pixels, labels
 
     def _report(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
         """Pass on what was decoded; at the end say what was not."""
@@ -144,8 +139,10 @@ class ImageSet:
                 raise EagleEyeError(batch.failure)
             problems += batch.problems
             seen += len(batch.labels)
-            yield batch.images, batch.labels
+            yield batch.pixels, batch.labels
         self.skipped = len(problems)
+        if problems and not seen:
+            raise EagleEyeError(f"`dataset={self.name}`: not one image can be decoded; the first is {problems[0]}")
         if problems:
             warnings.warn(
                 f"{len(problems)} of {seen + len(problems)} images of {self.name or 'the dataset'} can't be decoded "

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from timm.data.transforms import ToNumpy
 from torch import Tensor
+from torchvision import transforms
 
 from eagleeye_hf.data.batches import Batch, Decoder
-from eagleeye_hf.data.transforms import SmallCrop
+from eagleeye_hf.data.transforms import View
 
 MEMORY = 2 << 30
 """Bytes of decoded images that are kept; where there are more, every epoch decodes."""
@@ -26,36 +26,33 @@ class SmallImages:
     images: Tensor
     """Padded pixels, uint8, shape `(N, height, width, channels)`."""
     labels: Tensor
-    crop: SmallCrop
+    view: View
 
     @classmethod
-    def pad(cls, batches: Iterable[Batch], crop: SmallCrop) -> SmallImages:
+    def pad(cls, batches: Iterable[Batch], view: View) -> SmallImages:
         """Collect what `pixels_of` made."""
-        p = crop.padding
-        padded = [(F.pad(images, (0, 0, p, p, p, p)), labels) for images, labels in batches]
+        assert view.small is not None
+        padded = [(F.pad(pixels, [view.small.padding] * 4).permute(0, 2, 3, 1), labels) for pixels, labels in batches]
         images, labels = (torch.cat(parts) for parts in zip(*padded, strict=True))
-        return cls(images=images, labels=labels, crop=crop)
+        return cls(images=images.contiguous(), labels=labels, view=view)
 
     def batches(self, plan: Sequence[np.ndarray], seed: int) -> Iterator[Batch]:
         """The batches of a plan; shifts and mirrors depend on the seed and the image alone."""
-        crop, generator = self.crop, torch.Generator().manual_seed(seed % 2**63)
-        num, shifts = len(self.labels), 2 * self.crop.padding + 1
+        crop, generator = self.view.small, torch.Generator().manual_seed(seed % 2**63)
+        assert crop is not None
+        num, shifts = len(self.labels), 2 * crop.padding + 1
         down, right = torch.randint(shifts, (2, num), generator=generator)
         mirrored = torch.rand(num, generator=generator) < 0.5 * crop.hflip
-        mean, std = (torch.tensor(values) * 255 for values in (crop.mean, crop.std))
         rows, columns = torch.arange(crop.size[0]), torch.arange(crop.size[1])
         for indices in map(torch.from_numpy, plan):
             flip = mirrored[indices, None]
             x = torch.where(flip, columns.flip(0), columns) + right[indices, None]
             y = rows + down[indices, None]
             pixels = self.images[indices[:, None, None], y[:, :, None], x[:, None, :]]
-            yield ((pixels - mean) / std).permute(0, 3, 1, 2), self.labels[indices]
+            yield self.view.normalize(pixels.permute(0, 3, 1, 2)), self.labels[indices]
 
 
-def pixels_of(crop: SmallCrop, mode: str, excluded: frozenset[int]) -> Decoder:
-    """A decoder to resized pixels, uint8, channels last."""
-    return Decoder(transform=partial(_pixels, crop), mode=mode, excluded=excluded)
-
-
-def _pixels(crop: SmallCrop, image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.atleast_3d(np.asarray(crop.resize(image))).copy())
+def pixels_of(view: View, excluded: frozenset[int]) -> Decoder:
+    """A decoder to resized pixels that are not yet shifted."""
+    assert view.small is not None
+    return Decoder(transform=transforms.Compose([view.small.resize, ToNumpy()]), mode=view.mode, excluded=excluded)

@@ -19,7 +19,7 @@ from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.rows import MapRows
 from eagleeye_hf.data.source import check_classes, check_labels, find_columns, find_commit, open_dataset, open_rows
-from eagleeye_hf.data.transforms import build_transforms
+from eagleeye_hf.data.transforms import build_views
 from eagleeye_hf.errors import EagleEyeError
 
 TEST_SPLITS = ("validation", "test", "val", "valid")
@@ -106,15 +106,13 @@ def open_splits(
     if isinstance(train, MapRows):
         rest = np.setdiff1d(np.arange(len(train)), sorted(positions))
         train = MapRows(opened["train"], columns, rest)
-    views = build_transforms(like, hflip, augment)
+    training, evaluation = build_views(like, hflip, augment)
     short = Path(name).resolve().name if Path(name).exists() else name
     return Splits(
-        calibration=ImageSet(held[holdout_images:], views.evaluation, mode=views.mode, name=short),
-        holdout=ImageSet(held[:holdout_images], views.evaluation, mode=views.mode, name=short),
-        train=ImageSet(
-            train, views.training, mode=views.mode, small=views.small, excluded=keys, seed=seed + 1, name=short
-        ),
-        test=ImageSet(test, views.evaluation, mode=views.mode, name=short),
+        calibration=ImageSet(held[holdout_images:], evaluation, name=short),
+        holdout=ImageSet(held[:holdout_images], evaluation, name=short),
+        train=ImageSet(train, training, excluded=keys, seed=seed + 1, name=short),
+        test=ImageSet(test, evaluation, name=short),
         label_names=names,
         name=short,
         revision=commit or "",

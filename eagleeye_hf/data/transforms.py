@@ -1,20 +1,24 @@
-"""From a decoded image to the tensor that a model wants."""
+"""From a decoded image to the pixels that a model wants."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.config import resolve_data_config
+from timm.data.transforms import ToNumpy
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision import transforms
 
 from eagleeye_hf.errors import EagleEyeError
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image], np.ndarray]
+"""To uint8 of shape `(channels, height, width)`."""
 SMALL_IMAGE = 64
 """Up to this size in pixels, training crops shift by a few pixels instead of zooming, as is usual on CIFAR."""
 
@@ -26,8 +30,6 @@ class SmallCrop:
     size: tuple[int, int]
     resize: Callable[[Image.Image], Image.Image]
     hflip: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
     @property
     def padding(self) -> int:
@@ -36,19 +38,25 @@ class SmallCrop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transforms:
-    """How a model sees images, from its own `pretrained_cfg`."""
+class View:
+    """How a model sees an image. Pixels are bytes until a batch is whole: a quarter to move, and faster to scale."""
 
-    training: Transform
-    evaluation: Transform
+    transform: Transform
     mode: str
     """PIL's name of the channels."""
-    small: SmallCrop | None
-    """The same as `training` where that is only a shift and a mirror; else None."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    small: SmallCrop | None = None
+    """The same as `transform` where that is only a shift and a mirror; else None."""
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Bytes of shape `(N, channels, height, width)` to what the model was trained on."""
+        mean, std = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return pixels.float().sub_(mean).div_(std)
 
 
-def build_transforms(model: nn.Module, hflip: bool = True, augment: str | None = None) -> Transforms:
-    """Training and evaluation transforms as timm makes them.
+def build_views(model: nn.Module, hflip: bool = True, augment: str | None = None) -> tuple[View, View]:
+    """How the model sees training and other images, from its own `pretrained_cfg`, with timm's transforms.
 
     Args:
         hflip: mirror training images at random.
@@ -59,24 +67,28 @@ def build_transforms(model: nn.Module, hflip: bool = True, augment: str | None =
     config = resolve_data_config(model=model)
     channels, *pixels = config["input_size"]
     size = (pixels[0], pixels[1])
-    evaluation = create_transform(**config)
-    mode = "L" if channels == 1 else "RGB"
+    common = {"mode": "L" if channels == 1 else "RGB", "mean": config["mean"], "std": config["std"]}
+    evaluation = View(transform=create_transform(**config, use_prefetcher=True), **common)
+    small = None
     try:
         if max(size) > SMALL_IMAGE:
-            training = create_transform(**config, is_training=True, hflip=0.5 * hflip, auto_augment=augment)
-            return Transforms(training=training, evaluation=evaluation, mode=mode, small=None)
-        interpolation = transforms.InterpolationMode(config["interpolation"].replace("random", "bilinear"))
-        resize = transforms.Resize(size, interpolation)
-        small = SmallCrop(size=size, resize=resize, hflip=hflip, mean=config["mean"], std=config["std"])
-        steps = [resize, transforms.RandomCrop(size, padding=small.padding)]
-        steps.append(transforms.RandomHorizontalFlip(0.5 * hflip))
-        if augment:
-            fill = tuple(min(255, round(255 * level)) for level in config["mean"])
-            steps.append(rand_augment_transform(augment, {"translate_const": int(size[0] * 0.45), "img_mean": fill}))
-        steps += [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
+            options = {"is_training": True, "hflip": 0.5 * hflip, "auto_augment": augment, "use_prefetcher": True}
+            transform = create_transform(**config, **options)
+        else:
+            interpolation = transforms.InterpolationMode(config["interpolation"].replace("random", "bilinear"))
+            small = SmallCrop(size=size, resize=transforms.Resize(size, interpolation), hflip=hflip)
+            transform = _small_transform(small, augment, config["mean"])
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise EagleEyeError(
             f"`augment={augment}` is not understood by timm ({error}); an example is rand-m9-mstd0.5"
         ) from error
-    training = transforms.Compose(steps)
-    return Transforms(training=training, evaluation=evaluation, mode=mode, small=None if augment else small)
+    return View(transform=transform, small=None if augment else small, **common), evaluation
+
+
+def _small_transform(small: SmallCrop, augment: str | None, mean: tuple[float, ...]) -> Transform:
+    steps = [small.resize, transforms.RandomCrop(small.size, padding=small.padding)]
+    steps.append(transforms.RandomHorizontalFlip(0.5 * small.hflip))
+    if augment:
+        fill = tuple(min(255, round(255 * level)) for level in mean)
+        steps.append(rand_augment_transform(augment, {"translate_const": int(small.size[0] * 0.45), "img_mean": fill}))
+    return transforms.Compose([*steps, ToNumpy()])

@@ -1,9 +1,9 @@
 """What a set of images really feeds, told by the pixels."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
-import torch
 
 from eagleeye_hf.data.batches import Share
 from eagleeye_hf.data.image_set import ImageSet
@@ -12,13 +12,14 @@ from eagleeye_hf.data.image_set import ImageSet
 def raw(images: ImageSet) -> ImageSet:
     """The same images as plain pixels."""
     plain = copy.copy(images)
-    plain.small, plain._cache = None, None
-    plain.transform = pixels
+    channels = len(images.view.mean)
+    plain._cache = None
+    plain.view = replace(images.view, transform=pixels, small=None, mean=(0,) * channels, std=(1 / 255,) * channels)
     return plain
 
 
-def pixels(image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(image).copy())
+def pixels(image) -> np.ndarray:
+    return np.array(image).transpose(2, 0, 1)
 
 
 def seen(images: ImageSet, epoch: int | None = None, share: Share | None = None, workers: int = 0) -> list[bytes]:
@@ -28,4 +29,5 @@ def seen(images: ImageSet, epoch: int | None = None, share: Share | None = None,
         batches = plain.batches(16, num_workers=workers)
     else:
         batches = plain.epoch_batches(epoch, share or Share(batch_size=16), workers)
-    return [image.numpy().tobytes() for batch, _ in batches for image in batch]
+    whole = (batch.round().byte().permute(0, 2, 3, 1) for batch, labels in batches if len(labels))
+    return [image.numpy().tobytes() for batch in whole for image in batch]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import timm
 import torch
 
@@ -68,7 +70,7 @@ def test_an_epoch_goes_on_where_it_was():
 
 def test_random_crops_do_not_depend_on_processes_or_workers():
     train = opened().train
-    train.small = None  # one by one
+    train.view = replace(train.view, small=None)  # one by one
 
     def images(processes: int, workers: int) -> list[bytes]:
         shares = [Share(batch_size=16, process=rank, num_processes=processes) for rank in range(processes)]
