@@ -84,7 +84,7 @@ def write_images(folder: Path, num: int) -> list[int]:
 def make_contestants(folder: Path, model: torch.nn.Module, options: argparse.Namespace) -> dict[str, Callable]:
     """Functions that start one epoch."""
     view = build_views(model)[0]
-    scale = transforms.Compose([torch.from_numpy, transforms.ConvertImageDtype(torch.float32)])
+    scale = transforms.Compose([torch.as_tensor, transforms.ConvertImageDtype(torch.float32)])
     transform = transforms.Compose([view.transform, scale, transforms.Normalize(view.mean, view.std)])
 
     def timm_loader(**arguments) -> Iterable:
@@ -146,7 +146,8 @@ def table(rates: dict[str, list[float]], training: float, options: argparse.Name
     lines = [
         f"{options.images} JPEGs of 500 x 375 pixels ({size / 1e3:.0f} kB), the model's training transform at 224 px, "
         f"{options.workers} workers, batches of {BATCH}; median of {options.rounds} rounds in turns, "
-        f"{platform.machine()} CPU. Made by `benchmarks/loader.py`.",
+        f"{platform.machine()} CPU, shared with other work: the ratios, taken within a round, count. "
+        "Made by `benchmarks/loader.py`.",
         "",
         "| loader | images/s | to timm's |",
         "|---|---:|---:|",

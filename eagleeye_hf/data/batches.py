@@ -99,7 +99,7 @@ class Decoder:
                     labels.append(label)
                 except Exception as error:  # a broken file raises anything; it is counted and reported
                     problems.append(f"{(image or {}).get('path') or 'an image'}: {describe(error)}")
-        stacked = torch.from_numpy(np.stack(images)) if images else torch.empty(0)
+        stacked = torch.stack([torch.as_tensor(image) for image in images]) if images else torch.empty(0)
         return Decoded(pixels=stacked, labels=torch.tensor(labels, dtype=torch.long), problems=problems)
 
 

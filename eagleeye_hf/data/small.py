@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.data.transforms import ToNumpy
 from torch import Tensor
 from torchvision import transforms
 
@@ -55,4 +54,6 @@ class SmallImages:
 def pixels_of(view: View, excluded: frozenset[int]) -> Decoder:
     """A decoder to resized pixels that are not yet shifted."""
     assert view.small is not None
-    return Decoder(transform=transforms.Compose([view.small.resize, ToNumpy()]), mode=view.mode, excluded=excluded)
+    return Decoder(
+        transform=transforms.Compose([view.small.resize, transforms.PILToTensor()]), mode=view.mode, excluded=excluded
+    )

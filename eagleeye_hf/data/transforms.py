@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.config import resolve_data_config
-from timm.data.transforms import ToNumpy
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision import transforms
 
 from eagleeye_hf.errors import EagleEyeError
 
-Transform = Callable[[Image.Image], np.ndarray]
-"""To uint8 of shape `(channels, height, width)`."""
+Transform = Callable[[Image.Image], Any]
+"""To bytes of shape `(channels, height, width)`, a tensor or (of older timm) an array."""
 SMALL_IMAGE = 64
 """Up to this size in pixels, training crops shift by a few pixels instead of zooming, as is usual on CIFAR."""
 
@@ -91,4 +90,4 @@ def _small_transform(small: SmallCrop, augment: str | None, mean: tuple[float, .
     if augment:
         fill = tuple(min(255, round(255 * level)) for level in mean)
         steps.append(rand_augment_transform(augment, {"translate_const": int(small.size[0] * 0.45), "img_mean": fill}))
-    return transforms.Compose([*steps, ToNumpy()])
+    return transforms.Compose([*steps, transforms.PILToTensor()])
