@@ -9,7 +9,7 @@ from timm.optim import list_optimizers
 
 from eagleeye_hf.errors import EagleEyeError
 
-SCHEDULES = ("cosine", "step", "multistep", "poly", "constant")
+SCHEDULES = ("cosine", "step")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -30,7 +30,7 @@ class FinetuneConfig:
     weight_decay: float = _option(1e-4, "weight decay, but not of biases and BatchNorm")
     schedule: str = _option("cosine", f"how the learning rate falls: {', '.join(SCHEDULES)}")
     decay_epochs: float = _option(30.0, "epochs between the steps of `schedule=step`")
-    decay_rate: float = _option(0.1, "factor of a step of `schedule=step` and `multistep`")
+    decay_rate: float = _option(0.1, "factor of a step of `schedule=step`")
     warmup: float = _option(0.02, "share of all steps in which the learning rate rises")
     label_smoothing: float = _option(0.0, "probability spread over all classes")
     mixup: float = _option(0.0, "alpha of mixup; 0 turns it off")

@@ -38,9 +38,8 @@ class Training:
     ) -> None:
         self.config, self.accelerator, self.train = config, accelerator, train
         self.steps = train.count_steps(config.batch_size)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.layout = layout
-        self.network = copy.deepcopy(network).to(memory_format=layout)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network = copy.deepcopy(network).to(memory_format=self.layout)
         self.ema = ModelEmaV3(self.network, config.ema, use_warmup=True) if config.ema else None
         if self.ema is not None:
             self.ema.to(accelerator.device)
@@ -58,8 +57,7 @@ class Training:
             config.schedule,
             num_epochs=config.epochs,
             decay_epochs=config.decay_epochs,
-            decay_rate=1.0 if config.schedule == "poly" else config.decay_rate,
-            decay_milestones=[config.epochs // 2, config.epochs * 3 // 4],
+            decay_rate=config.decay_rate,
             warmup_epochs=config.warmup * config.epochs,
             warmup_lr=config.lr * 1e-3,
             step_on_epochs=False,
@@ -69,7 +67,7 @@ class Training:
         self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.teacher = None
         if teacher is not None and config.distillation:
-            self.teacher = copy.deepcopy(teacher).to(accelerator.device).to(memory_format=layout).eval()
+            self.teacher = copy.deepcopy(teacher).to(accelerator.device).to(memory_format=self.layout).eval()
         self.mixup = make_mixup(config, int(getattr(network, "num_classes", 0)))
         self.epoch, self.step = 0, 0
         self.totals = torch.zeros(2, device=accelerator.device)
