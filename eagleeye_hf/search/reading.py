@@ -68,7 +68,7 @@ def read_journal(path: Path) -> SearchRecord:
             candidates[index] = Candidate(
                 index=index,
                 budget=row["budget"],
-                strategy=_strategy(row, head["config"]["channels"]),
+                strategy=_strategy(row, head["config"]),
                 latency_ms=row["latency_ms"],
             )
         candidates[index] = candidates[index].updated(row)
@@ -83,7 +83,8 @@ def read_journal(path: Path) -> SearchRecord:
     )
 
 
-def _strategy(row: dict[str, Any], channels: list[int]) -> Strategy:
+def _strategy(row: dict[str, Any], config: dict[str, Any]) -> Strategy:
     widths = tuple(row["widths"])
-    ratios = tuple(1 - width / full for width, full in zip(widths, channels, strict=True))
+    groups = zip(widths, config["channels"], config["prunable"], strict=True)
+    ratios = tuple(1 - width / channels for width, channels, prunable in groups if prunable)
     return Strategy(ratios=ratios, widths=widths, macs=row["macs"], params=row["params"], origin=row["origin"])

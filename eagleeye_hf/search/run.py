@@ -67,7 +67,12 @@ def run_search(
         if budget.latency_ms is None:
             Space(Bounds(graph, budget), config.divisor, config.max_ratio)
     full = count_cost(graph, graph.widths)._asdict()
-    shape = {"groups": [group.name for group in graph.groups], "channels": list(graph.widths), "full": full}
+    shape = {
+        "groups": [group.name for group in graph.groups],
+        "prunable": [group.prunable for group in graph.groups],
+        "channels": list(graph.widths),
+        "full": full,
+    }
     journal, rows, facts = _open_journal(output, asdict(config) | shape | dict(fingerprint or {}), accelerator)
     facts = _gather_facts(score, graph, config, facts, accelerator)
     if journal is not None:

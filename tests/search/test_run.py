@@ -135,8 +135,8 @@ def test_a_killed_search_goes_on_where_it_was(graph, tmp_path):
     assert all(keys <= set(row) for row in rows[1:])
     assert len({(row["index"], row["stage"]) for row in rows[1:]}) == len(rows) - 1
     record = read_journal(tmp_path)
-    assert [(c.index, c.loss, c.num_images) for c in record.candidates] == [
-        (c.index, c.loss, c.num_images) for c in expected.candidates
+    assert [(c.index, c.strategy, c.loss, c.num_images) for c in record.candidates] == [
+        (c.index, c.strategy, c.loss, c.num_images) for c in expected.candidates
     ]
 
 
