@@ -16,7 +16,7 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.checkpoint import check_free
 from eagleeye_hf.workflow.config import RunConfig
 
-RUN_FILES = {"search", "strategy", "training", "logs"}
+RUN_FILES = {"search", "strategy", "training", "logs", "result"}
 """What an unfinished run may have left in its folder, without endings."""
 
 Config = TypeVar("Config", bound=RunConfig)

@@ -215,17 +215,17 @@ def save_run(
         "config": asdict(config),
         "training": [asdict(record) for record in curve],
     }
-    save_pretrained(
+    if facts.picture:
+        from eagleeye_hf.publishing.plots import draw_result  # needs the extra `plots`
+
+        draw_result(facts.graph, facts.widths, facts.metrics, folder / facts.picture, facts.training_curve)
+    save_pretrained(  # last, for a folder with a checkpoint is a finished run
         pruned,
         folder,
         label_names=label_names,
         provenance=provenance,
         card=write_card(facts, config.push_to or str(folder), on_hub=bool(config.push_to)),
     )
-    if facts.picture:
-        from eagleeye_hf.publishing.plots import draw_result  # needs the extra `plots`
-
-        draw_result(facts.graph, facts.widths, facts.metrics, folder / facts.picture, facts.training_curve)
     images = torch.randn(2, *facts.graph.input_size)
     with torch.inference_mode():
         torch.testing.assert_close(from_pretrained(folder)(images), pruned(images))
