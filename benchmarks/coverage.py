@@ -72,6 +72,8 @@ def kernels(module: nn.Module) -> torch.Tensor | None:
     if type(module).__name__ == "CondConv2d":
         banks = module.weight.view(len(module.weight), *module.weight_shape)
         return banks.flatten(3).permute(1, 2, 0, 3)
+    if isinstance(module, nn.ConvTranspose2d):
+        return module.weight.flatten(2).transpose(0, 1).unsqueeze(2)
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
         return module.weight.view(*module.weight.shape[:2], 1, -1)
     return None
