@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 import eagleeye_hf.models  # noqa: F401
+from eagleeye_hf.cli import main
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -99,3 +100,13 @@ def digits_dataset(num_train: int = 200, num_test: int = 40) -> datasets.Dataset
         return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
     return datasets.DatasetDict({"train": rows(num_train), "test": rows(num_test)})
+
+
+def run_command(capsys, *arguments: str) -> tuple[int, str, str]:
+    """The exit code of `eagleeye` with these arguments, and what it prints and complains."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

@@ -4,17 +4,8 @@ import pytest
 import timm
 
 from eagleeye_hf import count_cost, save_pretrained, slice_model, trace_model
-from eagleeye_hf.cli import main
 from tests.helpers import make_model, random_keep
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(arguments)
-    except SystemExit as stop:  # argparse's own
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+from tests.helpers import run_command as run
 
 
 def test_inspect_tells_what_goes_and_what_stays(capsys):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from eagleeye_hf import count_cost, from_pretrained, trace_model
 from eagleeye_hf.cli import main
 from tests.helpers import digits_dataset, make_model
+from tests.helpers import run_command as run
 
 COUNTS = ["--calibration-images", "32", "--holdout-images", "64"]
 
@@ -26,15 +27,6 @@ def inputs(tmp_path_factory) -> list[str]:
     for split, rows in digits_dataset().items():
         rows.to_parquet(data / f"{split}-00000-of-00001.parquet")
     return ["resnet20_cifar", "--weights", str(folder / "weights.safetensors"), "--dataset", str(data)]
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(arguments)
-    except SystemExit as stop:  # argparse's own
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
