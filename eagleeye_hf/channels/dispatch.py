@@ -143,7 +143,7 @@ def _quick_result(func: Any, args: Sequence[Any]) -> Any:
         return _concatenated(*args)
     if name == "native_layer_norm" and tuple(args[0].shape[-len(args[1]) :]) == tuple(args[1]):
         return (_empty_like(args[0]), *[torch.empty(0, device="meta")] * 2)
-    if name.removesuffix("_") in SHAPE_STAYS:
+    if name.removesuffix("_") in SHAPE_STAYS and not any(isinstance(value, Tensor) for value in args[1:]):
         return args[0] if name.endswith("_") else _empty_like(args[0])
     return None
 
