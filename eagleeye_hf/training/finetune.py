@@ -62,7 +62,8 @@ def finetune_model(
         teacher: the full network, whose outputs the pruned one learns beside the labels (Hinton et al. 2015).
         holdout: images that choose the best epoch, and between the weights and their average; the last epoch's weights
             (averaged, with `ema`) where not given.
-        calibration: images that recompute the BatchNorm statistics of what is scored and returned.
+        calibration: images that recompute the BatchNorm statistics of what is scored and returned; seen as the training
+            images are, cropped and mixed, for the weights have learned under those statistics.
         accelerator: its mixed precision is used.
         checkpoint: folder for the state of training; a run started again there goes on where the last checkpoint is,
             inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
@@ -77,8 +78,8 @@ def finetune_model(
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
     checkpoints = Checkpoints(checkpoint, config, accelerator)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
-    selection = _Selection(model, holdout, calibration, accelerator)
     training = Training(model, teacher, train, config, accelerator)
+    selection = _Selection(model, holdout, training.view(calibration) if calibration else None, accelerator)
     tell = _Teller(config, accelerator, on_epoch, checkpoint)
     state = checkpoints.load()
     if state is not None:
@@ -120,13 +121,12 @@ class _Selection:
     """The best weights so far, judged by the holdout images."""
 
     def __init__(
-        self, model: nn.Module, holdout: ImageSet | None, calibration: ImageSet | None, accelerator: Accelerator
+        self, model: nn.Module, holdout: ImageSet | None, calibration: list[Tensor] | None, accelerator: Accelerator
     ) -> None:
         self.network = copy.deepcopy(model).to(accelerator.device).eval()
         """A plain network to put weights in: neither wrapped nor compiled."""
         self.holdout = holdout.cached_batches() if holdout is not None else None
-        self.calibration = calibration.cached_batches() if calibration is not None else None
-        self.accelerator = accelerator
+        self.calibration, self.accelerator = calibration, accelerator
         self.best: dict[str, Any] | None = None
 
     def consider(self, training: Training) -> dict[str, float]:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.data.config import resolve_data_config
@@ -152,6 +153,18 @@ class Training:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)
         return training_loss(self.forward(images), target, teacher_logits, self.config)
+
+    def view(self, images: ImageSet) -> list[Tensor]:
+        """Batches of other images as training sees its own, always the same."""
+        seen = ImageSet(images.rows, self.train.view, seed=self.train.seed, name=self.train.name)
+        batches = seen.epoch_batches(0, Share(batch_size=128))
+        if self.mixup is None:
+            return [pixels for pixels, _ in batches]
+        state = np.random.get_state()  # timm mixes by numpy's own generator
+        np.random.seed(self.train.seed)
+        mixed = [mix(self.mixup, pixels, labels)[0] for pixels, labels in batches]
+        np.random.set_state(state)
+        return mixed
 
     def _blank(self) -> Batch:
         size = resolve_data_config(model=self.network)["input_size"]

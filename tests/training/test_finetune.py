@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -8,6 +9,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from eagleeye_hf import EagleEyeError, FinetuneConfig, evaluate_model, finetune_model, open_splits
+from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.training import loop
 from eagleeye_hf.training.loss import distillation_loss, mix, training_loss
 from tests.helpers import digits_dataset
@@ -143,12 +145,31 @@ def test_the_holdout_chooses_the_epoch_and_statistics_are_recomputed(data, monke
     top1 = evaluate_model(trained, data.holdout.batches()).top1
     assert top1 == max(value for record in curve for value in (record.top1, record.ema_top1))
     assert len({record.top1 for record in curve}) > 1
+    seen = ImageSet(data.calibration.rows, data.train.view, seed=data.train.seed)
+    shifted = next(seen.epoch_batches(0, loop.Share(batch_size=20)))[0]
+    mean, variance = _moments_of_bn1(trained, shifted)
+    torch.testing.assert_close(trained.bn1.running_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained.bn1.running_var, variance, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_those_of_mixed_images_where_training_mixes(data):
+    images: list = []
+    state = np.random.get_state()
+    for alpha in (0.0, 1.0):
+        training = loop.Training(new_model(), None, data.train, replace(CONFIG, mixup=alpha), Accelerator())
+        images.append(training.view(data.calibration))
+        torch.testing.assert_close(training.view(data.calibration), images[-1], rtol=0, atol=0)
+    assert np.array_equal(np.random.get_state()[1], state[1]), "training's own random numbers stay as they were"
+    plain, mixed = (torch.cat(batches) for batches in images)
+    assert plain.shape == mixed.shape and mixed.var() < 0.98 * plain.var()
+
+
+def _moments_of_bn1(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     inputs: list = []
-    trained.bn1.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    model.bn1.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     with torch.no_grad():
-        trained(data.calibration.cached_batches()[0][0])
-    torch.testing.assert_close(trained.bn1.running_mean, inputs[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(trained.bn1.running_var, inputs[0].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        model(images)
+    return inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))
 
 
 def test_the_average_of_the_weights_is_a_running_one(data, monkeypatch):
