@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.data.config import resolve_data_config
@@ -23,7 +22,7 @@ from eagleeye_hf.data.batches import Batch, Share
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.training.config import FinetuneConfig
-from eagleeye_hf.training.loss import make_mixup, mix, training_loss
+from eagleeye_hf.training.loss import make_mixup, mix, numpy_seed, training_loss
 
 
 class Training:
@@ -160,11 +159,8 @@ class Training:
         batches = seen.epoch_batches(0, Share(batch_size=128))
         if self.mixup is None:
             return [pixels for pixels, _ in batches]
-        state = np.random.get_state()  # timm mixes by numpy's own generator
-        np.random.seed(self.train.seed)
-        mixed = [mix(self.mixup, pixels, labels)[0] for pixels, labels in batches]
-        np.random.set_state(state)
-        return mixed
+        with numpy_seed(self.train.seed):
+            return [mix(self.mixup, pixels, labels)[0] for pixels, labels in batches]
 
     def _blank(self) -> Batch:
         size = resolve_data_config(model=self.network)["input_size"]
