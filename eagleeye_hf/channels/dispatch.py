@@ -17,6 +17,7 @@ from eagleeye_hf.channels.shadow import Dim, Dims, Recorder, Store
 from eagleeye_hf.channels.sizes import SizeFinder
 from eagleeye_hf.channels.thin import named_tensors
 
+CONVOLUTION = torch.ops.aten.convolution.default
 CONCATENATE = torch.ops.aten.cat.default
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
 ACTIVATIONS = ("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "hardsigmoid", "hardtanh")
@@ -139,6 +140,8 @@ def _quick_result(func: Any, args: Sequence[Any]) -> Any:
     name = func._schema.name.removeprefix("aten::")
     if func is BATCH_NORM and not args[5]:
         return _normalised(*args)
+    if func is CONVOLUTION and not args[6] and args[0].is_contiguous() and args[1].is_contiguous():
+        return _convolved(*args)
     if func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
         return _concatenated(*args)
     if name == "native_layer_norm" and tuple(args[0].shape[-len(args[1]) :]) == tuple(args[1]):
@@ -162,6 +165,32 @@ def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tens
         )
     nothing = torch.empty(0, device="meta")
     return _empty_like(data), nothing, nothing
+
+
+def _convolved(
+    data: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolution; PyTorch works its shape out in Python."""
+    num_out, num_in, *kernel = weight.shape
+    if data.ndim != weight.ndim or data.shape[1] != num_in * groups or num_out % groups:
+        raise RuntimeError(f"convolution with weight {tuple(weight.shape)} in {groups} groups reads {data.shape[1]}")
+    if bias is not None and len(bias) != num_out:
+        raise RuntimeError(f"convolution to {num_out} channels has {len(bias)} biases")
+    sizes = [
+        (size + 2 * pad - spread * (length - 1) - 1) // step + 1
+        for size, length, step, pad, spread in zip(data.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+    if min(sizes) <= 0:
+        raise RuntimeError(f"convolution with kernel {tuple(kernel)} reads images of {tuple(data.shape[2:])}")
+    return torch.empty((data.shape[0], num_out, *sizes), dtype=data.dtype, device="meta")
 
 
 def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -92,17 +92,22 @@ def _group(
     produced = np.concatenate([*store.producers, np.empty(0, dtype=np.int64)])
     is_produced = np.zeros(store.num_ids, dtype=bool)
     is_produced[roots[produced]] = True
-    labels = [label for label in store.labels.values() if is_produced[roots[label.ids]].any()]
-    label_of = np.repeat(np.arange(len(labels)), [len(label.positions) for label in labels])
-    id_of = np.concatenate([label.ids for label in labels] or [np.empty(0, dtype=np.int64)])
-    label_of, id_of = label_of[is_produced[roots[id_of]]], id_of[is_produced[roots[id_of]]]
+    labels = list(store.labels.values())
+    lengths = [len(label.positions) for label in labels]
+    starts = np.array([label.start for label in labels], dtype=np.int64)
+    label_of = np.repeat(np.arange(len(labels)), lengths)
+    id_of = np.arange(len(label_of)) + np.repeat(starts - np.cumsum([0, *lengths])[:-1], lengths)
+    place_of = np.concatenate([*(label.positions[:, 0] for label in labels), np.empty(0, dtype=np.int64)])
     root_of = roots[id_of]
+    label_of, id_of, place_of, root_of = (a[is_produced[root_of]] for a in (label_of, id_of, place_of, root_of))
 
     random = np.random.default_rng(0)
     keys = random.integers(1, 2**63, len(labels), dtype=np.uint64)
     signature = random.integers(1, 2**63, len(reasons) + 1, dtype=np.uint64)[reason_of]
     np.add.at(signature, root_of, keys[label_of])
-    produced_roots = np.unique(root_of)
+    is_produced[:] = False
+    is_produced[root_of] = True
+    produced_roots = np.flatnonzero(is_produced)
     _, number = np.unique(signature[produced_roots], return_inverse=True)
     group_of = np.full(store.num_ids, -1)
     group_of[produced_roots] = number
@@ -120,7 +125,7 @@ def _group(
     group_of = rank[group_of]
 
     inside = group_of[root_of] >= 0
-    label_of, id_of, root_of = label_of[inside], id_of[inside], root_of[inside]
+    label_of, id_of, place_of, root_of = (a[inside] for a in (label_of, id_of, place_of, root_of))
     group_at, first_label = group_of[root_of], np.array(list(firsts.values()), dtype=np.int64)
     # units are numbered by their first place in the group's first producer
     leads = label_of == first_label[group_at]
@@ -128,25 +133,37 @@ def _group(
     np.minimum.at(lead_id, root_of[leads], id_of[leads])
     # by group, label and lead; ids ascend already
     sorting = np.argsort((group_at * len(labels) + label_of) * (store.num_ids + 1) + lead_id[root_of], kind="stable")
-    label_of, id_of, root_of, group_at = (a[sorting] for a in (label_of, id_of, root_of, group_at))
+    label_of, id_of, place_of, root_of, group_at = (a[sorting] for a in (label_of, id_of, place_of, root_of, group_at))
     cuts = np.flatnonzero(np.diff(label_of) | np.diff(group_at)) + 1
-    runs: list[list[tuple[int, np.ndarray, np.ndarray]]] = [[] for _ in firsts]
-    for start, stop in zip([0, *cuts], [*cuts, len(label_of)], strict=True):
-        if stop > start:
-            label = labels[label_of[start]]
-            places = label.positions[id_of[start:stop] - label.start]
-            runs[group_at[start]].append((int(label_of[start]), root_of[start:stop], places))
+    edges = [0, *cuts.tolist(), len(label_of)] if len(label_of) else []
+    runs: list[list[tuple[int, int, int]]] = [[] for _ in firsts]
+    for group, label, start, stop in zip(
+        group_at[edges[:-1]].tolist(), label_of[edges[:-1]].tolist(), edges[:-1], edges[1:], strict=True
+    ):
+        runs[group].append((label, start, stop))
+
+    def places(label: int, start: int, stop: int) -> np.ndarray:
+        if labels[label].positions.shape[1] == 1:
+            return place_of[start:stop, None]
+        return labels[label].positions[id_of[start:stop] - labels[label].start]
 
     groups, unit_roots = [], []
     names: dict[str, int] = {}
-    for first, pieces in zip(first_label, runs, strict=True):
-        lead_roots, lead_places = next((r, p) for label, r, p in pieces if label == first)
+    for first, pieces in zip(first_label.tolist(), runs, strict=True):
+        lead = next(piece for piece in pieces if piece[0] == first)
+        lead_roots = root_of[lead[1] : lead[2]]
         units_here = lead_roots[np.concatenate([[True], np.diff(lead_roots) != 0])]
         num_units = len(units_here)
-        units = np.argsort(np.argsort(lead_places[:, 0])).reshape(num_units, -1)
+        channels = np.argsort(np.argsort(places(*lead)[:, 0]))
+        units = channels.reshape(num_units, -1)
+        in_order = bool((np.diff(channels) == 1).all())
         members = tuple(
-            Member(tensor=labels[label].tensor, dim=labels[label].dim, index=_per_channel(places, units))
-            for label, _, places in pieces
+            Member(
+                tensor=labels[piece[0]].tensor,
+                dim=labels[piece[0]].dim,
+                index=_per_channel(places(*piece), units, in_order),
+            )
+            for piece in pieces
         )
         reason = reasons[reason_of[units_here[0]]] if reason_of[units_here[0]] >= 0 else ""
         name = labels[first].tensor.rsplit(".", 1)[0].removesuffix(".parametrizations.weight")
@@ -163,8 +180,10 @@ def _group(
     return tuple(groups), group_of, unit_roots
 
 
-def _per_channel(places: np.ndarray, units: np.ndarray) -> np.ndarray:
+def _per_channel(places: np.ndarray, units: np.ndarray, in_order: bool) -> np.ndarray:
     """Hand the places of each unit out to its channels; all of them to each where they don't divide."""
+    if in_order and places.size == units.size:
+        return places.reshape(-1, 1)
     num_units, step = units.shape
     by_unit = places.reshape(num_units, -1)
     if by_unit.shape[1] % step:

@@ -28,18 +28,28 @@ def kept_places(
     graph: ChannelGraph, keep: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[tuple[str, int], np.ndarray]:
     """The indices that stay, per (tensor, dimension) that loses some."""
-    masks: dict[tuple[str, int], np.ndarray] = {}
+    starts: dict[tuple[str, int], int] = {}
+    """Where the places of a tensor's dimension lie in one array of all."""
+    total, removed = 0, []
     for group in graph.groups:
         if group.name not in keep:
             continue
-        removed = np.ones(group.channels, dtype=bool)
-        removed[keep[group.name]] = False
+        offsets: list[int] = []
         for member in group.members:
             key = member.tensor, member.dim
-            if key not in masks:
-                masks[key] = np.ones(shapes[member.tensor][member.dim], dtype=bool)
-            masks[key][member.index[removed].ravel()] = False
-    return {key: np.flatnonzero(mask) for key, mask in masks.items()}
+            if key not in starts:
+                starts[key] = total
+                total += shapes[member.tensor][member.dim]
+            offsets += [starts[key]] * member.index.shape[1]
+        gone = np.ones(group.channels, dtype=bool)
+        gone[keep[group.name]] = False
+        removed.append((np.concatenate([member.index for member in group.members], axis=1)[gone] + offsets).ravel())
+    stays = np.ones(total, dtype=bool)
+    stays[np.concatenate([*removed, np.empty(0, dtype=np.int64)])] = False
+    return {
+        (tensor, dim): np.flatnonzero(stays[start : start + shapes[tensor][dim]])
+        for (tensor, dim), start in starts.items()
+    }
 
 
 def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray], meta: bool = False) -> nn.Module:
