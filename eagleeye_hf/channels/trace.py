@@ -7,7 +7,9 @@ every tie of the full model again: groups for which they do not are pinned, so t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -37,6 +39,11 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
         EagleEyeError: `input_size` is no image size, or the forward pass fails on it.
     """
     size = resolve_input_size(model, input_size)
+    with _uncollected():
+        return _trace(model, size)
+
+
+def _trace(model: nn.Module, size: tuple[int, int, int]) -> ChannelGraph:
     best: ChannelGraph | None = None
     for view in VIEWS_OF_ATTENTION:
         full = Shadow(meta_copy(model).eval(), Recorder(), *view)
@@ -55,6 +62,18 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
             break
     assert best is not None
     return best
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's garbage collector waits: it would go through all of PyTorch time and again, and find nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _reach(graph: ChannelGraph) -> int:

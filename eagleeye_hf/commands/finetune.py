@@ -25,13 +25,13 @@ from eagleeye_hf.publishing.checkpoint import save_pretrained
 from eagleeye_hf.publishing.config import read_config
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
-from eagleeye_hf.workflow.config import DataConfig
+from eagleeye_hf.workflow.config import TrainingDataConfig
 from eagleeye_hf.workflow.load import load_model
 from eagleeye_hf.workflow.recipe import prepare_output
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DataConfig, FinetuneConfig):
+class Config(TrainingDataConfig, FinetuneConfig):
     model: str = field(metadata={"help": "checkpoint folder, hf-hub:USER/REPO or timm name"})
     weights: str | None = flag(None, "safetensors file with the model's weights, instead of its own")
     teacher: str | None = flag(None, "trained network to learn from beside the labels, as the unpruned one")

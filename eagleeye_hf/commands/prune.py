@@ -18,11 +18,12 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
 from eagleeye_hf.publishing.checkpoint import check_free, save_pretrained
+from eagleeye_hf.workflow.config import DataConfig
 from eagleeye_hf.workflow.load import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(DataConfig):
     model: str = field(metadata={"help": "timm name of the trained network"})
     strategy: str = field(
         metadata={"help": "JSON file (or FILE#NAME) with widths or ratios, as eagleeye search writes"}
@@ -32,9 +33,6 @@ class Config:
     divisor: int = flag(1, "widths are multiples of this many channels, where the file holds ratios")
     criterion: str = flag("l1", "which channels stay: l1, l2, bn_scale, geometric_median, taylor or random")
     compensate: bool = flag(False, "repair the readers of removed channels by least squares")
-    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
-    holdout_images: int = flag(2048, "training images on which the result is scored")
-    seed: int = flag(0, "of everything random")
     output: str = flag("outputs/pruned", "folder for the checkpoint")
     json: bool = flag(False, "print JSON")
 
@@ -47,13 +45,7 @@ def run(config: Config) -> None:
     model = load_model(config.model, config.weights).to(device).eval()
     graph = trace_model(model)
     strategy = read_strategy(graph, config.strategy, config.divisor)
-    data = open_splits(
-        config.dataset,
-        like=model,
-        calibration_images=config.calibration_images,
-        holdout_images=config.holdout_images,
-        seed=config.seed,
-    )
+    data = open_splits(config.dataset, like=model, **config.splits)
     calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
     score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=config.criterion, seed=config.seed)
     pruned, stages = measure_stages(score, strategy.widths, lambda m: evaluate_model(m, holdout), config.compensate)

@@ -22,13 +22,14 @@ from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.result import Candidate, SearchResult
 from eagleeye_hf.search.run import run_search
+from eagleeye_hf.workflow.config import DataConfig
 from eagleeye_hf.workflow.load import load_model
 
 SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(DataConfig):
     model: str = field(metadata={"help": "timm name of the trained network"})
     weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
     dataset: str = flag("ILSVRC/imagenet-1k", "Hub name or local folder of an image classification dataset")
@@ -49,9 +50,6 @@ class Config:
     candidates: int = flag(200, "strategies to score per budget; 0: as many as --minutes allow")
     minutes: float | None = flag(None, "stop after this time")
     compensate: bool = flag(False, "repair the readers of removed channels by least squares before scoring")
-    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
-    holdout_images: int = flag(2048, "training images that score the candidates")
-    seed: int = flag(0, "of everything random")
     output: str = flag("outputs/search", "folder for the journal search.jsonl and strategy.json")
     json: bool = flag(False, "print JSON instead of a table")
 
@@ -72,13 +70,7 @@ def run(config: Config) -> None:
     search = config.search
     accelerator = Accelerator()
     model = load_model(config.model, config.weights)
-    data = open_splits(
-        config.dataset,
-        like=model,
-        calibration_images=config.calibration_images,
-        holdout_images=config.holdout_images,
-        seed=config.seed,
-    )
+    data = open_splits(config.dataset, like=model, **config.splits)
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     score = AdaptiveBNScore(

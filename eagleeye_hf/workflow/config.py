@@ -18,20 +18,30 @@ class DataConfig:
     dataset_config: str | None = flag(None, "configuration of a dataset that has several")
     image_column: str | None = flag(None, "column of the images, where it can't be found")
     label_column: str | None = flag(None, "column of the labels, where it can't be found")
-    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
     calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
-    holdout_images: int = flag(2048, "training images that score candidates and choose the best epoch")
+    holdout_images: int = flag(2048, "training images that score: candidates, the result, epochs")
     seed: int = flag(0, "of everything random")
 
     @property
     def splits(self) -> dict[str, Any]:
         """Arguments of `open_splits`."""
-        keys = ("calibration_images", "holdout_images", "seed", "image_column", "label_column", "augment")
+        keys = ("calibration_images", "holdout_images", "seed", "image_column", "label_column")
         return {key: getattr(self, key) for key in keys} | {"config": self.dataset_config}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(DataConfig, FinetuneConfig):
+class TrainingDataConfig(DataConfig):
+    """The same, and how training sees them."""
+
+    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        return super().splits | {"augment": self.augment}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingDataConfig, FinetuneConfig):
     """Everything a run is told; each field is a flag of the recipes."""
 
     model: str = flag("mobilenetv1_100.ra4_e3600_r224_in1k", "timm name of the trained network")
