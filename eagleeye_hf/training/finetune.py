@@ -79,7 +79,8 @@ def finetune_model(
     checkpoints = Checkpoints(checkpoint, config, accelerator)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
     training = Training(model, teacher, train, config, accelerator)
-    selection = _Selection(model, holdout, training.view(calibration) if calibration else None, accelerator)
+    batches = training.view(calibration) if calibration is not None and calibration.count() else None
+    selection = _Selection(model, holdout, batches, accelerator)
     tell = _Teller(config, accelerator, on_epoch, checkpoint)
     state = checkpoints.load()
     if state is not None:

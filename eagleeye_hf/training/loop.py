@@ -18,11 +18,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from eagleeye_hf.data.batches import Batch, Share
+from eagleeye_hf.data.batches import Batch, Share, own_randomness, seed_everything
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.training.config import FinetuneConfig
-from eagleeye_hf.training.loss import make_mixup, mix, numpy_seed, training_loss
+from eagleeye_hf.training.loss import make_mixup, mix, training_loss
 
 
 class Training:
@@ -159,7 +159,8 @@ class Training:
         batches = seen.epoch_batches(0, Share(batch_size=128))
         if self.mixup is None:
             return [pixels for pixels, _ in batches]
-        with numpy_seed(self.train.seed):
+        with own_randomness():
+            seed_everything(self.train.seed)
             return [mix(self.mixup, pixels, labels)[0] for pixels, labels in batches]
 
     def _blank(self) -> Batch:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
@@ -49,12 +45,3 @@ def mix(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
     images, target = mixup(images, labels)
     return images[: len(images) - odd], target[: len(target) - odd]
-
-
-@contextmanager
-def numpy_seed(seed: int) -> Iterator[None]:
-    """Numpy's own generator, by which timm mixes, starts from `seed` here and goes on afterwards as if unused."""
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    yield
-    np.random.set_state(state)  # noqa: NPY002
