@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eagleeye_hf.channels.rulebook import argument_names, operator_name
 from eagleeye_hf.channels.rules import apply_rule
 from eagleeye_hf.channels.shadow import Dim, Dims, Recorder, Store
 from eagleeye_hf.channels.sizes import SizeFinder
@@ -112,8 +113,8 @@ class Shadow:
         return preferred
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-        inputs = [*_tensors(list(named.values()))]
+        named = dict(zip(argument_names(func), args, strict=False)) | kwargs
+        inputs = _tensors(named)
         self._all_weights = bool(inputs) and all(self.is_weight(tensor) for tensor in inputs)
         apply_rule(self, func, named, out)
         constants = tuple(value for value in named.values() if isinstance(value, float))
@@ -137,7 +138,7 @@ class _Dispatch(TorchDispatchMode):
 
 def _quick_result(func: Any, args: Sequence[Any]) -> Any:
     """What an operator gives that PyTorch would compute in Python on `meta`, slowly; nothing for the others."""
-    name = func._schema.name.removeprefix("aten::")
+    name = operator_name(func)
     if func is BATCH_NORM and not args[5]:
         return _normalised(*args)
     if func is CONVOLUTION and not args[6] and args[0].is_contiguous() and args[1].is_contiguous():
@@ -207,8 +208,11 @@ def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
+    found: list[Tensor] = []
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif isinstance(item, (dict, list, tuple)):
+                found += _tensors(item)
+    return found

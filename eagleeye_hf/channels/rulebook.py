@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -37,6 +38,17 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+@functools.cache
+def operator_name(func: Any) -> str:
+    """Of an ATen overload, without its namespace; asking PyTorch takes longer than most rules."""
+    return func._schema.name.removeprefix("aten::")
+
+
+@functools.cache
+def argument_names(func: Any) -> tuple[str, ...]:
+    return tuple(argument.name for argument in func._schema.arguments)
 
 
 def join(tracer: Tracer, dims: Sequence[Dim], reason: str) -> Dim:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import eagleeye_hf.channels.layer_rules
 import eagleeye_hf.channels.shape_rules  # noqa: F401  both register their rules
-from eagleeye_hf.channels.rulebook import NO_RULE, RULES, Tracer, join, pin_all, rule
+from eagleeye_hf.channels.rulebook import NO_RULE, RULES, Tracer, join, operator_name, pin_all, rule
 from eagleeye_hf.channels.shadow import Dim
 
 
@@ -88,7 +88,7 @@ def copy_in_place(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
 
 def apply_rule(tracer: Tracer, func: Any, args: dict[str, Any], out: Any) -> None:
     """Describe the result of one operator call."""
-    name = func._schema.name.removeprefix("aten::")
+    name = operator_name(func)
     inputs = [value for value in args.values() if isinstance(value, Tensor)]
     if name in RULES:
         RULES[name](tracer, args, out)

@@ -104,14 +104,20 @@ def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for module in plain:
         state = vars(memo[id(module)])
         for name, value in vars(module).items():
-            if name == "_compiled_call_impl":  # belongs to the old module; `nn.Module` leaves it out, too
-                continue
-            kind = type(value)
-            if kind in ATOMS:
-                state[name] = value
-            else:
-                state[name] = kind() if not value and kind in (dict, OrderedDict) else copy.deepcopy(value, memo)
+            if name != "_compiled_call_impl":  # belongs to the old module; `nn.Module` leaves it out, too
+                state[name] = _copy_value(value, memo)
     return copy.deepcopy(model, memo)
+
+
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in ATOMS or (kind is tuple and all(type(item) in ATOMS for item in value)):
+        return value
+    if kind in (dict, OrderedDict) and not value:  # a module has a dozen of them
+        return kind()
+    if kind is dict and all(item is None or id(item) in memo for item in value.values()):
+        return {key: None if item is None else memo[id(item)] for key, item in value.items()}
+    return copy.deepcopy(value, memo)
 
 
 def _copies_plainly(kind: type) -> bool:
