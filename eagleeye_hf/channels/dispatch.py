@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +53,8 @@ class Shadow:
 
     def run(self, size: tuple[int, int, int]) -> None:
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        with torch.no_grad(), self.sizes.listen(), _Dispatch(self):
+        is_check = self.following is not None  # which knows the sizes, and how attention was seen
+        with torch.no_grad(), nullcontext() if is_check else self.sizes.listen(), _Dispatch(self):
             images = torch.empty(1, *size, device="meta", dtype=dtype)
             output = self.model(images)
         if isinstance(self.store, Recorder) and self.sizes.misses_features():
