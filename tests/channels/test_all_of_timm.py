@@ -1,5 +1,7 @@
 """The whole of timm: whatever has a BatchNorm is traced, and what is removed from it is removed exactly."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -41,8 +43,14 @@ def test_slicing_equals_silencing(name):
         thin = slice_model(model, graph, keep)
         widths = [len(keep.get(group.name, range(group.channels))) for group in graph.groups]
         assert count_cost(graph, widths).params == sum(p.numel() for p in thin.parameters())
+        silent = silence(model, graph, keep)
         with torch.inference_mode():
-            result, expected = thin(images), silence(model, graph, keep)(images)
-        if isinstance(expected, (list, tuple)):
-            result, expected = result[0], expected[0]
-        assert (result - expected).abs().max() < bound * expected.abs().max()
+            expected = first(silent(images))
+            error = (first(thin(images)) - expected).abs().max()
+            if error >= bound * expected.abs().max():  # very deep ones multiply rounding errors by millions
+                rounded = images * (1 + torch.finfo(dtype).eps * torch.randn_like(images))
+                assert error < 10 * (first(silent(rounded)) - expected).abs().max()
+
+
+def first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, (list, tuple)) else output
