@@ -6,10 +6,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from timm.layers import CondConv2d, conv2d_same
 from torch import Tensor, nn
 
 from eagleeye_hf.channels.trace import resolve_input_size
@@ -103,7 +106,8 @@ def _export(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _eval_mode(model), torch.no_grad():
         part = Path(folder) / path.name
         try:
-            run = write(torch.randn(batch_size or 2, *size, device=device), part)
+            with _experts_apart(model) if batch_size is None else nullcontext():
+                run = write(torch.randn(batch_size or 2, *size, device=device), part)
         except Exception as error:  # the exporters raise many kinds
             hint = "" if batch_size else "; give a `batch_size`, if it is the free number of images that fails"
             raise EagleEyeError(f"`model` can't be exported ({_short(error)}){hint}") from error
@@ -124,6 +128,33 @@ def _short(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@contextmanager
+def _experts_apart(model: nn.Module) -> Iterator[None]:
+    """CondConv runs the images of a batch as groups of one convolution, and their number would be fixed; mixing the
+    outputs of the experts instead of their kernels is the same."""
+    layers = [module for module in model.modules() if isinstance(module, CondConv2d)]
+    for layer in layers:
+        layer.forward = partial(_mix_outputs, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _mix_outputs(layer: CondConv2d, x: Tensor, routing_weights: Tensor) -> Tensor:
+    shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    convolve = conv2d_same if layer.dynamic_padding else F.conv2d
+    outputs = [
+        share[:, None, None, None]
+        * convolve(x, kernel.view(shape), None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        for share, kernel in zip(routing_weights.unbind(1), layer.weight.unbind(), strict=True)
+    ]
+    if layer.bias is not None:
+        outputs.append((routing_weights @ layer.bias)[:, :, None, None])
+    return reduce(torch.add, outputs)
 
 
 @contextmanager

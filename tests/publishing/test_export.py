@@ -16,9 +16,6 @@ from tests.publishing.test_loaders import OTHERS, PIXELS, QUICK
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-FIXED_BATCH = {"tf_efficientnet_cc_b0_4e"}
-"""CondConv mixes a kernel for every image and runs them as one grouped convolution; ONNX fixes the number of groups."""
-
 QUICK_EXPORTS = ["resnet20_cifar"]
 REST = [name for name in [*QUICK, *OTHERS] if name not in QUICK_EXPORTS]
 
@@ -31,9 +28,8 @@ def run(path, images: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("name", [*QUICK_EXPORTS, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
 def test_onnx_runtime_gives_the_models_outputs(name, tmp_path):
     model, images = prune(name, PIXELS.get(name))
-    fixed = 2 if name in FIXED_BATCH else None
-    path = export_onnx(model, tmp_path / "model.onnx", input_size=images.shape[1:], batch_size=fixed)
-    for count in (fixed,) if fixed else (1, 2, 5):
+    path = export_onnx(model, tmp_path / "model.onnx", input_size=images.shape[1:])
+    for count in (1, 2, 5):
         inputs = torch.randn(count, *images.shape[1:])
         with torch.inference_mode():
             expected = model(inputs).numpy()
