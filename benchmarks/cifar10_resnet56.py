@@ -55,6 +55,8 @@ def main() -> None:
     if options.table:
         options.table.write_text(table(options.winner, options.output))
         return
+    if not options.dataset or not options.weights:
+        parser.error("training needs --dataset and --weights")
     for arm in options.arms:
         place = options.output / f"{arm}.json"
         if not place.exists():

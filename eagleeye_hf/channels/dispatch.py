@@ -53,11 +53,11 @@ class Shadow:
 
     def run(self, size: tuple[int, int, int]) -> None:
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        is_check = self.following is not None  # which knows the sizes, and how attention was seen
-        with torch.no_grad(), nullcontext() if is_check else self.sizes.listen(), _Dispatch(self):
+        records = isinstance(self.store, Recorder)  # a check knows the sizes already
+        with torch.no_grad(), self.sizes.listen() if records else nullcontext(), _Dispatch(self):
             images = torch.empty(1, *size, device="meta", dtype=dtype)
             output = self.model(images)
-        if isinstance(self.store, Recorder) and self.sizes.misses_features():
+        if records and self.sizes.misses_features():
             self.finished = True
             model: Any = self.model
             with torch.no_grad(), _Dispatch(self):
@@ -210,11 +210,8 @@ def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    found: list[Tensor] = []
-    if isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, Tensor):
-                found.append(item)
-            elif isinstance(item, (dict, list, tuple)):
-                found += _tensors(item)
-    return found
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []

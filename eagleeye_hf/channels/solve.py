@@ -105,8 +105,6 @@ def _group(
     keys = random.integers(1, 2**63, len(labels), dtype=np.uint64)
     signature = random.integers(1, 2**63, len(reasons) + 1, dtype=np.uint64)[reason_of]
     np.add.at(signature, root_of, keys[label_of])
-    is_produced[:] = False
-    is_produced[root_of] = True
     produced_roots = np.flatnonzero(is_produced)
     _, number = np.unique(signature[produced_roots], return_inverse=True)
     group_of = np.full(store.num_ids, -1)
@@ -159,11 +157,11 @@ def _group(
         in_order = bool((np.diff(channels) == 1).all())
         members = tuple(
             Member(
-                tensor=labels[piece[0]].tensor,
-                dim=labels[piece[0]].dim,
-                index=_per_channel(places(*piece), units, in_order),
+                tensor=labels[label].tensor,
+                dim=labels[label].dim,
+                index=_per_channel(places(label, start, stop), units, in_order),
             )
-            for piece in pieces
+            for label, start, stop in pieces
         )
         reason = reasons[reason_of[units_here[0]]] if reason_of[units_here[0]] >= 0 else ""
         name = labels[first].tensor.rsplit(".", 1)[0].removesuffix(".parametrizations.weight")

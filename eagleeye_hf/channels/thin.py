@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from eagleeye_hf.channels.graph import ChannelGraph, SizeAttribute
+from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, SizeAttribute
 
 ATOMS = (bool, int, float, str, type(None))
 
@@ -41,15 +41,21 @@ def kept_places(
                 starts[key] = total
                 total += shapes[member.tensor][member.dim]
             offsets += [starts[key]] * member.index.shape[1]
-        gone = np.ones(group.channels, dtype=bool)
-        gone[keep[group.name]] = False
-        removed.append((np.concatenate([member.index for member in group.members], axis=1)[gone] + offsets).ravel())
+        index = np.concatenate([member.index for member in group.members], axis=1)
+        removed.append((index[_removed(group, keep)] + offsets).ravel())
     stays = np.ones(total, dtype=bool)
     stays[np.concatenate([*removed, np.empty(0, dtype=np.int64)])] = False
     return {
         (tensor, dim): np.flatnonzero(stays[start : start + shapes[tensor][dim]])
         for (tensor, dim), start in starts.items()
     }
+
+
+def _removed(group: ChannelGroup, keep: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Per channel, whether `keep` leaves it out."""
+    removed = np.ones(group.channels, dtype=bool)
+    removed[keep[group.name]] = False
+    return removed
 
 
 def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray], meta: bool = False) -> nn.Module:
@@ -147,9 +153,7 @@ def kept_size(attribute: SizeAttribute, graph: ChannelGraph, keep: Mapping[str, 
     for number, pairs in attribute.parts:
         group = graph.groups[number]
         if group.name in keep:
-            removed = np.ones(group.channels, dtype=bool)
-            removed[keep[group.name]] = False
-            mask[pairs[removed[pairs[:, 0]], 1]] = False
+            mask[pairs[_removed(group, keep)[pairs[:, 0]], 1]] = False
     return int(mask.sum())
 
 

@@ -26,6 +26,19 @@ VIEWS_OF_ATTENTION = ((False, False), (True, False), (True, True), (False, True)
 Which of them reaches most depends on how a model writes its attention, so all are tried where there are heads."""
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's garbage collector waits: it would go through all of PyTorch time and again, and find nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_uncollected()
 def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> ChannelGraph:
     """Find the channel groups of a network, and what they cost.
 
@@ -39,11 +52,6 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
         EagleEyeError: `input_size` is no image size, or the forward pass fails on it.
     """
     size = resolve_input_size(model, input_size)
-    with _uncollected():
-        return _trace(model, size)
-
-
-def _trace(model: nn.Module, size: tuple[int, int, int]) -> ChannelGraph:
     best: ChannelGraph | None = None
     for view in VIEWS_OF_ATTENTION:
         full = Shadow(meta_copy(model).eval(), Recorder(), *view)
@@ -62,18 +70,6 @@ def _trace(model: nn.Module, size: tuple[int, int, int]) -> ChannelGraph:
             break
     assert best is not None
     return best
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python's garbage collector waits: it would go through all of PyTorch time and again, and find nothing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _reach(graph: ChannelGraph) -> int:

@@ -156,7 +156,7 @@ class Training:
     def view(self, images: ImageSet) -> list[Tensor]:
         """Batches of other images as training sees its own, always the same."""
         seen = ImageSet(images.rows, self.train.view, seed=self.train.seed, name=self.train.name)
-        batches = seen.epoch_batches(0, Share(batch_size=128))
+        batches = [batch for batch in seen.epoch_batches(0, Share(batch_size=128)) if len(batch[1])]
         if self.mixup is None:
             return [pixels for pixels, _ in batches]
         with own_randomness():
