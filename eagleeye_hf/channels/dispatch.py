@@ -38,6 +38,7 @@ class Shadow:
     tie_merged: bool = False
     has_heads: bool = False
     sizes: SizeFinder = field(init=False)
+    tensors: dict[str, Tensor] = field(init=False)
     costs: list[tuple[int, list[tuple[int, Dim]]]] = field(default_factory=list)
     log: list[tuple[Any, ...]] = field(default_factory=list)
     choices: list[bool] = field(default_factory=list)
@@ -48,7 +49,8 @@ class Shadow:
 
     def __post_init__(self) -> None:
         self.sizes = SizeFinder(self.model, self.dims)
-        self._names = {id(tensor): name for name, tensor in named_tensors(self.model)}
+        self.tensors = dict(named_tensors(self.model))
+        self._names = {id(tensor): name for name, tensor in self.tensors.items()}
         self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
 
     def run(self, size: tuple[int, int, int]) -> None:
@@ -210,8 +212,10 @@ def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
+    found: list[Tensor] = []
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple, dict)):
+            found += _tensors(item)
+    return found

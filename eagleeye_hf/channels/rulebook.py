@@ -57,6 +57,8 @@ def join(tracer: Tracer, dims: Sequence[Dim], reason: str) -> Dim:
     if not tracked:
         return None
     first = tracked[0]
+    if len(dims) == 1:
+        return first
     if len(tracked) < len(dims):
         for dim in tracked:
             tracer.store.pin(dim, reason)

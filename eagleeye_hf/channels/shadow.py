@@ -6,6 +6,7 @@ array with one id per index, or a `Product` where several of those are flattened
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -33,17 +34,24 @@ class MismatchError(Exception):
 
 @dataclass
 class Label:
-    """Where the ids `start, start + 1, ...` lie along one dimension of one parameter or buffer."""
+    """Where fresh ids lie along one dimension of one parameter or buffer."""
 
     tensor: str
     dim: int
-    start: int
+    ids: np.ndarray
+    """Shape `(num_ids,)`, consecutive."""
     positions: np.ndarray
     """Shape `(num_ids, k)`."""
 
     @property
-    def ids(self) -> np.ndarray:
-        return np.arange(self.start, self.start + len(self.positions))
+    def start(self) -> int:
+        return int(self.ids[0])
+
+
+@functools.cache
+def column(size: int) -> np.ndarray:
+    """The places 0, 1, ... of a whole dimension, as a label has them."""
+    return np.arange(size)[:, None]
 
 
 @dataclass
@@ -53,6 +61,8 @@ class Recorder:
     num_ids: int = 0
     labels: dict[int, Label] = field(default_factory=dict)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    adopted: dict[int, np.ndarray] = field(default_factory=dict)
+    """Per first id of a label, older ids to which its own are tied: nearly all ties, and the cheapest to solve."""
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     producers: list[np.ndarray] = field(default_factory=list)
     factored: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -74,13 +84,20 @@ class Recorder:
     def parameter_dims(self, name: str, tensor: Tensor) -> Dims:
         dims = []
         for dim, size in enumerate(tensor.shape):
-            start, ids = self.num_ids, self.fresh(size)
-            self.labels[start] = Label(name, dim, start, np.arange(size)[:, None])
+            ids = self.fresh(size)
+            self.labels[int(ids[0])] = Label(name, dim, ids, column(size))
             dims.append(ids if size > 1 else None)
         return tuple(dims)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        if a is not b:
+        if a is b or not len(b):
+            return
+        start = int(b[0])
+        label = self.labels.get(start)
+        is_label = label is not None and (label.ids is b or np.array_equal(label.ids, b))
+        if is_label and start not in self.adopted and a.max() < start:
+            self.adopted[start] = a
+        else:
             self.ties.append((a, b))
 
     def join(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -106,7 +123,7 @@ class Recorder:
             for part, positions in zip(
                 pair, (places.reshape(outer, -1), places.swapaxes(0, 1).reshape(inner, -1)), strict=True
             ):
-                self.labels[int(part[0])] = Label(label.tensor, label.dim, int(part[0]), positions)
+                self.labels[int(part[0])] = Label(label.tensor, label.dim, part, positions)
             del self.labels[label.start]
             self.factored[key] = pair
             return pair
@@ -119,10 +136,12 @@ class Recorder:
 
     def roots(self) -> np.ndarray:
         """The smallest id of each id's tied set; shape `(num_ids,)`."""
-        if not self.ties:
-            return np.arange(self.num_ids)
-        left, right = (np.concatenate([pair[side] for pair in self.ties]) for side in (0, 1))
         parent = np.arange(self.num_ids)
+        for start, older in sorted(self.adopted.items()):
+            parent[start : start + len(older)] = parent[older]
+        if not self.ties:
+            return parent
+        left, right = (np.concatenate([pair[side] for pair in self.ties]) for side in (0, 1))
         while True:
             a, b = parent[left], parent[right]
             differs = a != b
@@ -158,7 +177,7 @@ class Checker:
         self.join(a, b)
 
     def join(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        if a is b:
+        if a is b or np.array_equal(a, b):
             return a
         if a.shape != b.shape:
             raise MismatchError(f"{a.size} channels meet {b.size}")

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from eagleeye_hf.channels.shadow import Dim, Dims
+from eagleeye_hf.channels.thin import named_modules
 
 INPUT_SIZES = ("in_channels", "in_chs", "in_features", "in_dim", "inplanes", "dim_in")
 OUTPUT_SIZES = ("out_channels", "out_chs", "out_features", "out_dim", "outplanes", "dim_out", "num_features")
@@ -38,7 +39,8 @@ class SizeFinder:
         self.outputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
         self.intermediates: list[tuple[tuple[int, ...], Dims] | None] = []
         self._dims = dims
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._modules = named_modules(model)
+        self._names = {id(module): name for name, module in self._modules}
         self._stack: list[nn.Module] = []
         self._features: tuple[tuple[int, ...], Dims] | None = None
 
@@ -128,7 +130,7 @@ class SizeFinder:
 
     def finish(self) -> dict[tuple[str, Path], np.ndarray]:
         """Add the attributes that tell what goes into a module and what comes out."""
-        for name, module in self.model.named_modules():
+        for name, module in self._modules:
             if isinstance(module, (_ConvNd, _NormBase, nn.Linear)):
                 continue
             before, after = self.inputs.get(name), self.outputs.get(name)

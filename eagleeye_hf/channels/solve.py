@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from eagleeye_hf.channels.dispatch import Shadow
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, CostModel, Member, SizeAttribute
 from eagleeye_hf.channels.shadow import Dim, Dims, Label, Product, Recorder, factors_of
-from eagleeye_hf.channels.thin import named_tensors
 
 SINGLE_UNIT = "all its channels go together"
 
@@ -23,22 +23,45 @@ class Solution:
     """Per group, the root of each unit."""
     pinned: np.ndarray
     """Per id, whether it can't be removed."""
-    labels: dict[str, list[list[Label]]]
-    """Per tensor and dimension, the labels that lie along it."""
+    labels: dict[str, list[list[int]]]
+    """Per tensor and dimension, the labels that lie along it, by their number in `label_roots`."""
+    label_roots: list[np.ndarray]
+    """Distinct arrays of roots that labels have."""
 
     def kept(self, removed: np.ndarray) -> tuple[dict[str, Dims], np.ndarray]:
         """What a checker needs once the roots marked in `removed` are gone."""
+        left = [roots[~removed[roots]] for roots in self.label_roots]
         kept: dict[str, Dims] = {}
         for name, dims in self.labels.items():
             described: list[Dim] = []
-            for labels in dims:
-                ids = [roots[~removed[roots]] for roots in (self.roots[label.ids] for label in labels)]
-                if len(ids) > 1:
-                    described.append(Product(tuple((len(factor), factor) for factor in ids)))
+            for numbers in dims:
+                if len(numbers) > 1:
+                    described.append(Product(tuple((len(left[number]), left[number]) for number in numbers)))
                 else:
-                    described.append(ids[0] if len(labels[0].positions) > 1 else None)
+                    described.append(left[numbers[0]] if len(self.label_roots[numbers[0]]) > 1 else None)
             kept[name] = tuple(described)
         return kept, self.pinned
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Labels whose ids have the same roots, as the four vectors of a BatchNorm: what is found for one holds for all."""
+
+    roots: np.ndarray
+    labels: list[Label]
+
+    @property
+    def positions(self) -> np.ndarray:
+        return self.labels[0].positions
+
+
+def _sort_alike(store: Recorder, roots: np.ndarray) -> list[_Alike]:
+    found: dict[object, _Alike] = {}
+    for label in store.labels.values():
+        own = roots[label.ids]
+        key = own.tobytes() if label.positions.shape[1] == 1 else label.start
+        found.setdefault(key, _Alike(own, [])).labels.append(label)
+    return list(found.values())
 
 
 def solve(shadow: Shadow, input_size: tuple[int, int, int]) -> Solution:
@@ -47,33 +70,35 @@ def solve(shadow: Shadow, input_size: tuple[int, int, int]) -> Solution:
     assert isinstance(store, Recorder)
     roots = store.roots()
     reasons, reason_of = _pinned(store, roots)
-    groups, group_of, unit_roots = _group(store, roots, reasons, reason_of)
+    alike = _sort_alike(store, roots)
+    groups, group_of, unit_roots = _group(store, roots, alike, reasons, reason_of)
     places = _Places(roots, group_of, unit_roots, groups)
     attributes = tuple(
         SizeAttribute(module=module, path=path, length=len(ids), parts=parts)
         for (module, path), ids in shadow.sizes.finish().items()
         if (parts := places.of(ids))
     )
-    labels: dict[str, list[list[Label]]] = {}
-    tensors = dict(named_tensors(shadow.model))
-    for label in sorted(store.labels.values(), key=lambda label: label.start):
-        dims = labels.setdefault(label.tensor, [[] for _ in tensors[label.tensor].shape])
-        dims[label.dim].append(label)
+    labels: dict[str, list[list[int]]] = {}
+    numbered = [(label, number) for number, same in enumerate(alike) for label in same.labels]
+    for label, number in sorted(numbered, key=lambda pair: pair[0].start):
+        dims = labels.setdefault(label.tensor, [[] for _ in shadow.tensors[label.tensor].shape])
+        dims[label.dim].append(number)
     forms = _Forms(places, len(groups))
     macs = [(factor, forms.of(dims)) for factor, dims in shadow.costs]
     params = [
         (
             1,
             forms.of(
-                [(len(label.positions), label.ids) for dim in labels[name] for label in dim]
+                [(len(alike[number].roots), alike[number].roots) for dim in labels[name] for number in dim]
                 if name in labels
                 else [(size, None) for size in tensor.shape]
             ),
         )
-        for name, tensor in shadow.model.named_parameters()
+        for name, tensor in shadow.tensors.items()
+        if isinstance(tensor, nn.Parameter)
     ]
     graph = ChannelGraph(groups=groups, attributes=attributes, cost=forms.model(macs, params), input_size=input_size)
-    return Solution(graph, roots, unit_roots, reason_of[roots] >= 0, labels)
+    return Solution(graph, roots, unit_roots, reason_of[roots] >= 0, labels, [same.roots for same in alike])
 
 
 def _pinned(store: Recorder, roots: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -86,91 +111,80 @@ def _pinned(store: Recorder, roots: np.ndarray) -> tuple[list[str], np.ndarray]:
 
 
 def _group(
-    store: Recorder, roots: np.ndarray, reasons: list[str], reason_of: np.ndarray
+    store: Recorder, roots: np.ndarray, alike: list[_Alike], reasons: list[str], reason_of: np.ndarray
 ) -> tuple[tuple[ChannelGroup, ...], np.ndarray, list[np.ndarray]]:
     """Units with the same members, pinned for the same reason, form a group; only those that a layer produces do."""
     produced = np.concatenate([*store.producers, np.empty(0, dtype=np.int64)])
     is_produced = np.zeros(store.num_ids, dtype=bool)
     is_produced[roots[produced]] = True
-    labels = list(store.labels.values())
-    lengths = [len(label.positions) for label in labels]
-    starts = np.array([label.start for label in labels], dtype=np.int64)
-    label_of = np.repeat(np.arange(len(labels)), lengths)
-    id_of = np.arange(len(label_of)) + np.repeat(starts - np.cumsum([0, *lengths])[:-1], lengths)
-    place_of = np.concatenate([*(label.positions[:, 0] for label in labels), np.empty(0, dtype=np.int64)])
-    root_of = roots[id_of]
-    label_of, id_of, place_of, root_of = (a[is_produced[root_of]] for a in (label_of, id_of, place_of, root_of))
+    lengths = [len(same.roots) for same in alike]
+    same_of = np.repeat(np.arange(len(alike)), lengths)
+    place_of = np.arange(len(same_of)) - np.repeat(np.cumsum([0, *lengths])[:-1], lengths)
+    root_of = np.concatenate([*(same.roots for same in alike), np.empty(0, dtype=np.int64)])
+    same_of, place_of, root_of = (a[is_produced[root_of]] for a in (same_of, place_of, root_of))
 
     random = np.random.default_rng(0)
-    keys = random.integers(1, 2**63, len(labels), dtype=np.uint64)
+    keys = random.integers(1, 2**63, len(alike), dtype=np.uint64)
     signature = random.integers(1, 2**63, len(reasons) + 1, dtype=np.uint64)[reason_of]
-    np.add.at(signature, root_of, keys[label_of])
+    np.add.at(signature, root_of, keys[same_of])
     produced_roots = np.flatnonzero(is_produced)
     _, number = np.unique(signature[produced_roots], return_inverse=True)
     group_of = np.full(store.num_ids, -1)
     group_of[produced_roots] = number
 
-    # a group is named after, and ordered by, the first layer that produces it
-    label_at = {label.start: i for i, label in enumerate(labels)}
-    firsts: dict[int, int] = {}
+    # a group is named after, and ordered by, the first layer that produces it and its first place there
+    label_at = {label.start: (label, i) for i, same in enumerate(alike) for label in same.labels}
+    firsts: dict[int, tuple[Label, int]] = {}
     for ids in store.producers:
-        if (i := label_at.get(int(ids[0]))) is not None:
-            for group in np.unique(group_of[roots[labels[i].ids]]):
-                firsts.setdefault(int(group), i)
+        if (found := label_at.get(int(ids[0]))) is not None:
+            groups_here = group_of[alike[found[1]].roots]
+            for place in np.sort(np.unique(groups_here, return_index=True)[1]):
+                firsts.setdefault(int(groups_here[place]), found)
     firsts.pop(-1, None)
     rank = np.full(int(number.max(initial=-1)) + 2, -1)
     rank[list(firsts)] = np.arange(len(firsts))
     group_of = rank[group_of]
 
     inside = group_of[root_of] >= 0
-    label_of, id_of, place_of, root_of = (a[inside] for a in (label_of, id_of, place_of, root_of))
-    group_at, first_label = group_of[root_of], np.array(list(firsts.values()), dtype=np.int64)
+    same_of, place_of, root_of = (a[inside] for a in (same_of, place_of, root_of))
+    group_at, first_same = group_of[root_of], np.array([i for _, i in firsts.values()], dtype=np.int64)
     # units are numbered by their first place in the group's first producer
-    leads = label_of == first_label[group_at]
-    lead_id = np.full(store.num_ids, store.num_ids)
-    np.minimum.at(lead_id, root_of[leads], id_of[leads])
-    # by group, label and lead; ids ascend already
-    sorting = np.argsort((group_at * len(labels) + label_of) * (store.num_ids + 1) + lead_id[root_of], kind="stable")
-    label_of, id_of, place_of, root_of, group_at = (a[sorting] for a in (label_of, id_of, place_of, root_of, group_at))
-    cuts = np.flatnonzero(np.diff(label_of) | np.diff(group_at)) + 1
-    edges = [0, *cuts.tolist(), len(label_of)] if len(label_of) else []
-    runs: list[list[tuple[int, int, int]]] = [[] for _ in firsts]
-    for group, label, start, stop in zip(
-        group_at[edges[:-1]].tolist(), label_of[edges[:-1]].tolist(), edges[:-1], edges[1:], strict=True
+    leads = same_of == first_same[group_at]
+    lead_place = np.full(store.num_ids, len(root_of))
+    np.minimum.at(lead_place, root_of[leads], place_of[leads])
+    # by group, label and lead; places ascend already
+    sorting = np.argsort((group_at * len(alike) + same_of) * (len(root_of) + 1) + lead_place[root_of], kind="stable")
+    same_of, place_of, root_of, group_at = (a[sorting] for a in (same_of, place_of, root_of, group_at))
+    cuts = np.flatnonzero(np.diff(same_of) | np.diff(group_at)) + 1
+    edges = [0, *cuts.tolist(), len(same_of)] if len(same_of) else []
+    runs: list[dict[int, slice]] = [{} for _ in firsts]
+    for group, same, start, stop in zip(
+        group_at[edges[:-1]].tolist(), same_of[edges[:-1]].tolist(), edges[:-1], edges[1:], strict=True
     ):
-        runs[group].append((label, start, stop))
-
-    def places(label: int, start: int, stop: int) -> np.ndarray:
-        if labels[label].positions.shape[1] == 1:
-            return place_of[start:stop, None]
-        return labels[label].positions[id_of[start:stop] - labels[label].start]
+        runs[group][same] = slice(start, stop)
 
     groups, unit_roots = [], []
     names: dict[str, int] = {}
-    for first, pieces in zip(first_label.tolist(), runs, strict=True):
-        lead = next(piece for piece in pieces if piece[0] == first)
-        lead_roots = root_of[lead[1] : lead[2]]
+    for (first, lead), pieces in zip(firsts.values(), runs, strict=True):
+        lead_roots = root_of[pieces[lead]]
         units_here = lead_roots[np.concatenate([[True], np.diff(lead_roots) != 0])]
         num_units = len(units_here)
-        channels = np.argsort(np.argsort(places(*lead)[:, 0]))
+        channels = np.argsort(np.argsort(alike[lead].positions[place_of[pieces[lead]], 0]))
         units = channels.reshape(num_units, -1)
         in_order = bool((np.diff(channels) == 1).all())
-        members = tuple(
-            Member(
-                tensor=labels[label].tensor,
-                dim=labels[label].dim,
-                index=_per_channel(places(label, start, stop), units, in_order),
-            )
-            for label, start, stop in pieces
-        )
+        members = []
+        for same, piece in pieces.items():
+            index = _per_channel(alike[same].positions[place_of[piece]], units, in_order)
+            members += [(label.start, label.tensor, label.dim, index) for label in alike[same].labels]
+        members.sort(key=lambda member: member[0])
         reason = reasons[reason_of[units_here[0]]] if reason_of[units_here[0]] >= 0 else ""
-        name = labels[first].tensor.rsplit(".", 1)[0].removesuffix(".parametrizations.weight")
+        name = first.tensor.rsplit(".", 1)[0].removesuffix(".parametrizations.weight")
         names[name] = names.get(name, 0) + 1
         groups.append(
             ChannelGroup(
                 name=name if names[name] == 1 else f"{name}:{names[name]}",
                 units=units,
-                members=members,
+                members=tuple(Member(tensor=tensor, dim=dim, index=index) for _, tensor, dim, index in members),
                 reason=reason or (SINGLE_UNIT if num_units == 1 else ""),
             )
         )
@@ -214,9 +228,9 @@ class _Places:
         cuts = np.flatnonzero(np.diff(group_at[here])) + 1
         return tuple((int(group_at[part[0, 1]]), part) for part in np.split(pairs, cuts) if len(part))
 
-    def count(self, ids: np.ndarray) -> np.ndarray:
-        """How many of the ids lie in each group, and last how many can't be removed."""
-        group_at = self.group_of[self.roots[ids]]
+    def count(self, roots: np.ndarray) -> np.ndarray:
+        """How many of them lie in each group, and last how many can't be removed."""
+        group_at = self.group_of[roots]
         return np.bincount(np.where(self.varies[group_at], group_at, len(self.groups)), minlength=len(self.groups) + 1)
 
 
@@ -226,6 +240,7 @@ class _Forms:
     def __init__(self, places: _Places, num_groups: int) -> None:
         self.places, self.num_groups = places, num_groups
         self.forms: dict[tuple[tuple[int, int], ...], int] = {}
+        self._known: dict[bytes, tuple[tuple[int, int], ...]] = {}
 
     def of(self, dims: list[tuple[int, Dim]]) -> tuple[int, tuple[int, ...]]:
         """A constant factor and the forms of the dimensions that vary."""
@@ -243,7 +258,14 @@ class _Forms:
         """((-1, constant), (group, channels per unit), ...)"""
         if ids is None:
             return ((-1, length),)
-        counts = self.places.count(ids)
+        roots = self.places.roots[ids]
+        key = roots.tobytes()
+        if key not in self._known:
+            self._known[key] = self._terms(roots)
+        return self._known[key]
+
+    def _terms(self, roots: np.ndarray) -> tuple[tuple[int, int], ...]:
+        counts = self.places.count(roots)
         terms = []
         for number in np.flatnonzero(counts[:-1]).tolist():
             num_units = len(self.places.groups[number].units)

@@ -15,13 +15,33 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, SizeAttribute
 
-ATOMS = (bool, int, float, str, type(None))
+ATOMS = frozenset({bool, int, float, str, type(None)})
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What `model.named_modules()` gives, whose nested generators take longer than all that is done with it."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    _visit(model, "", found)
+    return list(found.values())
+
+
+def _visit(module: nn.Module, name: str, found: dict[int, tuple[str, nn.Module]]) -> None:
+    if id(module) not in found:
+        found[id(module)] = name, module
+        for key, child in module._modules.items():
+            if child is not None:
+                _visit(child, f"{name}.{key}" if name else key, found)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer once, those that `state_dict` leaves out included."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    modules, seen = named_modules(model), set()
+    for kind in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def kept_places(
@@ -96,31 +116,36 @@ def _copy_without_caches(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def clear_caches(model: nn.Module) -> None:
     """Forget what a forward pass left behind (LeViT keeps its attention biases): it has the old sizes."""
-    for module in model.modules():
+    for _, module in named_modules(model):
         for name, value in vars(module).items():
-            if not name.startswith("_") and type(value) is dict and all(isinstance(v, Tensor) for v in value.values()):
+            if type(value) is dict and not name.startswith("_") and all(isinstance(v, Tensor) for v in value.values()):
                 value.clear()
 
 
 def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy`, several times faster: most of what it copies is a module's dozen empty dictionaries of hooks."""
-    plain = [module for module in model.modules() if _copies_plainly(type(module))]
+    modules = [module for _, module in named_modules(model)]
+    plain_kinds = {kind for kind in set(map(type, modules)) if _copies_plainly(kind)}
+    plain = [module for module in modules if type(module) in plain_kinds]
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
     for module in plain:
         state = vars(memo[id(module)])
         for name, value in vars(module).items():
-            if name != "_compiled_call_impl":  # belongs to the old module; `nn.Module` leaves it out, too
+            kind = type(value)
+            if kind in ATOMS:
+                state[name] = value
+            elif kind in (dict, OrderedDict, set) and not value:  # a module has a dozen of them
+                state[name] = kind()
+            elif name != "_compiled_call_impl":  # belongs to the old module; `nn.Module` leaves it out, too
                 state[name] = _copy_value(value, memo)
     return copy.deepcopy(model, memo)
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in ATOMS or (kind is tuple and all(type(item) in ATOMS for item in value)):
+    if kind is tuple and all(type(item) in ATOMS for item in value):
         return value
-    if kind in (dict, OrderedDict) and not value:  # a module has a dozen of them
-        return kind()
     if kind is dict and all(item is None or id(item) in memo for item in value.values()):
         return {key: None if item is None else memo[id(item)] for key, item in value.items()}
     return copy.deepcopy(value, memo)
@@ -161,7 +186,7 @@ def resize_modules(model: nn.Module, sizes: Mapping[tuple[str, tuple[str | int, 
     """Write Python sizes into the modules, then let the standard layers follow the shapes of their tensors."""
     for (module, path), size in sizes.items():
         _assign(model.get_submodule(module), path, size)
-    for child in model.modules():
+    for _, child in named_modules(model):
         follow_shapes(child)
 
 

@@ -32,7 +32,7 @@ class Format:
 
 
 FORMATS = [Format(channels_last=last, bfloat16=half) for half in (False, True) for last in (False, True)]
-NEARLY = 0.75
+NEARLY = 0.9
 
 
 def time_formats(
@@ -58,9 +58,10 @@ def time_formats(
 
 
 def fastest_format(speeds: Mapping[Format, float]) -> Format:
-    """The last of `FORMATS` that is nearly as fast as the fastest, so that noise does not tip the choice."""
+    """The first of `FORMATS`, the plainest, that is nearly as fast as the fastest, so that noise does not tip the
+    choice, and bfloat16 has to be worth it."""
     fastest = max(speeds.values())
-    return next(candidate for candidate in reversed(FORMATS) if speeds.get(candidate, 0.0) > NEARLY * fastest)
+    return next(candidate for candidate in FORMATS if speeds.get(candidate, 0.0) > NEARLY * fastest)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ class SearchConfig:
     """Strategies to score per budget, the uniform one included; None: as many as `minutes` allow."""
     minutes: float | None = None
     """Stop after this time, at the end of a generation."""
-    stages: tuple[float, ...] = (0.125, 1.0)
+    stages: tuple[float, ...] = (0.0625, 0.25, 1.0)
     """Shares of the calibration and holdout images, for all candidates, then for the better part."""
     promote: float = 0.1
     """The part that goes on to the next stage."""

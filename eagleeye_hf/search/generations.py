@@ -114,6 +114,7 @@ class Search:
             total=round(60 * self.config.minutes) if by_time and self.config.minutes else total,
             desc="search",
             unit="s" if by_time else "candidate",
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} s{postfix}" if by_time else None,
             disable=not self.workers.accelerator.is_main_process,
             delay=2,
         )

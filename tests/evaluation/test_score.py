@@ -106,7 +106,7 @@ def test_prepare_measures_once_and_another_process_adopts(example):
 def test_a_format_that_ranks_differently_is_not_taken(example, monkeypatch):
     model, graph, calibration, holdout, widths = example
     score = AdaptiveBNScore(model, graph, calibration, holdout)
-    speeds = {own: 1.0 + own.bfloat16 for own in FORMATS}
+    speeds = {own: 1.0 + own.channels_last + 2.0 * own.bfloat16 for own in FORMATS}
     monkeypatch.setattr("eagleeye_hf.evaluation.score.time_formats", lambda *_: speeds)
     monkeypatch.setattr("eagleeye_hf.evaluation.score.rank_correlation", lambda *_: 0.5)
     assert score._choose_format(widths)["chosen"] == {"channels_last": True, "bfloat16": False}
@@ -124,8 +124,9 @@ def test_compensation_is_part_of_score_and_build_alike(example):
 
 def test_nearly_as_fast_formats_do_not_flip():
     a, b, c, d = FORMATS
-    assert fastest_format({a: 1.0, b: 1.0, c: 2.0, d: 1.9}) == fastest_format({a: 1.0, b: 1.0, c: 1.9, d: 2.0}) == d
+    assert fastest_format({a: 1.0, b: 1.0, c: 2.0, d: 1.9}) == fastest_format({a: 1.0, b: 1.0, c: 1.9, d: 2.0}) == c
     assert fastest_format({a: 2.0, b: 1.0, c: 1.0, d: 1.0}) == a
+    assert fastest_format({a: 1.0, b: 1.0, c: 1.0, d: 1.5}) == d
 
 
 def test_rank_correlation_is_spearmans():
