@@ -38,7 +38,7 @@ def by_sum(widths, share=1.0) -> Score:
 
 
 CONFIG = SearchConfig(candidates=8, method="random", stages=(1.0,))
-STAGED = SearchConfig(candidates=40, generation=10)
+STAGED = SearchConfig(candidates=40, generation=10, stages=(0.125, 1.0))
 
 
 def essence(result):
@@ -63,6 +63,13 @@ def test_stages_give_the_better_part_all_images(graph):
     for number, last in enumerate(range(9, 40, 10), 1):  # each was among the best tenth so far
         best = sorted((i for i in first if i <= last), key=first.get)[:number]
         assert len({c.index for c in full} & set(best)) >= 1
+
+
+def test_three_stages_sift_ever_fewer(graph):
+    result = run_search(by_sum, graph, SearchConfig(candidates=100, generation=50))
+    images = [c.num_images for c in result.candidates]
+    assert {num: images.count(num) for num in set(images)} == {5: 90, 20: 8, 80: 2}
+    assert result.best.num_images == 80
 
 
 def test_evolution_finds_more_than_chance(graph):
