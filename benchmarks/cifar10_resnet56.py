@@ -1,8 +1,8 @@
 """ResNet-56 on CIFAR-10 at half the MACs: what pruning costs when every network gets the same training.
 
-    accelerate launch --mixed_precision bf16 recipes/cifar10_resnet56.py --weights FILE --dataset FOLDER --epochs 6 \\
+    accelerate launch --mixed_precision no recipes/cifar10_resnet56.py --weights FILE --dataset FOLDER --epochs 4 \\
         --output outputs/cifar10_resnet56
-    python benchmarks/cifar10_resnet56.py --dataset FOLDER --weights FILE --epochs 6
+    accelerate launch --mixed_precision no benchmarks/cifar10_resnet56.py --weights FILE --dataset FOLDER --epochs 4
 
 The recipe makes the first arm, EagleEye's winner (compensated and distilled). This script trains the others alike: the
 unpruned network, the same winner without distillation, and uniform pruning by L1. Each arm writes `OUTPUT/ARM.json`;
@@ -35,6 +35,7 @@ from eagleeye_hf import (
 from eagleeye_hf.channels.strategy_file import read_strategy
 
 WINNER = "EagleEye, distilled (the recipe)"
+TRAINING = ("epochs", "lr", "batch_size", "distillation", "temperature")
 ARMS = {"unpruned": "unpruned", "winner-labels": "EagleEye, labels only", "uniform": "uniform L1, distilled"}
 
 
@@ -45,9 +46,11 @@ def main() -> None:
     parser.add_argument("--model", default="resnet56_cifar")
     parser.add_argument("--winner", type=Path, default=Path("outputs/cifar10_resnet56"), help="the recipe's folder")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--distillation", type=float, default=0.9)
+    parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--output", type=Path, default=Path("outputs/cifar10_resnet56-arms"))
     parser.add_argument("--table", type=Path, help="write the results that are there into this file, and do no more")
     options = parser.parse_args()
@@ -67,7 +70,7 @@ def main() -> None:
 
 
 def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator, training = Accelerator(), {key: getattr(options, key) for key in TRAINING}
     model = load_model(options.model, options.weights).to(accelerator.device).eval()
     data = open_splits(options.dataset, like=model, calibration_images=1024, holdout_images=2048)
     graph = trace_model(model)
@@ -85,7 +88,7 @@ def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
     trained = finetune_model(
         network,
         data.train,
-        FinetuneConfig(epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, save_steps=100),
+        FinetuneConfig(**training, save_steps=100),
         teacher=model if arm == "uniform" else None,
         holdout=data.holdout,
         calibration=data.calibration,
@@ -98,7 +101,8 @@ def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
         "params": count_cost(graph, widths).params,
         "before": before.to_dict(),
         "test": evaluate_model(trained, data.test.batches()).to_dict(),
-        "settings": {key: getattr(options, key) for key in ("epochs", "lr", "batch_size")},
+        "settings": training,
+        "precision": accelerator.mixed_precision.replace("no", "float32"),
         "seconds": time.perf_counter() - started,
         "curve": [vars(record) for record in curve],
     }
@@ -114,7 +118,7 @@ def read_winner(folder: Path) -> dict[str, object]:
         "params": cost["params"],
         "before": metrics["compensated"],
         "test": metrics["fine-tuned"],
-        "settings": {key: config[key] for key in ("epochs", "lr", "batch_size")},
+        "settings": {key: config[key] for key in TRAINING},
         "candidates": config["candidates"],
     }
 
@@ -129,8 +133,10 @@ def table(winner: Path, folder: Path) -> str:
         raise SystemExit(f"trained otherwise than the recipe ({settings}): {', '.join(different)}")
     lines = [
         f"{settings['epochs']} epochs, batch {settings['batch_size']}, highest learning rate {settings['lr']}, cosine, "
-        f"bfloat16; a search over {found[WINNER]['candidates']} candidates; 10,000 test images, used once. Made by "
-        f"`recipes/cifar10_resnet56.py` and `benchmarks/cifar10_resnet56.py`, PyTorch {torch.__version__}.",
+        f"{found['unpruned']['precision']}; distillation with weight {settings['distillation']} at temperature "
+        f"{settings['temperature']:g}; a search over {found[WINNER]['candidates']} candidates; 10,000 test images, "
+        "used once. Made by `recipes/cifar10_resnet56.py` and `benchmarks/cifar10_resnet56.py`, PyTorch "
+        f"{torch.__version__}.",
         "",
         "| network | MACs | parameters | top-1 before training | top-1 after training | to the unpruned one |",
         "|---|---:|---:|---:|---:|---:|",

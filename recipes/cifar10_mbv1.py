@@ -29,6 +29,8 @@ class Cifar10MobileNetV1Config(RunConfig):
     max_ratio: float = 0.85
     batch_size: int = 128
     lr: float = 0.05
+    distillation: float = 0.9
+    temperature: float = 4.0
     base_epochs: int = 200
     base_lr: float = 0.1
     output: str = "outputs/cifar10_mbv1"

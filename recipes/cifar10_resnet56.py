@@ -22,6 +22,8 @@ class Cifar10ResNet56Config(RunConfig):
     dataset: str = "uoft-cs/cifar10"
     batch_size: int = 128
     lr: float = 0.05
+    distillation: float = 0.9
+    temperature: float = 4.0
     base_epochs: int = 200
     base_lr: float = 0.1
     output: str = "outputs/cifar10_resnet56"
