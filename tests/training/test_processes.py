@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,15 +15,26 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(Path(__file__).with_name("run_training.py"))
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+TWO = [*LAUNCH, "--num_machines", "1", "--main_process_port", "0"]
+
+
+def start(folder: Path, kinds: str, launcher: list[str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, *(launcher or []), SCRIPT, str(folder), *kinds.split()]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, told = process.communicate()
+    assert process.returncode == 0, told[-3000:]
+    return told
 
 
 def run(folder: Path, kinds: str, launcher: list[str] | None = None) -> str:
-    command = [sys.executable, *(launcher or []), SCRIPT, str(folder), *kinds.split()]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    return finish(start(folder, kinds, launcher))
 
 
 def weights(folder: Path, kind: str, process: int = 0) -> torch.Tensor:
@@ -51,6 +63,21 @@ def test_two_processes_train_as_one_does(tmp_path):
             assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
             assert one["top1"] == two["top1"]
             assert (first - start - change).norm() < 1e-3 * change.norm()
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_two_processes_do(tmp_path):
+    run(tmp_path / "processes", "map", TWO)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    machines = [
+        start(tmp_path / "machines", "map", [*LAUNCH, *place, "--machine_rank", str(rank)]) for rank in range(2)
+    ]
+    assert all("fine-tuning on 2 processes" in finish(machine) for machine in machines)
+    assert facts(tmp_path / "machines", "map") == facts(tmp_path / "processes", "map")
+    assert torch.equal(weights(tmp_path / "machines", "map"), weights(tmp_path / "processes", "map"))
 
 
 def test_kill_9_at_any_moment(tmp_path):
