@@ -193,17 +193,29 @@ def test_the_average_of_the_weights_is_a_running_one(data, monkeypatch):
     torch.testing.assert_close(trained.linear.weight.detach(), average, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["bf16", pytest.param("compile", marks=pytest.mark.slow), "checkpoint_activations"])
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "bf16",
+        pytest.param("fp16", marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param("compile", marks=pytest.mark.slow),
+        "checkpoint_activations",
+    ],
+)
 def test_ways_to_compute_change_little(data, mode):
     config = replace(CONFIG, epochs=1)
     arguments: dict = {}
-    if mode == "bf16":
+    is_precision = mode in ("bf16", "fp16")
+    if is_precision:
         AcceleratorState._reset_state()
-        arguments["accelerator"] = Accelerator(mixed_precision="bf16")
+        arguments["accelerator"] = Accelerator(mixed_precision=mode)
     model = timm.create_model("resnet18", num_classes=10) if mode == "checkpoint_activations" else new_model()
-    options = {} if mode == "bf16" else {mode: True}
+    options = {} if is_precision else {mode: True}
     changed = finetune_model(model, data.train, replace(config, **options), **arguments)
-    if mode == "bf16":
+    if is_precision:
         AcceleratorState._reset_state()
     plain = finetune_model(model, data.train, config)
     assert type(changed) is type(plain)
