@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from eagleeye_hf.channels.dispatch import Shadow
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.shadow import Checker, MismatchError
 from eagleeye_hf.channels.solve import Solution
-from eagleeye_hf.channels.thin import thin_copy
+from eagleeye_hf.channels.thin import thin_copy, to_eval
 
 
 def confirm_groups(model: nn.Module, full: Shadow, solution: Solution) -> ChannelGraph:
@@ -26,39 +28,42 @@ def confirm_groups(model: nn.Module, full: Shadow, solution: Solution) -> Channe
     for number, group in enumerate(graph.groups):
         if group.prunable:
             kinds.setdefault(re.sub(r"\d+", "#", group.name), []).append(number)
+    problem_of = functools.partial(_try_removing, model, full, solution)
     reasons: dict[int, str] = {}
-
-    def search(sets: list[list[int]]) -> None:
-        numbers = [number for numbers in sets for number in numbers]
-        problem = _try_removing(model, full, solution, numbers)
-        if not problem:
-            return
-        if len(numbers) == 1:
-            reasons[numbers[0]] = problem
-        elif len(sets) > 1:
-            search(sets[: len(sets) // 2])
-            search(sets[len(sets) // 2 :])
-        else:
-            search([numbers[:1]])
-            search([numbers[-1:]])
-            if numbers[0] in reasons and numbers[-1] in reasons:
-                reasons.update(dict.fromkeys(numbers[1:-1], reasons[numbers[0]]))
-            elif inner := numbers[1:-1]:
-                search([inner[: len(inner) // 2], inner[len(inner) // 2 :]] if len(inner) > 1 else [inner])
-
-    search(list(kinds.values()))
+    _bisect(list(kinds.values()), problem_of, reasons)
     if reasons:
         good = [[n for n in numbers if n not in reasons] for numbers in kinds.values()]
         together = [number for numbers in good for number in numbers]
-        if _try_removing(model, full, solution, together):  # fine alone, not together: add kind by kind
+        if problem_of(together):  # fine alone, not together: add kind by kind
             fine: list[int] = []
             for numbers in good:
-                if problem := _try_removing(model, full, solution, [*fine, *numbers]):
+                if problem := problem_of([*fine, *numbers]):
                     reasons.update(dict.fromkeys(numbers, problem))
                 else:
                     fine += numbers
     groups = tuple(replace(g, reason=reasons[i]) if i in reasons else g for i, g in enumerate(graph.groups))
     return replace(graph, groups=groups)
+
+
+def _bisect(sets: list[list[int]], problem_of: Callable[[list[int]], str], reasons: dict[int, str]) -> None:
+    """Find the groups that can't be removed, and write down why."""
+    numbers = [number for numbers in sets for number in numbers]
+    problem = problem_of(numbers)
+    if not problem:
+        return
+    if len(numbers) == 1:
+        reasons[numbers[0]] = problem
+    elif len(sets) > 1:
+        _bisect(sets[: len(sets) // 2], problem_of, reasons)
+        _bisect(sets[len(sets) // 2 :], problem_of, reasons)
+    else:
+        _bisect([numbers[:1]], problem_of, reasons)
+        _bisect([numbers[-1:]], problem_of, reasons)
+        if numbers[0] in reasons and numbers[-1] in reasons:
+            reasons.update(dict.fromkeys(numbers[1:-1], reasons[numbers[0]]))
+        elif inner := numbers[1:-1]:
+            halves = [inner[: len(inner) // 2], inner[len(inner) // 2 :]] if len(inner) > 1 else [inner]
+            _bisect(halves, problem_of, reasons)
 
 
 def _try_removing(model: nn.Module, full: Shadow, solution: Solution, numbers: list[int]) -> str:
@@ -78,7 +83,7 @@ def _try_removing(model: nn.Module, full: Shadow, solution: Solution, numbers: l
         keep[group.name] = np.sort(group.units[order[:num_kept]].ravel())
         removed[solution.unit_roots[number][order[num_kept:]]] = True
     try:
-        thin = thin_copy(model, graph, keep, meta=True).eval()
+        thin = to_eval(thin_copy(model, graph, keep, meta=True))
         check = Shadow(thin, Checker(*solution.kept(removed)), following=iter(full.choices))
         check.run(graph.input_size)
     except MismatchError as error:

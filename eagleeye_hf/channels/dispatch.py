@@ -21,10 +21,13 @@ from eagleeye_hf.channels.thin import named_tensors
 
 CONVOLUTION = torch.ops.aten.convolution.default
 CONCATENATE = torch.ops.aten.cat.default
+EMPTY = torch.ops.aten.empty.memory_format
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
 ACTIVATIONS = ("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "hardsigmoid", "hardtanh")
 SHAPE_STAYS = {*ACTIVATIONS, "sigmoid", "tanh", "clamp_min"}
 
+NOTHING = torch.empty(0, device="meta")
+"""The batch's statistics, which normalisations give beside their result and nobody reads."""
 OUTPUT = "carries the model's output"
 
 
@@ -48,7 +51,7 @@ class Shadow:
     """Whether the forward pass is over; what runs afterwards costs nothing and is not compared."""
 
     def __post_init__(self) -> None:
-        self.sizes = SizeFinder(self.model, self.dims)
+        self.sizes = SizeFinder(self.model)
         self.tensors = dict(named_tensors(self.model))
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
         self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
@@ -56,14 +59,15 @@ class Shadow:
     def run(self, size: tuple[int, int, int]) -> None:
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         records = isinstance(self.store, Recorder)  # a check knows the sizes already
-        with torch.no_grad(), self.sizes.listen() if records else nullcontext(), _Dispatch(self):
+        with torch.no_grad(), self.sizes.listen(self.dims) if records else nullcontext(), _Dispatch(self):
             images = torch.empty(1, *size, device="meta", dtype=dtype)
             output = self.model(images)
         if records and self.sizes.misses_features():
             self.finished = True
             model: Any = self.model
             with torch.no_grad(), _Dispatch(self):
-                self.sizes.found_intermediates(model.forward_intermediates(images, intermediates_only=True))
+                features = model.forward_intermediates(images, intermediates_only=True)
+                self.sizes.found_intermediates(features, self.dims)
         for tensor in _tensors(output):
             self.shapes.append(tuple(tensor.shape))
             for dim in self.dims(tensor):
@@ -117,13 +121,14 @@ class Shadow:
         return preferred
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if func is EMPTY:  # the most frequent of all, and nothing is known of its result
+            return
         named = dict(zip(argument_names(func), args, strict=False)) | kwargs
         inputs = _tensors(named)
         self._all_weights = bool(inputs) and all(self.is_weight(tensor) for tensor in inputs)
         apply_rule(self, func, named, out)
-        constants = tuple(value for value in named.values() if isinstance(value, float))
         if not self.finished:
-            self.log.append((func, constants))
+            self.log.append((func, *[value for value in named.values() if type(value) is float]))
 
 
 class _Dispatch(TorchDispatchMode):
@@ -150,7 +155,7 @@ def _quick_result(func: Any, args: Sequence[Any]) -> Any:
     if func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
         return _concatenated(*args)
     if name == "native_layer_norm" and tuple(args[0].shape[-len(args[1]) :]) == tuple(args[1]):
-        return (_empty_like(args[0]), *[torch.empty(0, device="meta")] * 2)
+        return _empty_like(args[0]), NOTHING, NOTHING
     if name.removesuffix("_") in SHAPE_STAYS and not any(isinstance(value, Tensor) for value in args[1:]):
         return args[0] if name.endswith("_") else _empty_like(args[0])
     return None
@@ -168,8 +173,7 @@ def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tens
         raise RuntimeError(
             f"BatchNorm of {0 if running_mean is None else len(running_mean)} channels reads {data.shape[1]}"
         )
-    nothing = torch.empty(0, device="meta")
-    return _empty_like(data), nothing, nothing
+    return _empty_like(data), NOTHING, NOTHING
 
 
 def _convolved(
@@ -200,13 +204,13 @@ def _convolved(
 
 def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenation of contiguous tensors; PyTorch's own is slow on `meta`, too."""
-    shape = list(tensors[0].shape)
-    dim %= len(shape)
-    others = [[*tensor.shape[:dim], *tensor.shape[dim + 1 :]] for tensor in tensors]
-    if others.count(others[0]) < len(others):
+    shapes = [list(tensor.shape) for tensor in tensors]
+    total = sum(shape.pop(dim) for shape in shapes)
+    shape = shapes[0]
+    if shapes.count(shape) < len(shapes):
         raise RuntimeError(f"can't concatenate shapes {[tuple(tensor.shape) for tensor in tensors]}")
-    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
-    return torch.empty(shape, dtype=functools.reduce(torch.promote_types, (t.dtype for t in tensors)), device="meta")
+    shape.insert(dim % (len(shape) + 1), total)
+    return torch.empty(shape, dtype=functools.reduce(torch.promote_types, {t.dtype for t in tensors}), device="meta")
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -20,6 +20,11 @@ from eagleeye_hf.channels.shadow import Dim
 
 def elementwise(tracer: Tracer, inputs: Sequence[Tensor], out: Tensor) -> None:
     """Operators that compute each element from the elements at its place (with broadcasting)."""
+    if len(inputs) == 1 and inputs[0].shape == out.shape:
+        tracer.set_dims(
+            out, [d if size > 1 else None for size, d in zip(out.shape, tracer.dims(inputs[0]), strict=True)]
+        )
+        return
     result: list[Dim] = []
     described = [(tensor.shape, tracer.dims(tensor)) for tensor in inputs]
     for axis in range(1, out.ndim + 1):
@@ -89,10 +94,11 @@ def copy_in_place(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
 def apply_rule(tracer: Tracer, func: Any, args: dict[str, Any], out: Any) -> None:
     """Describe the result of one operator call."""
     name = operator_name(func)
-    inputs = [value for value in args.values() if isinstance(value, Tensor)]
     if name in RULES:
         RULES[name](tracer, args, out)
-    elif isinstance(out, Tensor) and (torch.Tag.pointwise in func.tags or name in POINTWISE):
+        return
+    inputs = [value for value in args.values() if isinstance(value, Tensor)]
+    if isinstance(out, Tensor) and (torch.Tag.pointwise in func.tags or name in POINTWISE):
         elementwise(tracer, inputs, out)
     else:
         listed = [

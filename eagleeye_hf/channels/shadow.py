@@ -38,14 +38,11 @@ class Label:
 
     tensor: str
     dim: int
+    start: int
     ids: np.ndarray
-    """Shape `(num_ids,)`, consecutive."""
+    """`start, start + 1, ...`"""
     positions: np.ndarray
     """Shape `(num_ids, k)`."""
-
-    @property
-    def start(self) -> int:
-        return int(self.ids[0])
 
 
 @functools.cache
@@ -67,6 +64,7 @@ class Recorder:
     producers: list[np.ndarray] = field(default_factory=list)
     factored: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     free_starts: set[int] = field(default_factory=set)
+    _asked: tuple[np.ndarray | None, int] = (None, 0)
 
     def fresh(self, num: int) -> np.ndarray:
         ids = np.arange(self.num_ids, self.num_ids + num)
@@ -84,8 +82,8 @@ class Recorder:
     def parameter_dims(self, name: str, tensor: Tensor) -> Dims:
         dims = []
         for dim, size in enumerate(tensor.shape):
-            ids = self.fresh(size)
-            self.labels[int(ids[0])] = Label(name, dim, ids, column(size))
+            start, ids = self.num_ids, self.fresh(size)
+            self.labels[start] = Label(name, dim, start, ids, column(size))
             dims.append(ids if size > 1 else None)
         return tuple(dims)
 
@@ -95,10 +93,16 @@ class Recorder:
         start = int(b[0])
         label = self.labels.get(start)
         is_label = label is not None and (label.ids is b or np.array_equal(label.ids, b))
-        if is_label and start not in self.adopted and a.max() < start:
+        if is_label and start not in self.adopted and self._last_of(a) < start:
             self.adopted[start] = a
         else:
             self.ties.append((a, b))
+
+    def _last_of(self, ids: np.ndarray) -> int:
+        """The largest id; of one array several times in a row, as a BatchNorm asks."""
+        if ids is not self._asked[0]:
+            self._asked = ids, int(ids.max())
+        return self._asked[1]
 
     def join(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         self.tie(a, b)
@@ -123,7 +127,8 @@ class Recorder:
             for part, positions in zip(
                 pair, (places.reshape(outer, -1), places.swapaxes(0, 1).reshape(inner, -1)), strict=True
             ):
-                self.labels[int(part[0])] = Label(label.tensor, label.dim, part, positions)
+                start = int(part[0])
+                self.labels[start] = Label(label.tensor, label.dim, start, part, positions)
             del self.labels[label.start]
             self.factored[key] = pair
             return pair
@@ -178,7 +183,7 @@ class Checker:
 
     def join(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if a is b or np.array_equal(a, b):
-            return a
+            return b  # very likely the array that comes next, too
         if a.shape != b.shape:
             raise MismatchError(f"{a.size} channels meet {b.size}")
         if not np.all((a == b) | (a == FREE) | (b == FREE)):

@@ -32,27 +32,27 @@ Path = tuple[str | int, ...]
 class SizeFinder:
     """Listens to the modules while they run and remembers (module, attribute path) -> the ids it counts."""
 
-    def __init__(self, model: Any, dims: Callable[[Tensor], Dims]) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.found_ids: dict[tuple[str, Path], np.ndarray] = {}
         self.inputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
         self.outputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
         self.intermediates: list[tuple[tuple[int, ...], Dims] | None] = []
-        self._dims = dims
         self._modules = named_modules(model)
         self._names = {id(module): name for name, module in self._modules}
         self._stack: list[nn.Module] = []
         self._features: tuple[tuple[int, ...], Dims] | None = None
 
     @contextmanager
-    def listen(self) -> Iterator[None]:
-        """Follow which module runs and what goes in and out."""
+    def listen(self, dims: Callable[[Tensor], Dims]) -> Iterator[None]:
+        """Follow which module runs and what goes in and out, as `dims` describes it."""
+        self._dims = dims
         forward_features = getattr(self.model, "forward_features", None)
         if forward_features is not None:
 
             def recorded(*args: Any, **kwargs: Any) -> Any:
                 features = forward_features(*args, **kwargs)
-                self._features = self._describe(features)
+                self._features = _describe(features, dims)
                 return features
 
             self.model.forward_features = recorded
@@ -65,25 +65,21 @@ class SizeFinder:
         finally:
             for handle in handles:
                 handle.remove()
+            del self._dims  # it knows who listens: nothing of a cycle is to stay
             if forward_features is not None:
                 del self.model.forward_features
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._stack.append(module)
-        described = self._describe(args)
+        described = _describe(args, self._dims)
         if described is not None:
             self.inputs.setdefault(self._names.get(id(module), "?"), described)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._stack.pop()
-        described = self._describe(output)
+        described = _describe(output, self._dims)
         if described is not None:
             self.outputs.setdefault(self._names.get(id(module), "?"), described)
-
-    def _describe(self, value: Any) -> tuple[tuple[int, ...], Dims] | None:
-        while isinstance(value, (tuple, list)) and value:
-            value = value[0]
-        return (tuple(value.shape), self._dims(value)) if isinstance(value, Tensor) else None
 
     def has_heads(self, number: int) -> bool:
         """Whether the running module says that it has this many attention heads."""
@@ -135,6 +131,8 @@ class SizeFinder:
                 continue
             before, after = self.inputs.get(name), self.outputs.get(name)
             for attribute, value in vars(module).items():
+                if type(value) is not int:
+                    continue
                 if attribute in INPUT_SIZES or (attribute == "groups" and before is not None):  # depthwise
                     self._add(name, (attribute,), value, before)
                 elif attribute in OUTPUT_SIZES:
@@ -171,9 +169,9 @@ class SizeFinder:
         known = set(self._names.values()) - {""}
         return hasattr(self.model, "forward_intermediates") and any(name not in known for name in names)
 
-    def found_intermediates(self, features: Sequence[Tensor]) -> None:
+    def found_intermediates(self, features: Sequence[Tensor], dims: Callable[[Tensor], Dims]) -> None:
         if len(features) == len(self.model.feature_info):
-            self.intermediates = [self._describe(feature) for feature in features]
+            self.intermediates = [_describe(feature, dims) for feature in features]
 
     def _add(self, module: str, path: Path, value: Any, *sides: tuple[tuple[int, ...], Dims] | None) -> None:
         if type(value) is not int:
@@ -186,6 +184,12 @@ class SizeFinder:
                 if 0 < axis < len(shape) and shape[axis] == value and isinstance(dims[axis], np.ndarray):
                     self.found_ids.setdefault((module, path), _array(dims[axis]))
                     return
+
+
+def _describe(value: Any, dims: Callable[[Tensor], Dims]) -> tuple[tuple[int, ...], Dims] | None:
+    while isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    return (tuple(value.shape), dims(value)) if isinstance(value, Tensor) else None
 
 
 def _fits(path: Path, role: str) -> bool:

@@ -50,9 +50,10 @@ class _Alike:
     roots: np.ndarray
     labels: list[Label]
 
-    @property
-    def positions(self) -> np.ndarray:
-        return self.labels[0].positions
+    def positions(self, places: np.ndarray) -> np.ndarray:
+        """Where the ids at these places lie along the dimension; shape `(num_places, k)`."""
+        positions = self.labels[0].positions
+        return places[:, None] if positions.shape[1] == 1 else positions[places]
 
 
 def _sort_alike(store: Recorder, roots: np.ndarray) -> list[_Alike]:
@@ -169,13 +170,15 @@ def _group(
         lead_roots = root_of[pieces[lead]]
         units_here = lead_roots[np.concatenate([[True], np.diff(lead_roots) != 0])]
         num_units = len(units_here)
-        channels = np.argsort(np.argsort(alike[lead].positions[place_of[pieces[lead]], 0]))
+        channels = np.argsort(np.argsort(alike[lead].positions(place_of[pieces[lead]])[:, 0]))
         units = channels.reshape(num_units, -1)
         in_order = bool((np.diff(channels) == 1).all())
         members = []
         for same, piece in pieces.items():
-            index = _per_channel(alike[same].positions[place_of[piece]], units, in_order)
-            members += [(label.start, label.tensor, label.dim, index) for label in alike[same].labels]
+            index = _per_channel(alike[same].positions(place_of[piece]), units, in_order)
+            members += [
+                (label.start, Member(tensor=label.tensor, dim=label.dim, index=index)) for label in alike[same].labels
+            ]
         members.sort(key=lambda member: member[0])
         reason = reasons[reason_of[units_here[0]]] if reason_of[units_here[0]] >= 0 else ""
         name = first.tensor.rsplit(".", 1)[0].removesuffix(".parametrizations.weight")
@@ -184,7 +187,7 @@ def _group(
             ChannelGroup(
                 name=name if names[name] == 1 else f"{name}:{names[name]}",
                 units=units,
-                members=tuple(Member(tensor=tensor, dim=dim, index=index) for _, tensor, dim, index in members),
+                members=tuple(member for _, member in members),
                 reason=reason or (SINGLE_UNIT if num_units == 1 else ""),
             )
         )

@@ -108,6 +108,11 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return _copy_without_caches(model, memo)
 
 
+def to_eval(model: nn.Module) -> nn.Module:
+    """`model.eval()`, where it is not in that mode already."""
+    return model.eval() if any(module.training for _, module in named_modules(model)) else model
+
+
 def _copy_without_caches(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     new = _copy_modules(model, memo)
     clear_caches(new)

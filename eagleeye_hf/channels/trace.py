@@ -18,7 +18,7 @@ from eagleeye_hf.channels.dispatch import Shadow
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.shadow import Recorder
 from eagleeye_hf.channels.solve import solve
-from eagleeye_hf.channels.thin import meta_copy
+from eagleeye_hf.channels.thin import meta_copy, to_eval
 from eagleeye_hf.errors import EagleEyeError
 
 VIEWS_OF_ATTENTION = ((False, False), (True, False), (True, True), (False, True))
@@ -54,7 +54,7 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
     size = resolve_input_size(model, input_size)
     best: ChannelGraph | None = None
     for view in VIEWS_OF_ATTENTION:
-        full = Shadow(meta_copy(model).eval(), Recorder(), *view)
+        full = Shadow(to_eval(meta_copy(model)), Recorder(), *view)
         try:
             full.run(size)
         except Exception as error:  # the model's own code, any error is possible
