@@ -191,7 +191,7 @@ def resize_modules(model: nn.Module, sizes: Mapping[tuple[str, tuple[str | int, 
     """Write Python sizes into the modules, then let the standard layers follow the shapes of their tensors."""
     for (module, path), size in sizes.items():
         _assign(model.get_submodule(module), path, size)
-    for _, child in named_modules(model):
+    for child in model.modules():
         follow_shapes(child)
 
 
