@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def write_table(folder: Path, markdown: Path, picture: Path) -> None:
         "# Search against peers",
         "",
         "Made by `search_vs_peers.py`: half the MACs of networks trained on CIFAR-10 (JPEG); every method has one core "
-        "and the same time to choose. Then every choice is fine-tuned alike: 3 epochs of 40,000 images, labels only, "
-        "SGD, learning rate 0.05, float32; top-1 on the 10,000 test images.",
+        "and the same time to choose (FastNAS ends by itself). Then every choice is fine-tuned alike: 3 epochs of 40,000 "
+        "images, labels only, SGD, learning rate 0.05, float32; top-1 on the 10,000 test images.",
         "",
     ]
     for model, title in MODELS.items():
@@ -100,7 +101,10 @@ def _draw(results: dict[tuple[str, str], dict[str, Any]], picture: Path) -> None
             tops = [100 * run["top1"] for run in result["finetuned"].values()]
             axes.plot([place] * len(tops), tops, "o", color=COLORS[arm], markersize=7)
             axes.hlines(statistics.mean(tops), place - 0.25, place + 0.25, color=COLORS[arm], linewidth=2)
-        labels = [f"{NAMES[arm]}\n{results[model, arm]['search']['candidates']:,} candidates" for arm in arms]
+        labels = [
+            f"{textwrap.fill(NAMES[arm], 22)}\n{results[model, arm]['search']['candidates']:,} candidates"
+            for arm in arms
+        ]
         axes.set_xticks(range(len(arms)), labels, fontsize=7)
         axes.set(title=title, ylabel="top-1 after the same fine-tuning, %", xlim=(-0.5, max(len(arms) - 0.5, 0.5)))
         axes.spines[["top", "right"]].set_visible(False)
