@@ -26,8 +26,8 @@ def write_table(folder: Path, markdown: Path, picture: Path) -> None:
         "# Search against peers",
         "",
         "Made by `search_vs_peers.py`: half the MACs of networks trained on CIFAR-10 (JPEG); every method has one core "
-        "and the same time to choose (FastNAS ends by itself). Then every choice is fine-tuned alike: 3 epochs of 40,000 "
-        "images, labels only, SGD, learning rate 0.05, float32; top-1 on the 10,000 test images.",
+        "and the same time to choose (FastNAS ends by itself). Then every choice is fine-tuned alike: 3 epochs of "
+        "40,000 images, labels only, SGD, learning rate 0.05, float32; top-1 on the 10,000 test images.",
         "",
     ]
     for model, title in MODELS.items():
