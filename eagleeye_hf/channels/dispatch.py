@@ -74,20 +74,20 @@ class Shadow:
                 self.store.pin(dim, OUTPUT)
 
     def dims(self, tensor: Tensor) -> Dims:
-        record = self._records.get(id(tensor))
-        if record is None:
-            name = self._names.get(id(tensor))
-            dims = (None,) * tensor.ndim if name is None else self.store.parameter_dims(name, tensor)
-            record = self._records[id(tensor)] = (tensor, dims, name is not None)
-        return record[1]
+        return (self._records.get(id(tensor)) or self._first_seen(tensor))[1]
+
+    def _first_seen(self, tensor: Tensor) -> tuple[Tensor, Dims, bool]:
+        name = self._names.get(id(tensor))
+        dims = (None,) * tensor.ndim if name is None else self.store.parameter_dims(name, tensor)
+        record = self._records[id(tensor)] = (tensor, dims, name is not None)
+        return record
 
     def set_dims(self, tensor: Tensor, dims: Sequence[Dim]) -> None:
         assert len(dims) == tensor.ndim, (tuple(tensor.shape), dims)
         self._records[id(tensor)] = (tensor, tuple(dims), self._all_weights)
 
     def is_weight(self, tensor: Tensor) -> bool:
-        self.dims(tensor)
-        return self._records[id(tensor)][2]
+        return (self._records.get(id(tensor)) or self._first_seen(tensor))[2]
 
     def found_size(self, size: int, ids: Dim, role: str = "") -> None:
         if isinstance(self.store, Recorder) and isinstance(ids, np.ndarray) and size > 1:
@@ -121,23 +121,34 @@ class Shadow:
         return preferred
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if func is EMPTY:  # the most frequent of all, and nothing is known of its result
-            return
         named = dict(zip(argument_names(func), args, strict=False)) | kwargs
-        inputs = _tensors(named)
-        self._all_weights = bool(inputs) and all(self.is_weight(tensor) for tensor in inputs)
+        self._all_weights = self._only_weights(named)
         apply_rule(self, func, named, out)
         if not self.finished:
             self.log.append((func, *[value for value in named.values() if type(value) is float]))
 
+    def _only_weights(self, inputs: dict[str, Any]) -> bool:
+        tensor = None
+        for tensor in _tensors(inputs):
+            if not self.is_weight(tensor):
+                return False
+        return tensor is not None
+
 
 class _Dispatch(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing compiles a shadow run, and PyTorch's guard against it takes as long as a rule."""
+        return False
+
     def __init__(self, shadow: Shadow) -> None:
         super().__init__()
         self.shadow = shadow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is EMPTY:  # the most frequent of all, and nothing is known of its result
+            return func(*args, **kwargs)
         out = _quick_result(func, args)
         if out is None:
             out = func(*args, **kwargs)
@@ -213,14 +224,12 @@ def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return torch.empty(shape, dtype=functools.reduce(torch.promote_types, {t.dtype for t in tensors}), device="meta")
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return [value]
-    found: list[Tensor] = []
-    if isinstance(value, (list, tuple, dict)):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             if isinstance(item, Tensor):
-                found.append(item)
+                yield item
             elif isinstance(item, (list, tuple, dict)):
-                found += _tensors(item)
-    return found
+                yield from _tensors(item)

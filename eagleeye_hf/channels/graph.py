@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,13 @@ from eagleeye_hf.errors import EagleEyeError
 FORMAT = 1
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Member:
+class Member(NamedTuple):
     """One tensor dimension along which a group's channels lie."""
 
     tensor: str
     """Key of the tensor, as in `state_dict` (buffers that are not saved have their dotted name)."""
     dim: int
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides a method of tuples
     """Shape `(channels, k)`: the places of channel `c` along `dim` are `index[c]`."""
 
 

@@ -79,7 +79,8 @@ def join(tracer: Tracer, dims: Sequence[Dim], reason: str) -> Dim:
 
 def pin_all(tracer: Tracer, dims: Sequence[Dim], reason: str) -> None:
     for dim in dims:
-        tracer.store.pin(dim, reason)
+        if dim is not None:
+            tracer.store.pin(dim, reason)
 
 
 def tie_columns(tracer: Tracer, ids: np.ndarray) -> np.ndarray:

@@ -80,11 +80,14 @@ class Recorder:
         return int(ids[0]) in self.free_starts
 
     def parameter_dims(self, name: str, tensor: Tensor) -> Dims:
-        dims = []
+        dims: list[Dim] = []
         for dim, size in enumerate(tensor.shape):
-            start, ids = self.num_ids, self.fresh(size)
-            self.labels[start] = Label(name, dim, start, ids, column(size))
-            dims.append(ids if size > 1 else None)
+            if size > 1:
+                start, ids = self.num_ids, self.fresh(size)
+                self.labels[start] = Label(name, dim, start, ids, column(size))
+                dims.append(ids)
+            else:
+                dims.append(None)
         return tuple(dims)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:

@@ -38,8 +38,6 @@ class SizeFinder:
         self.inputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
         self.outputs: dict[str, tuple[tuple[int, ...], Dims]] = {}
         self.intermediates: list[tuple[tuple[int, ...], Dims] | None] = []
-        self._modules = named_modules(model)
-        self._names = {id(module): name for name, module in self._modules}
         self._stack: list[nn.Module] = []
         self._features: tuple[tuple[int, ...], Dims] | None = None
 
@@ -47,6 +45,8 @@ class SizeFinder:
     def listen(self, dims: Callable[[Tensor], Dims]) -> Iterator[None]:
         """Follow which module runs and what goes in and out, as `dims` describes it."""
         self._dims = dims
+        self._modules = named_modules(self.model)
+        self._names = {id(module): name for name, module in self._modules}
         forward_features = getattr(self.model, "forward_features", None)
         if forward_features is not None:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ class Solution:
     pinned: np.ndarray
     """Per id, whether it can't be removed."""
     labels: dict[str, list[list[int]]]
-    """Per tensor and dimension, the labels that lie along it, by their number in `label_roots`."""
+    """Per tensor and dimension, labels along it, by their number in `label_roots`; none where its size is 1
+    or the tensor is unused."""
     label_roots: list[np.ndarray]
     """Distinct arrays of roots that labels have."""
 
@@ -38,7 +40,7 @@ class Solution:
                 if len(numbers) > 1:
                     described.append(Product(tuple((len(left[number]), left[number]) for number in numbers)))
                 else:
-                    described.append(left[numbers[0]] if len(self.label_roots[numbers[0]]) > 1 else None)
+                    described.append(left[numbers[0]] if numbers else None)
             kept[name] = tuple(described)
         return kept, self.pinned
 
@@ -79,25 +81,19 @@ def solve(shadow: Shadow, input_size: tuple[int, int, int]) -> Solution:
         for (module, path), ids in shadow.sizes.finish().items()
         if (parts := places.of(ids))
     )
-    labels: dict[str, list[list[int]]] = {}
+    labels: dict[str, list[list[int]]] = {name: [[] for _ in t.shape] for name, t in shadow.tensors.items()}
     numbered = [(label, number) for number, same in enumerate(alike) for label in same.labels]
     for label, number in sorted(numbered, key=lambda pair: pair[0].start):
-        dims = labels.setdefault(label.tensor, [[] for _ in shadow.tensors[label.tensor].shape])
-        dims[label.dim].append(number)
+        labels[label.tensor][label.dim].append(number)
     forms = _Forms(places, len(groups))
     macs = [(factor, forms.of(dims)) for factor, dims in shadow.costs]
-    params = [
-        (
-            1,
-            forms.of(
-                [(len(alike[number].roots), alike[number].roots) for dim in labels[name] for number in dim]
-                if name in labels
-                else [(size, None) for size in tensor.shape]
-            ),
-        )
-        for name, tensor in shadow.tensors.items()
-        if isinstance(tensor, nn.Parameter)
-    ]
+    params = []
+    for name, tensor in shadow.tensors.items():
+        if isinstance(tensor, nn.Parameter):
+            dims: list[tuple[int, Dim]] = []
+            for size, numbers in zip(tensor.shape, labels[name], strict=True):
+                dims += [(len(alike[n].roots), alike[n].roots) for n in numbers] or [(size, None)]
+            params.append((1, forms.of(dims)))
     graph = ChannelGraph(groups=groups, attributes=attributes, cost=forms.model(macs, params), input_size=input_size)
     return Solution(graph, roots, unit_roots, reason_of[roots] >= 0, labels, [same.roots for same in alike])
 
@@ -138,9 +134,8 @@ def _group(
     firsts: dict[int, tuple[Label, int]] = {}
     for ids in store.producers:
         if (found := label_at.get(int(ids[0]))) is not None:
-            groups_here = group_of[alike[found[1]].roots]
-            for place in np.sort(np.unique(groups_here, return_index=True)[1]):
-                firsts.setdefault(int(groups_here[place]), found)
+            for group in dict.fromkeys(group_of[alike[found[1]].roots].tolist()):
+                firsts.setdefault(group, found)
     firsts.pop(-1, None)
     rank = np.full(int(number.max(initial=-1)) + 2, -1)
     rank[list(firsts)] = np.arange(len(firsts))
@@ -168,18 +163,17 @@ def _group(
     names: dict[str, int] = {}
     for (first, lead), pieces in zip(firsts.values(), runs, strict=True):
         lead_roots = root_of[pieces[lead]]
-        units_here = lead_roots[np.concatenate([[True], np.diff(lead_roots) != 0])]
+        units_here = lead_roots[np.append(True, lead_roots[1:] != lead_roots[:-1])]
         num_units = len(units_here)
-        channels = np.argsort(np.argsort(alike[lead].positions(place_of[pieces[lead]])[:, 0]))
+        lead_places = alike[lead].positions(place_of[pieces[lead]])[:, 0]
+        in_order = bool((lead_places[1:] > lead_places[:-1]).all())
+        channels = np.arange(len(lead_places)) if in_order else np.argsort(np.argsort(lead_places))
         units = channels.reshape(num_units, -1)
-        in_order = bool((np.diff(channels) == 1).all())
         members = []
         for same, piece in pieces.items():
             index = _per_channel(alike[same].positions(place_of[piece]), units, in_order)
-            members += [
-                (label.start, Member(tensor=label.tensor, dim=label.dim, index=index)) for label in alike[same].labels
-            ]
-        members.sort(key=lambda member: member[0])
+            members += [(label.start, Member(label.tensor, label.dim, index)) for label in alike[same].labels]
+        members.sort(key=operator.itemgetter(0))
         reason = reasons[reason_of[units_here[0]]] if reason_of[units_here[0]] >= 0 else ""
         name = first.tensor.rsplit(".", 1)[0].removesuffix(".parametrizations.weight")
         names[name] = names.get(name, 0) + 1
@@ -244,6 +238,7 @@ class _Forms:
         self.places, self.num_groups = places, num_groups
         self.forms: dict[tuple[tuple[int, int], ...], int] = {}
         self._known: dict[bytes, tuple[tuple[int, int], ...]] = {}
+        self._seen: dict[int, tuple[np.ndarray, tuple[tuple[int, int], ...]]] = {}
 
     def of(self, dims: list[tuple[int, Dim]]) -> tuple[int, tuple[int, ...]]:
         """A constant factor and the forms of the dimensions that vary."""
@@ -261,11 +256,13 @@ class _Forms:
         """((-1, constant), (group, channels per unit), ...)"""
         if ids is None:
             return ((-1, length),)
-        roots = self.places.roots[ids]
-        key = roots.tobytes()
-        if key not in self._known:
-            self._known[key] = self._terms(roots)
-        return self._known[key]
+        if id(ids) not in self._seen:
+            roots = self.places.roots[ids]
+            key = roots.tobytes()
+            if key not in self._known:
+                self._known[key] = self._terms(roots)
+            self._seen[id(ids)] = ids, self._known[key]
+        return self._seen[id(ids)][1]
 
     def _terms(self, roots: np.ndarray) -> tuple[tuple[int, int], ...]:
         counts = self.places.count(roots)

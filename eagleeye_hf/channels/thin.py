@@ -61,8 +61,8 @@ def kept_places(
                 starts[key] = total
                 total += shapes[member.tensor][member.dim]
             offsets += [starts[key]] * member.index.shape[1]
-        index = np.concatenate([member.index for member in group.members], axis=1)
-        removed.append((index[_removed(group, keep)] + offsets).ravel())
+        index = np.concatenate([member.index.T for member in group.members])
+        removed.append((index[:, _removed(group, keep)] + np.array(offsets)[:, None]).ravel())
     stays = np.ones(total, dtype=bool)
     stays[np.concatenate([*removed, np.empty(0, dtype=np.int64)])] = False
     return {
@@ -191,8 +191,7 @@ def resize_modules(model: nn.Module, sizes: Mapping[tuple[str, tuple[str | int, 
     """Write Python sizes into the modules, then let the standard layers follow the shapes of their tensors."""
     for (module, path), size in sizes.items():
         _assign(model.get_submodule(module), path, size)
-    for child in model.modules():
-        follow_shapes(child)
+    model.apply(follow_shapes)
 
 
 def _assign(target: Any, path: tuple[str | int, ...], size: int) -> None:

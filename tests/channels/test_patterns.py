@@ -640,6 +640,16 @@ class ConstantShortcut(Net):
         return self.a(x) + torch.ones_like(x)
 
 
+@pattern("stem.0", "a.0", "b.0")
+class ScalarGain(Net):
+    def build(self):
+        self.gain, self.a, self.b = nn.Parameter(torch.tensor(0.5)), conv(16, 24), conv(24, 16)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def middle(self, x):
+        return x * self.scale + self.gain * self.b(self.a(x))
+
+
 def check(model: nn.Module, images: Tensor) -> dict:
     model = randomise(model.eval()).double()
     graph = trace_model(model, tuple(images.shape[1:]))
