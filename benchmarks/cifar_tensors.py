@@ -51,7 +51,7 @@ def batches(images: Tensor, labels: Tensor, size: int = 128) -> list[tuple[Tenso
     return list(zip(normalize(images).split(size), labels.split(size), strict=True))
 
 
-def finetune(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, lr: float = 0.05) -> float:
+def finetune(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, lr: float) -> float:
     """Train in place: SGD, cosine, random crops and mirroring, float32; returns the seconds it took."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)

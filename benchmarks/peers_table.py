@@ -27,7 +27,7 @@ def write_table(folder: Path, markdown: Path, picture: Path) -> None:
         "",
         "Made by `search_vs_peers.py`: half the MACs of networks trained on CIFAR-10 (JPEG); every method has one core "
         "and the same time to choose (FastNAS ends by itself). Then every choice is fine-tuned alike: 3 epochs of "
-        "40,000 images, labels only, SGD, learning rate 0.05, float32; top-1 on the 10,000 test images.",
+        "40,000 images, labels only, SGD, cosine from the given learning rate, float32; top-1 on 10,000 test images.",
         "",
     ]
     for model, title in MODELS.items():
@@ -43,19 +43,28 @@ def write_table(folder: Path, markdown: Path, picture: Path) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     found = {"search": json.loads((folder / "search.json").read_text())} if (folder / "search.json").exists() else {}
-    runs = {path.stem[-1]: json.loads(path.read_text()) for path in sorted(folder.glob("finetuned_*.json"))}
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("finetuned_*.json"))]
     return found | ({"finetuned": runs} if runs else {})
 
 
+def _by_lr(runs: list[dict[str, float]]) -> dict[float, list[float]]:
+    """Top-1 per seed, per learning rate."""
+    found: dict[float, list[float]] = {}
+    for run in runs:
+        found.setdefault(run["lr"], []).append(run["top1"])
+    return found
+
+
 def _rows(own: dict[str, dict[str, Any]]) -> list[str]:
+    rates = sorted({run["lr"] for result in own.values() for run in result.get("finetuned", [])})
     lines = [
-        "| | candidates per hour | scored | time to a choice | MACs | parameters | top-1 before training "
-        "| after 3 epochs, per seed | mean |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| | candidates per hour | scored | time to a choice | MACs | parameters | top-1 before training | "
+        + "".join(f"after 3 epochs at {lr:g}, per seed | mean | " for lr in rates),
+        "|---|---:|---:|---:|---:|---:|---:|" + "---:|---:|" * len(rates),
     ]
     for arm, result in own.items():
-        found, tuned = result["search"], result.get("finetuned", {})
-        tops = [run["top1"] for run in tuned.values()]
+        found, tuned = result["search"], result.get("finetuned", [])
+        tops = _by_lr(tuned)
         cells = [
             NAMES[arm],
             f"{found['candidates_per_hour']:,.0f}",
@@ -63,10 +72,11 @@ def _rows(own: dict[str, dict[str, Any]]) -> list[str]:
             f"{found['seconds'] / 60:.1f} min",
             f"{found['macs']:.1%}",
             f"{found['params']:.1%}",
-            f"{next(iter(tuned.values()))['before']:.2%}" if tuned else "",
-            ", ".join(f"{top:.2%}" for top in tops),
-            f"{statistics.mean(tops):.2%}" if tops else "",
+            f"{tuned[0]['before']:.2%}" if tuned else "",
         ]
+        for lr in rates:
+            seeds = tops.get(lr, [])
+            cells += [", ".join(f"{top:.2%}" for top in seeds), f"{statistics.mean(seeds):.2%}" if seeds else ""]
         lines.append("| " + " | ".join(cells) + " |")
     if {"paper", "ours"} <= own.keys():
         ratio = own["ours"]["search"]["candidates_per_hour"] / own["paper"]["search"]["candidates_per_hour"]
@@ -104,9 +114,14 @@ def _draw(results: dict[tuple[str, str], dict[str, Any]], picture: Path) -> None
         arms = [arm for arm in NAMES if (model, arm) in results]
         for place, arm in enumerate(arms):
             result = results[model, arm]
-            tops = [100 * run["top1"] for run in result["finetuned"].values()]
-            axes.plot([place] * len(tops), tops, "o", color=COLORS[arm], markersize=7)
-            axes.hlines(statistics.mean(tops), place - 0.25, place + 0.25, color=COLORS[arm], linewidth=2)
+            tops = _by_lr(result["finetuned"])
+            for shift, lr in zip((-0.2, 0.2), sorted(tops), strict=False):
+                values, at = [100 * top for top in tops[lr]], place + shift
+                axes.plot([at] * len(values), values, "o", color=COLORS[arm], markersize=6)
+                axes.hlines(statistics.mean(values), at - 0.15, at + 0.15, color=COLORS[arm], linewidth=2)
+                axes.annotate(
+                    f"lr {lr:g}", (at, min(values)), (0, -14), textcoords="offset points", ha="center", fontsize=6
+                )
         labels = [
             f"{textwrap.fill(NAMES[arm], 22)}\n{results[model, arm]['search']['candidates']:,} candidates"
             for arm in arms

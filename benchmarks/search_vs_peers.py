@@ -59,7 +59,8 @@ def run_step(arguments: argparse.Namespace) -> None:
         results = {"search.json": lambda: search(arguments, folder)}
     else:
         seeds = SEEDS if arguments.seed is None else (arguments.seed,)
-        results = {f"finetuned_{seed}.json": partial(finetune_choice, arguments, folder, seed) for seed in seeds}
+        names = {seed: f"finetuned_{arguments.lr:g}_{seed}.json" for seed in seeds}
+        results = {names[seed]: partial(finetune_choice, arguments, folder, seed) for seed in seeds}
     for name, produce in results.items():
         if not (folder / name).exists():
             (folder / name).write_text(json.dumps(produce(), indent=1))
@@ -91,8 +92,9 @@ def finetune_choice(arguments: argparse.Namespace, folder: Path, seed: int) -> d
     test_images, test_labels = load_tensors(arguments.data, "test", arguments.output)
     model = copy.deepcopy(torch.load(folder / "choice.pt", weights_only=False))
     before = test_accuracy(model, test_images, test_labels)
-    seconds = finetune(model, images[:NUM_TRAIN], labels[:NUM_TRAIN], EPOCHS, seed)
-    return {"top1": test_accuracy(model, test_images, test_labels), "before": before, "seconds": seconds}
+    seconds = finetune(model, images[:NUM_TRAIN], labels[:NUM_TRAIN], EPOCHS, seed, arguments.lr)
+    top1 = test_accuracy(model, test_images, test_labels)
+    return {"lr": arguments.lr, "top1": top1, "before": before, "seconds": seconds}
 
 
 def main() -> None:
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--arm", choices=ARMS)
     parser.add_argument("--model", default="resnet20_cifar")
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--lr", type=float, default=0.02, help="highest learning rate of fine-tuning")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="fine-tune with this one only")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data", type=Path)

@@ -65,9 +65,11 @@ def kept_places(
         removed.append((index[:, _removed(group, keep)] + np.array(offsets)[:, None]).ravel())
     stays = np.ones(total, dtype=bool)
     stays[np.concatenate([*removed, np.empty(0, dtype=np.int64)])] = False
+    kept = np.flatnonzero(stays)
+    edges = np.searchsorted(kept, [*starts.values(), total]).tolist()
     return {
-        (tensor, dim): np.flatnonzero(stays[start : start + shapes[tensor][dim]])
-        for (tensor, dim), start in starts.items()
+        key: kept[first:last] - start
+        for (key, start), first, last in zip(starts.items(), edges[:-1], edges[1:], strict=True)
     }
 
 
@@ -113,21 +115,23 @@ def to_eval(model: nn.Module) -> nn.Module:
     return model.eval() if any(module.training for _, module in named_modules(model)) else model
 
 
-def _copy_without_caches(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    new = _copy_modules(model, memo)
-    clear_caches(new)
-    return new
-
-
 def clear_caches(model: nn.Module) -> None:
     """Forget what a forward pass left behind (LeViT keeps its attention biases): it has the old sizes."""
     for _, module in named_modules(model):
-        for name, value in vars(module).items():
-            if type(value) is dict and not name.startswith("_") and all(isinstance(v, Tensor) for v in value.values()):
-                value.clear()
+        _clear_own_caches(module)
 
 
-def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _clear_own_caches(module: nn.Module) -> None:
+    for name, value in vars(module).items():
+        if _is_cache(name, value):
+            value.clear()
+
+
+def _is_cache(name: str, value: Any) -> bool:
+    return type(value) is dict and not name.startswith("_") and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _copy_without_caches(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy`, several times faster: most of what it copies is a module's dozen empty dictionaries of hooks."""
     modules = [module for _, module in named_modules(model)]
     plain_kinds = {kind for kind in set(map(type, modules)) if _copies_plainly(kind)}
@@ -140,11 +144,15 @@ def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             kind = type(value)
             if kind in ATOMS:
                 state[name] = value
-            elif kind in (dict, OrderedDict, set) and not value:  # a module has a dozen of them
+            elif kind in (dict, OrderedDict, set) and (not value or _is_cache(name, value)):
                 state[name] = kind()
             elif name != "_compiled_call_impl":  # belongs to the old module; `nn.Module` leaves it out, too
                 state[name] = _copy_value(value, memo)
-    return copy.deepcopy(model, memo)
+    new = copy.deepcopy(model, memo)
+    for module in modules:
+        if type(module) not in plain_kinds and id(module) in memo:
+            _clear_own_caches(memo[id(module)])
+    return new
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
@@ -191,7 +199,8 @@ def resize_modules(model: nn.Module, sizes: Mapping[tuple[str, tuple[str | int, 
     """Write Python sizes into the modules, then let the standard layers follow the shapes of their tensors."""
     for (module, path), size in sizes.items():
         _assign(model.get_submodule(module), path, size)
-    model.apply(follow_shapes)
+    for child in model.modules():
+        follow_shapes(child)
 
 
 def _assign(target: Any, path: tuple[str | int, ...], size: int) -> None:
