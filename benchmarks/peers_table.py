@@ -58,8 +58,8 @@ def _by_lr(runs: list[dict[str, float]]) -> dict[float, list[float]]:
 def _rows(own: dict[str, dict[str, Any]]) -> list[str]:
     rates = sorted({run["lr"] for result in own.values() for run in result.get("finetuned", [])})
     lines = [
-        "| | candidates per hour | scored | time to a choice | MACs | parameters | top-1 before training | "
-        + "".join(f"after 3 epochs at {lr:g}, per seed | mean | " for lr in rates),
+        "| | candidates per hour | scored | time to a choice | MACs | parameters | top-1 before training |"
+        + "".join(f" after 3 epochs at {lr:g}, per seed | mean |" for lr in rates),
         "|---|---:|---:|---:|---:|---:|---:|" + "---:|---:|" * len(rates),
     ]
     for arm, result in own.items():
@@ -115,8 +115,8 @@ def _draw(results: dict[tuple[str, str], dict[str, Any]], picture: Path) -> None
         for place, arm in enumerate(arms):
             result = results[model, arm]
             tops = _by_lr(result["finetuned"])
-            for shift, lr in zip((-0.2, 0.2), sorted(tops), strict=False):
-                values, at = [100 * top for top in tops[lr]], place + shift
+            for i, lr in enumerate(sorted(tops)):
+                values, at = [100 * top for top in tops[lr]], place + 0.4 * (i - (len(tops) - 1) / 2)
                 axes.plot([at] * len(values), values, "o", color=COLORS[arm], markersize=6)
                 axes.hlines(statistics.mean(values), at - 0.15, at + 0.15, color=COLORS[arm], linewidth=2)
                 axes.annotate(
@@ -126,6 +126,7 @@ def _draw(results: dict[tuple[str, str], dict[str, Any]], picture: Path) -> None
             f"{textwrap.fill(NAMES[arm], 22)}\n{results[model, arm]['search']['candidates']:,} candidates"
             for arm in arms
         ]
+        axes.margins(y=0.12)
         axes.set_xticks(range(len(arms)), labels, fontsize=7)
         axes.set(title=title, ylabel="top-1 after the same fine-tuning, %", xlim=(-0.5, max(len(arms) - 0.5, 0.5)))
         axes.spines[["top", "right"]].set_visible(False)
