@@ -1,7 +1,7 @@
 """Three ways to choose a sub-net at half the MACs, each given the same time, then the same fine-tuning.
 
     python benchmarks/search_vs_peers.py search --arm paper --model resnet20_cifar --minutes 5 --weights F --data DIR
-    python benchmarks/search_vs_peers.py finetune --arm paper --model resnet20_cifar --data DIR
+    python benchmarks/search_vs_peers.py finetune --arm paper --model resnet20_cifar --lr 0.05 --data DIR
     python benchmarks/search_vs_peers.py speed --arm paper          # MobileNetV1 at 224 px, synthetic JPEGs
     python benchmarks/search_vs_peers.py table
 
