@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ SHAPE_STAYS = {*ACTIVATIONS, "sigmoid", "tanh", "clamp_min"}
 
 NOTHING = torch.empty(0, device="meta")
 """The batch's statistics, which normalisations give beside their result and nobody reads."""
+NO_DATA: Mapping[int, Dim] = {}
 OUTPUT = "carries the model's output"
 
 
@@ -73,12 +74,12 @@ class Shadow:
             for dim in self.dims(tensor):
                 self.store.pin(dim, OUTPUT)
 
-    def dims(self, tensor: Tensor) -> Dims:
-        return (self._records.get(id(tensor)) or self._first_seen(tensor))[1]
+    def dims(self, tensor: Tensor, beside: Mapping[int, Dim] = NO_DATA) -> Dims:
+        return (self._records.get(id(tensor)) or self._first_seen(tensor, beside))[1]
 
-    def _first_seen(self, tensor: Tensor) -> tuple[Tensor, Dims, bool]:
+    def _first_seen(self, tensor: Tensor, beside: Mapping[int, Dim] = NO_DATA) -> tuple[Tensor, Dims, bool]:
         name = self._names.get(id(tensor))
-        dims = (None,) * tensor.ndim if name is None else self.store.parameter_dims(name, tensor)
+        dims = (None,) * tensor.ndim if name is None else self.store.parameter_dims(name, tensor, beside)
         record = self._records[id(tensor)] = (tensor, dims, name is not None)
         return record
 

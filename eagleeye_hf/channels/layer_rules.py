@@ -17,7 +17,8 @@ from eagleeye_hf.channels.shadow import Dim, Dims, merge_factors
 def convolution(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     data, weight, bias, groups = args["input"], args["weight"], args["bias"], args["groups"]
     store = tracer.store
-    x, w = tracer.dims(data), tracer.dims(weight)
+    x = tracer.dims(data)
+    w = tracer.dims(weight, {1: x[1]} if groups == 1 and not args["transposed"] else {})
     pin_all(tracer, x[2:], "a convolution slides along them")
     if args["transposed"]:
         channels = transposed_channels(tracer, x[1], w, data.shape[1], weight.shape[1], groups)
@@ -27,7 +28,7 @@ def convolution(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     else:
         channels = grouped_channels(tracer, x[1], w, groups, (data.shape[1], weight.shape[0]))
     if bias is not None:
-        channels = join(tracer, [channels, tracer.dims(bias)[0]], "its bias is fixed") if out.shape[1] > 1 else None
+        channels = join(tracer, [channels, tracer.dims(bias, {0: channels})[0]], "its bias is fixed") if out.shape[1] > 1 else None
     if isinstance(channels, np.ndarray):
         store.producers.append(channels)
     tracer.set_dims(out, [x[0], channels, *[None] * (out.ndim - 2)])
@@ -105,7 +106,7 @@ def batch_norm(tracer: Tracer, args: dict[str, Any], out: Any) -> None:
         pin_all(tracer, [*dims[:1], *dims[2:]], "normalised over")
     if data.shape[1] > 1:
         own = [args.get(key) for key in ("weight", "bias", "running_mean", "running_var")]
-        own_dims = [tracer.dims(tensor)[0] for tensor in own if isinstance(tensor, Tensor)]
+        own_dims = [tracer.dims(tensor, {0: dims[1]})[0] for tensor in own if isinstance(tensor, Tensor)]
         dims[1] = join(tracer, [dims[1], *own_dims], "normalised by a layer of fixed size")
     tracer.set_dims(out[0] if isinstance(out, (tuple, list)) else out, dims)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,13 @@ class Tracer(Protocol):
 
     store: Store
 
-    def dims(self, tensor: Tensor) -> Dims: ...
+    def dims(self, tensor: Tensor, beside: Mapping[int, Dim] = ...) -> Dims:
+        """Of a tensor; a parameter met for the first time shares the ids of the data that it will be tied to.
+
+        Args:
+            beside: that data's dim, per dimension of the tensor.
+        """
+
     def set_dims(self, tensor: Tensor, dims: Sequence[Dim]) -> None: ...
     def is_weight(self, tensor: Tensor) -> bool: ...
     def found_size(self, size: int, ids: Dim, role: str = "") -> None: ...

@@ -7,7 +7,7 @@ array with one id per index, or a `Product` where several of those are flattened
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,13 +34,14 @@ class MismatchError(Exception):
 
 @dataclass
 class Label:
-    """Where fresh ids lie along one dimension of one parameter or buffer."""
+    """Where ids lie along one dimension of one parameter or buffer."""
 
     tensor: str
     dim: int
     start: int
+    """Its number: the first of its ids, unless it shares those of the data."""
     ids: np.ndarray
-    """`start, start + 1, ...`"""
+    """`start, start + 1, ...`, or those it shares."""
     positions: np.ndarray
     """Shape `(num_ids, k)`."""
 
@@ -79,11 +80,16 @@ class Recorder:
     def is_free(self, ids: np.ndarray) -> bool:
         return int(ids[0]) in self.free_starts
 
-    def parameter_dims(self, name: str, tensor: Tensor) -> Dims:
+    def parameter_dims(self, name: str, tensor: Tensor, beside: Mapping[int, Dim]) -> Dims:
         dims: list[Dim] = []
         for dim, size in enumerate(tensor.shape):
             if size > 1:
-                start, ids = self.num_ids, self.fresh(size)
+                start, data = self.num_ids, beside.get(dim)
+                if isinstance(data, np.ndarray) and len(data) == size:
+                    self.fresh(1)
+                    ids = data
+                else:
+                    ids = self.fresh(size)
                 self.labels[start] = Label(name, dim, start, ids, column(size))
                 dims.append(ids)
             else:
@@ -178,7 +184,7 @@ class Checker:
     def is_free(self, ids: np.ndarray) -> bool:
         return bool((ids == FREE).all())
 
-    def parameter_dims(self, name: str, tensor: Tensor) -> Dims:
+    def parameter_dims(self, name: str, tensor: Tensor, beside: Mapping[int, Dim]) -> Dims:
         return self.kept[name]
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:

@@ -60,10 +60,16 @@ class _Alike:
 
 def _sort_alike(store: Recorder, roots: np.ndarray) -> list[_Alike]:
     found: dict[object, _Alike] = {}
+    sharing: dict[int, _Alike] = {}
     for label in store.labels.values():
-        own = roots[label.ids]
-        key = own.tobytes() if label.positions.shape[1] == 1 else label.start
-        found.setdefault(key, _Alike(own, [])).labels.append(label)
+        is_whole = label.positions.shape[1] == 1
+        same = sharing.get(id(label.ids)) if is_whole else None
+        if same is None:
+            own = roots[label.ids]
+            same = found.setdefault(own.tobytes() if is_whole else label.start, _Alike(own, []))
+            if is_whole:
+                sharing[id(label.ids)] = same
+        same.labels.append(label)
     return list(found.values())
 
 
