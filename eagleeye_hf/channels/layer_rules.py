@@ -27,8 +27,10 @@ def convolution(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
         channels = w[0]
     else:
         channels = grouped_channels(tracer, x[1], w, groups, (data.shape[1], weight.shape[0]))
-    if bias is not None:
-        channels = join(tracer, [channels, tracer.dims(bias, {0: channels})[0]], "its bias is fixed") if out.shape[1] > 1 else None
+    if out.shape[1] == 1:
+        channels = None
+    elif bias is not None:
+        channels = join(tracer, [channels, tracer.dims(bias, {0: channels})[0]], "its bias is fixed")
     if isinstance(channels, np.ndarray):
         store.producers.append(channels)
     tracer.set_dims(out, [x[0], channels, *[None] * (out.ndim - 2)])
