@@ -36,7 +36,8 @@ from eagleeye_hf import (
 from eagleeye_hf.channels.strategy_file import read_strategy
 
 WINNER = "EagleEye, distilled (the recipe)"
-TRAINING = ("epochs", "lr", "batch_size", "distillation", "temperature", "feature_distillation")
+TRAINING = ("epochs", "lr", "batch_size")
+DISTILLATION = ("distillation", "temperature", "feature_distillation")
 ARMS = {"unpruned": "unpruned", "winner-labels": "EagleEye, labels only", "uniform": "uniform L1, distilled"}
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--distillation", type=float, default=0.9)
     parser.add_argument("--temperature", type=float, default=4.0)
-    parser.add_argument("--feature-distillation", type=float, default=3.0)
+    parser.add_argument("--feature-distillation", type=float, default=15.0)
     parser.add_argument("--output", type=Path, default=Path("outputs/cifar10_resnet56-arms"))
     parser.add_argument("--table", type=Path, help="write the results that are there into this file, and do no more")
     options = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
-    accelerator, training = Accelerator(), {key: getattr(options, key) for key in TRAINING}
+    accelerator, training = Accelerator(), {key: getattr(options, key) for key in TRAINING + DISTILLATION}
     model = load_model(options.model, options.weights).to(accelerator.device).eval()
     data = open_splits(options.dataset, like=model, calibration_images=1024, holdout_images=2048)
     graph = trace_model(model)
@@ -121,7 +122,7 @@ def read_winner(folder: Path) -> dict[str, object]:
         "params": cost["params"],
         "before": metrics["compensated"],
         "test": metrics["fine-tuned"],
-        "settings": {key: config[key] for key in TRAINING},
+        "settings": {key: config[key] for key in TRAINING + DISTILLATION},
         "candidates": config["candidates"],
     }
 
@@ -131,7 +132,12 @@ def table(winner: Path, folder: Path) -> str:
     found = {WINNER: read_winner(winner)}
     found |= {name: json.loads((folder / f"{arm}.json").read_text()) for arm, name in ARMS.items()}
     settings = found[WINNER]["settings"]
-    different = [name for name, facts in found.items() if facts["settings"] != settings]
+    different = [
+        name
+        for name, facts in found.items()
+        for key in TRAINING + DISTILLATION * ("distilled" in name)
+        if facts["settings"][key] != settings[key]
+    ]
     if different:
         raise SystemExit(f"trained otherwise than the recipe ({settings}): {', '.join(different)}")
     lines = [

@@ -37,7 +37,7 @@ class FinetuneConfig:
     cutmix: float = _option(0.0, "alpha of cutmix; 0 turns it off")
     distillation: float = _option(0.5, "weight of the full network's outputs in the loss; 0 turns it off")
     temperature: float = _option(2.0, "softens the full network's outputs")
-    feature_distillation: float = _option(0.0, "weight of what the full network's layers read, likewise; 3 helps")
+    feature_distillation: float = _option(0.0, "weight of what the full network's layers read, likewise; try 15")
     max_grad_norm: float = _option(5.0, "longer gradients are cut to this length")
     ema: float = _option(0.0, "decay of an exponential moving average of the weights, as 0.9999; 0 turns it off")
     channels_last: bool = _option(True, "keep channels innermost in memory, as convolutions on most devices want them")
