@@ -33,8 +33,7 @@ class FeatureDistillation:
 
     def _remember(self, name: str) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if layer.training:
-                self._read[name].append(inputs[0])
+            self._read[name].append(inputs[0])
 
         return hook
 
@@ -51,8 +50,6 @@ class FeatureDistillation:
         """The mean over images and layers, since the last time; 1 where the pruned network gives zeros."""
         total = torch.stack(self._errors).mean()
         self._errors.clear()
-        for read in self._read.values():  # recomputed activations are seen again in the backward pass
-            read.clear()
         return total
 
 

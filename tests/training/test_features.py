@@ -28,10 +28,7 @@ def example():
 
 def measure(network, teacher, kept, images) -> float:
     """The loss, with BatchNorm statistics as they are."""
-    network, teacher = copy.deepcopy(network).train(), copy.deepcopy(teacher).eval()
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.eval()
+    network, teacher = copy.deepcopy(network).eval(), copy.deepcopy(teacher).eval()
     features = FeatureDistillation(network, teacher, kept)
     for _ in range(2):  # the second time tells whether the first was forgotten
         network(images)
