@@ -26,7 +26,6 @@ from eagleeye_hf import (
     count_cost,
     evaluate_model,
     finetune_model,
-    kept_inputs,
     load_model,
     open_splits,
     recalibrate_bn,
@@ -36,8 +35,7 @@ from eagleeye_hf import (
 from eagleeye_hf.channels.strategy_file import read_strategy
 
 WINNER = "EagleEye, distilled (the recipe)"
-TRAINING = ("epochs", "lr", "batch_size")
-DISTILLATION = ("distillation", "temperature", "feature_distillation")
+TRAINING = ("epochs", "lr", "batch_size", "distillation", "temperature")
 ARMS = {"unpruned": "unpruned", "winner-labels": "EagleEye, labels only", "uniform": "uniform L1, distilled"}
 
 
@@ -53,7 +51,6 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--distillation", type=float, default=0.9)
     parser.add_argument("--temperature", type=float, default=4.0)
-    parser.add_argument("--feature-distillation", type=float, default=15.0)
     parser.add_argument("--output", type=Path, default=Path("outputs/cifar10_resnet56-arms"))
     parser.add_argument("--table", type=Path, help="write the results that are there into this file, and do no more")
     options = parser.parse_args()
@@ -73,7 +70,7 @@ def main() -> None:
 
 
 def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
-    accelerator, training = Accelerator(), {key: getattr(options, key) for key in TRAINING + DISTILLATION}
+    accelerator, training = Accelerator(), {key: getattr(options, key) for key in TRAINING}
     model = load_model(options.model, options.weights).to(accelerator.device).eval()
     data = open_splits(options.dataset, like=model, calibration_images=1024, holdout_images=2048)
     graph = trace_model(model)
@@ -93,7 +90,6 @@ def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
         data.train,
         FinetuneConfig(**training, save_steps=100),
         teacher=model if arm == "uniform" else None,
-        kept_inputs=kept_inputs(model, graph, score.importance.choose(widths)),
         holdout=data.holdout,
         calibration=data.calibration,
         accelerator=accelerator,
@@ -122,7 +118,7 @@ def read_winner(folder: Path) -> dict[str, object]:
         "params": cost["params"],
         "before": metrics["compensated"],
         "test": metrics["fine-tuned"],
-        "settings": {key: config[key] for key in TRAINING + DISTILLATION},
+        "settings": {key: config[key] for key in TRAINING},
         "candidates": config["candidates"],
     }
 
@@ -132,20 +128,15 @@ def table(winner: Path, folder: Path) -> str:
     found = {WINNER: read_winner(winner)}
     found |= {name: json.loads((folder / f"{arm}.json").read_text()) for arm, name in ARMS.items()}
     settings = found[WINNER]["settings"]
-    different = [
-        name
-        for name, facts in found.items()
-        for key in TRAINING + DISTILLATION * ("distilled" in name)
-        if facts["settings"][key] != settings[key]
-    ]
+    different = [name for name, facts in found.items() if facts["settings"] != settings]
     if different:
         raise SystemExit(f"trained otherwise than the recipe ({settings}): {', '.join(different)}")
     lines = [
         f"{settings['epochs']} epochs, batch {settings['batch_size']}, highest learning rate {settings['lr']}, cosine, "
         f"{found['unpruned']['precision']}; distillation with weight {settings['distillation']} at temperature "
-        f"{settings['temperature']:g}, of features with weight {settings['feature_distillation']:g}; a search over "
-        f"{found[WINNER]['candidates']} candidates; 10,000 test images, used once. Made by "
-        f"`recipes/cifar10_resnet56.py` and `benchmarks/cifar10_resnet56.py`, PyTorch {torch.__version__}.",
+        f"{settings['temperature']:g}; a search over {found[WINNER]['candidates']} candidates; 10,000 test images, "
+        "used once. Made by `recipes/cifar10_resnet56.py` and `benchmarks/cifar10_resnet56.py`, PyTorch "
+        f"{torch.__version__}.",
         "",
         "| network | MACs | parameters | top-1 before training | top-1 after training | to the unpruned one |",
         "|---|---:|---:|---:|---:|---:|",

@@ -12,7 +12,6 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
-from eagleeye_hf.pruning.compensate import kept_inputs
 from eagleeye_hf.pruning.importance import choose_channels
 from eagleeye_hf.pruning.surgery import slice_model
 from eagleeye_hf.publishing.card import CardFacts, write_card
@@ -52,7 +51,6 @@ __all__ = [
     "export_program",
     "finetune_model",
     "from_pretrained",
-    "kept_inputs",
     "load_model",
     "open_splits",
     "push_to_hub",

@@ -25,7 +25,6 @@ class Cifar10ResNet56Config(RunConfig):
     lr: float = 0.05
     distillation: float = 0.9
     temperature: float = 4.0
-    feature_distillation: float = 15.0
     base_epochs: int = 200
     base_lr: float = 0.1
     output: str = "outputs/cifar10_resnet56"

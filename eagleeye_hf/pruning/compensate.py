@@ -99,19 +99,6 @@ def find_readers(model: nn.Module, graph: ChannelGraph) -> list[str]:
     ]
 
 
-def kept_inputs(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
-    """Per name of a reader, the channels of its input that stay.
-
-    Args:
-        keep: kept channels per name of a group, as `choose_channels` gives them.
-    """
-    places, found = _places(model, graph, keep), {}
-    for name in find_readers(model, graph):
-        every = np.arange(model.get_parameter(f"{name}.weight").shape[1])
-        found[name] = torch.from_numpy(places.get((f"{name}.weight", 1), every))
-    return found
-
-
 def compensate_readers(
     model: nn.Module,
     graph: ChannelGraph,
@@ -124,7 +111,8 @@ def compensate_readers(
     takes it out again.
     """
     tensors = {name: tensor.detach() for name, tensor in named_tensors(model)}
-    places = _places(model, graph, keep)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    places = kept_places(graph, {name: np.asarray(kept) for name, kept in keep.items()}, shapes)
     normed = _followed_by_norm(graph)
     changed: dict[str, Tensor] = {}
     for name, own in moments.items():
@@ -145,13 +133,6 @@ def compensate_readers(
             taps = gone.flatten(2).sum(2) if gone.ndim > 2 else gone
             changed[f"{name}.bias"] = bias + (taps.double() @ offset).to(bias.dtype)
     return changed
-
-
-def _places(
-    model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray | Tensor]
-) -> dict[tuple[str, int], np.ndarray]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
-    return kept_places(graph, {name: np.asarray(kept) for name, kept in keep.items()}, shapes)
 
 
 def _solve(own: Moments, kept: Tensor, removed: Tensor, constant: bool) -> tuple[Tensor, Tensor]:

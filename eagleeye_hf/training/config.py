@@ -37,7 +37,6 @@ class FinetuneConfig:
     cutmix: float = _option(0.0, "alpha of cutmix; 0 turns it off")
     distillation: float = _option(0.5, "weight of the full network's outputs in the loss; 0 turns it off")
     temperature: float = _option(2.0, "softens the full network's outputs")
-    feature_distillation: float = _option(0.0, "weight of what the full network's layers read, likewise; try 15")
     max_grad_norm: float = _option(5.0, "longer gradients are cut to this length")
     ema: float = _option(0.0, "decay of an exponential moving average of the weights, as 0.9999; 0 turns it off")
     channels_last: bool = _option(True, "keep channels innermost in memory, as convolutions on most devices want them")
@@ -59,17 +58,12 @@ class FinetuneConfig:
             ("cutmix", self.cutmix >= 0, "at least 0"),
             ("distillation", 0 <= self.distillation <= 1, "in [0, 1]"),
             ("temperature", self.temperature > 0, "above 0"),
-            ("feature_distillation", self.feature_distillation >= 0, "at least 0"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("ema", 0 <= self.ema < 1, "in [0, 1)"),
             ("save_steps", self.save_steps >= 1, "at least 1"),
         ):
             if not valid:
                 raise EagleEyeError(f"`{name}` is {meaning}; got {getattr(self, name)}")
-        if self.feature_distillation and self.checkpoint_activations:
-            raise EagleEyeError(
-                "`feature_distillation` needs the activations that `checkpoint_activations` drops; turn one of them off"
-            )
         if self.optimizer not in list_optimizers():
             raise EagleEyeError(
                 f"`optimizer={self.optimizer}` is not known to timm; it has {', '.join(list_optimizers())}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ def finetune_model(
     config: FinetuneConfig,
     *,
     teacher: nn.Module | None = None,
-    kept_inputs: Mapping[str, Tensor] | None = None,
     holdout: ImageSet | None = None,
     calibration: ImageSet | None = None,
     accelerator: Accelerator | None = None,
@@ -61,8 +60,6 @@ def finetune_model(
     Args:
         train: training images; every process sees its part of each step, and all together see each image once an epoch.
         teacher: the full network, whose outputs the pruned one learns beside the labels (Hinton et al. 2015).
-        kept_inputs: per name of a layer, the channels of its input that stayed (see the function of that name); what
-            `feature_distillation` needs beside the teacher.
         holdout: images that choose the best epoch, and between the weights and their average; the last epoch's weights
             (averaged, with `ema`) where not given.
         calibration: images that recompute the BatchNorm statistics of what is scored and returned; seen as the training
@@ -72,22 +69,16 @@ def finetune_model(
             inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
         on_epoch: told about each epoch; after a restart about the earlier ones again.
     Raises:
-        EagleEyeError: there are fewer images than `batch_size`, `kept_inputs` are wanted and not given, the loss is not
-            finite, or the folder can't be written.
+        EagleEyeError: there are fewer images than `batch_size`, the loss is not finite, or the folder can't be written.
     """
     accelerator = accelerator or Accelerator()
     if not config.epochs:
         return model.eval()
     if train.count() < config.batch_size:
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
-    if config.feature_distillation and teacher is not None and not kept_inputs:
-        raise EagleEyeError(
-            f"`feature_distillation={config.feature_distillation}` needs `kept_inputs`, the channels that stayed; "
-            "only the run that prunes the network knows them, so leave it out"
-        )
     checkpoints = Checkpoints(checkpoint, config, accelerator)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
-    training = Training(model, teacher, kept_inputs or {}, train, config, accelerator)
+    training = Training(model, teacher, train, config, accelerator)
     batches = training.view(calibration) if calibration is not None and calibration.count() else None
     selection = _Selection(model, holdout, batches, accelerator)
     tell = _Teller(config, accelerator, on_epoch, checkpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -22,7 +22,6 @@ from eagleeye_hf.data.batches import Batch, Share, own_randomness, seed_everythi
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.training.config import FinetuneConfig
-from eagleeye_hf.training.features import FeatureDistillation
 from eagleeye_hf.training.loss import make_mixup, mix, training_loss
 
 
@@ -33,7 +32,6 @@ class Training:
         self,
         network: nn.Module,
         teacher: nn.Module | None,
-        kept_inputs: Mapping[str, Tensor],
         train: ImageSet,
         config: FinetuneConfig,
         accelerator: Accelerator,
@@ -67,12 +65,9 @@ class Training:
         )[0]
         self.wrapped, self.optimizer = accelerator.prepare(self.network, optimizer)
         self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
-        self.teacher: nn.Module | None = None
-        self.features: FeatureDistillation | None = None
-        if teacher is not None and (config.distillation or config.feature_distillation):
+        self.teacher = None
+        if teacher is not None and config.distillation:
             self.teacher = copy.deepcopy(teacher).to(accelerator.device).to(memory_format=self.layout).eval()
-            if config.feature_distillation:
-                self.features = FeatureDistillation(self.network, self.teacher, kept_inputs)
         self.mixup = make_mixup(config, int(getattr(network, "num_classes", 0)))
         self.epoch, self.step = 0, 0
         self.totals = torch.zeros(2, device=accelerator.device)
@@ -152,14 +147,11 @@ class Training:
         target = labels.to(device, non_blocking=True)
         if self.mixup is not None:
             images, target = mix(self.mixup, images, target)
-        logits, teacher_logits = self.forward(images), None
+        teacher_logits = None
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)
-        loss = training_loss(logits, target, teacher_logits, self.config)
-        if self.features is not None:
-            loss = loss + self.config.feature_distillation * self.features.loss()
-        return loss
+        return training_loss(self.forward(images), target, teacher_logits, self.config)
 
     def view(self, images: ImageSet) -> list[Tensor]:
         """Batches of other images as training sees its own, always the same."""

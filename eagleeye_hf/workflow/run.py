@@ -26,7 +26,6 @@ from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
-from eagleeye_hf.pruning.compensate import kept_inputs
 from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained, weights_size
@@ -78,7 +77,6 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
             data.train,
             config.finetune,
             teacher=model,
-            kept_inputs=kept_inputs(model, graph, score.importance.choose(strategy.widths)),
             holdout=data.holdout,
             calibration=data.calibration,
             accelerator=accelerator,

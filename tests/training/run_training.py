@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from eagleeye_hf import FinetuneConfig, finetune_model, kept_inputs, open_splits, trace_model
+from eagleeye_hf import FinetuneConfig, finetune_model, open_splits
 from tests.helpers import digits_dataset
 
 
@@ -34,7 +34,6 @@ def main(folder: Path, kind: str) -> None:
     if kind != "killed":
         model = without_batchnorm(model)
     config = FinetuneConfig(
-        feature_distillation=1.0,
         epochs={"killed": 3, "start": 0}.get(kind, 1),
         batch_size=16,
         lr=0.02 if kind == "killed" else 0.002,
@@ -51,8 +50,7 @@ def main(folder: Path, kind: str) -> None:
         config,
         holdout=splits.holdout,
         calibration=splits.calibration if killed else None,
-        teacher=model,
-        kept_inputs=kept_inputs(model, trace_model(model), {}),
+        teacher=model if killed else None,
         accelerator=accelerator,
         checkpoint=folder / "training" if killed else None,
         on_epoch=curve.append,

@@ -8,15 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from eagleeye_hf import (
-    EagleEyeError,
-    FinetuneConfig,
-    evaluate_model,
-    finetune_model,
-    kept_inputs,
-    open_splits,
-    trace_model,
-)
+from eagleeye_hf import EagleEyeError, FinetuneConfig, evaluate_model, finetune_model, open_splits
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.training import loop
 from eagleeye_hf.training.loss import distillation_loss, mix, training_loss
@@ -37,10 +29,6 @@ def new_model(**kwargs):
     return timm.create_model("resnet20_cifar", **kwargs)
 
 
-def every_input(model):
-    return kept_inputs(model, trace_model(model), {})
-
-
 def equal(first, second) -> bool:
     return all(torch.equal(tensor, second.state_dict()[key]) for key, tensor in first.state_dict().items())
 
@@ -58,15 +46,7 @@ def test_training_learns(data):
     "options",
     [
         {},
-        {
-            "ema": 0.9,
-            "mixup": 0.2,
-            "cutmix": 1.0,
-            "accumulation": 2,
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "feature_distillation": 1.0,
-        },
+        {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "accumulation": 2, "optimizer": "adamw", "lr": 1e-3},
         {"schedule": "step", "decay_epochs": 1, "label_smoothing": 0.1, "channels_last": False, "optimizer": "lamb"},
     ],
     ids=["plain", "everything", "steps"],
@@ -83,7 +63,6 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(data, tmp_path, monkeypatch
             data.train,
             config,
             teacher=new_model(),
-            kept_inputs=every_input(new_model()),
             holdout=data.holdout,
             calibration=data.calibration,
             checkpoint=tmp_path / name,
@@ -177,7 +156,7 @@ def test_statistics_are_those_of_mixed_images_where_training_mixes(data):
     images: list = []
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     for alpha in (0.0, 1.0):
-        training = loop.Training(new_model(), None, {}, data.train, replace(CONFIG, mixup=alpha), Accelerator())
+        training = loop.Training(new_model(), None, data.train, replace(CONFIG, mixup=alpha), Accelerator())
         images.append(torch.cat(training.view(data.calibration)))
         assert torch.equal(torch.cat(training.view(data.calibration)), images[-1])
     assert np.array_equal(np.random.get_state()[1], state), "training's own random numbers stay as they were"  # noqa: NPY002
@@ -227,18 +206,18 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an a
     ],
 )
 def test_ways_to_compute_change_little(data, mode):
-    config = replace(CONFIG, epochs=1, feature_distillation=0.0 if mode == "checkpoint_activations" else 1.0)
+    config = replace(CONFIG, epochs=1)
+    arguments: dict = {}
     is_precision = mode in ("bf16", "fp16")
     if is_precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=mode if is_precision else "no")
+        arguments["accelerator"] = Accelerator(mixed_precision=mode)
     model = timm.create_model("resnet18", num_classes=10) if mode == "checkpoint_activations" else new_model()
     options = {} if is_precision else {mode: True}
-    teacher = {"teacher": model, "kept_inputs": every_input(model)}
-    changed = finetune_model(model, data.train, replace(config, **options), accelerator=accelerator, **teacher)
+    changed = finetune_model(model, data.train, replace(config, **options), **arguments)
     if is_precision:
         AcceleratorState._reset_state()
-    plain = finetune_model(model, data.train, config, **teacher)
+    plain = finetune_model(model, data.train, config)
     assert type(changed) is type(plain)
     assert changed.state_dict().keys() == plain.state_dict().keys()
     assert {tensor.dtype for tensor in changed.parameters()} == {torch.float32}
@@ -280,7 +259,6 @@ def test_bad_input(data, tmp_path):
         ({"lr": -1}, "`lr` is above 0; got -1"),
         ({"optimizer": "sdg"}, "`optimizer=sdg` is not known to timm; it has .*adamw.*sgd"),
         ({"schedule": "cosin"}, "`schedule` is one of cosine"),
-        ({"feature_distillation": 1.0, "checkpoint_activations": True}, "turn one of them off"),
         ({"ema": 1.0}, r"`ema` is in \[0, 1\); got 1.0"),
     ):
         with pytest.raises(EagleEyeError, match=message):
