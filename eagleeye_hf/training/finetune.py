@@ -62,8 +62,9 @@ def finetune_model(
         teacher: the full network, whose outputs the pruned one learns beside the labels (Hinton et al. 2015).
         holdout: images that choose the best epoch, and between the weights and their average; the last epoch's weights
             (averaged, with `ema`) where not given.
-        calibration: images that recompute the BatchNorm statistics of what is scored and returned; seen as the training
-            images are, cropped and mixed, for the weights have learned under those statistics.
+        calibration: images that recompute the BatchNorm statistics of what is scored and returned, filled up to 8,192
+            with training images where those have random access; seen as in training, cropped and mixed, for the weights
+            have learned under those statistics.
         accelerator: its mixed precision is used.
         checkpoint: folder for the state of training; a run started again there goes on where the last checkpoint is,
             inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
@@ -79,8 +80,7 @@ def finetune_model(
     checkpoints = Checkpoints(checkpoint, config, accelerator)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
     training = Training(model, teacher, train, config, accelerator)
-    batches = training.view(calibration) if calibration is not None and calibration.count() else None
-    selection = _Selection(model, holdout, batches, accelerator)
+    selection = _Selection(model, holdout, calibration if calibration and calibration.count() else None, accelerator)
     tell = _Teller(config, accelerator, on_epoch, checkpoint)
     state = checkpoints.load()
     if state is not None:
@@ -122,7 +122,7 @@ class _Selection:
     """The best weights so far, judged by the holdout images."""
 
     def __init__(
-        self, model: nn.Module, holdout: ImageSet | None, calibration: list[Tensor] | None, accelerator: Accelerator
+        self, model: nn.Module, holdout: ImageSet | None, calibration: ImageSet | None, accelerator: Accelerator
     ) -> None:
         self.network = copy.deepcopy(model).to(accelerator.device).eval()
         """A plain network to put weights in: neither wrapped nor compiled."""
@@ -136,7 +136,7 @@ class _Selection:
         if self.holdout is None:
             return scores
         for name, weights in _weights(training):
-            self._put(weights)
+            self._put(weights, training)
             part = self.holdout[self.accelerator.process_index :: self.accelerator.num_processes]
             metrics = evaluate_model(self.network, part, self.accelerator)
             scores[name] = metrics.top1
@@ -149,13 +149,13 @@ class _Selection:
         if self.best is not None:
             self.network.load_state_dict(self.best["weights"])
         else:
-            self._put(list(_weights(training))[-1][1])
+            self._put(list(_weights(training))[-1][1], training)
         return self.network.cpu().eval()
 
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def _put(self, weights: dict[str, Tensor], training: Training) -> None:
         self.network.load_state_dict(weights)
         if self.calibration is not None:
-            recalibrate_bn(self.network, self.calibration)
+            recalibrate_bn(self.network, training.view(self.calibration))
 
 
 def _weights(training: Training) -> Iterator[tuple[str, dict[str, Tensor]]]:

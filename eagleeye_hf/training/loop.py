@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loss import make_mixup, mix, training_loss
+
+STATISTICS = 8192
+"""Images from which the BatchNorm statistics of trained weights are recomputed; fewer are a matter of luck."""
 
 
 class Training:
@@ -153,15 +156,25 @@ class Training:
                 teacher_logits = self.teacher(images)
         return training_loss(self.forward(images), target, teacher_logits, self.config)
 
-    def view(self, images: ImageSet) -> list[Tensor]:
-        """Batches of other images as training sees its own, always the same."""
-        seen = ImageSet(images.rows, self.train.view, seed=self.train.seed, name=self.train.name)
-        batches = [batch for batch in seen.epoch_batches(0, Share(batch_size=128)) if len(batch[1])]
-        if self.mixup is None:
-            return [pixels for pixels, _ in batches]
+    def view(self, calibration: ImageSet) -> Iterator[Tensor]:
+        """Batches as training sees them, always the same: calibration images, then training's own up to `STATISTICS`.
+
+        A stream gives none of its own, for it would have to be opened once more.
+        """
+        workers = self.config.num_workers
+        seen = ImageSet(calibration.rows, self.train.view, seed=self.train.seed, name=self.train.name)
+        batches = seen.epoch_batches(0, Share(batch_size=128), workers)
+        if self.train.exact_steps:
+            batches = chain(batches, self.train.epoch_batches(0, Share(batch_size=128), workers))
+        images = 0
         with own_randomness():
             seed_everything(self.train.seed)
-            return [mix(self.mixup, pixels, labels)[0] for pixels, labels in batches]
+            for pixels, labels in batches:
+                if len(labels):
+                    yield pixels if self.mixup is None else mix(self.mixup, pixels, labels)[0]
+                images += len(labels)
+                if images >= STATISTICS:
+                    break
 
     def _blank(self) -> Batch:
         size = resolve_data_config(model=self.network)["input_size"]

@@ -146,8 +146,10 @@ def test_the_holdout_chooses_the_epoch_and_statistics_are_recomputed(data, monke
     assert top1 == max(value for record in curve for value in (record.top1, record.ema_top1))
     assert len({record.top1 for record in curve}) > 1
     seen = ImageSet(data.calibration.rows, data.train.view, seed=data.train.seed)
-    shifted = next(seen.epoch_batches(0, loop.Share(batch_size=20)))[0]
-    mean, variance = _moments_of_bn1(trained, shifted)
+    all_images = loop.Share(batch_size=1000)
+    shifted = [next(images.epoch_batches(0, all_images))[0] for images in (seen, data.train)]
+    assert [len(part) for part in shifted] == [20, 160]
+    mean, variance = _moments_of_bn1(trained, torch.cat(shifted))
     torch.testing.assert_close(trained.bn1.running_mean, mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(trained.bn1.running_var, variance, rtol=1e-4, atol=1e-5)
 
@@ -157,14 +159,21 @@ def test_statistics_are_those_of_mixed_images_where_training_mixes(data):
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     for alpha in (0.0, 1.0):
         training = loop.Training(new_model(), None, data.train, replace(CONFIG, mixup=alpha), Accelerator())
-        images.append(torch.cat(training.view(data.calibration)))
-        assert torch.equal(torch.cat(training.view(data.calibration)), images[-1])
+        images.append(next(training.view(data.calibration)))
+        assert torch.equal(next(training.view(data.calibration)), images[-1])
     assert np.array_equal(np.random.get_state()[1], state), "training's own random numbers stay as they were"  # noqa: NPY002
     plain, mixed = images
     paired = (plain - plain.flip(0)).flatten()  # timm mixes with the batch in reverse
     share = ((plain - mixed).flatten() @ paired) / (paired @ paired)
     assert 0 < share < 1
     torch.testing.assert_close(mixed, torch.lerp(plain, plain.flip(0), share), rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_come_from_enough_images_and_not_from_more(data, monkeypatch):
+    training = loop.Training(new_model(), None, data.train, CONFIG, Accelerator())
+    assert sum(map(len, training.view(data.calibration))) == 180
+    monkeypatch.setattr(loop, "STATISTICS", 20)
+    assert sum(map(len, training.view(data.calibration))) == 20
 
 
 def _moments_of_bn1(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
