@@ -1,8 +1,9 @@
-"""How much the top-1 of a network depends on which images its BatchNorm statistics are recomputed from, and on how many.
+"""How a network's top-1 depends on the images, and on how many, from which its BatchNorm statistics are recomputed.
 
     python benchmarks/statistics_images.py --weights FILE --dataset FOLDER --output benchmarks/statistics_images.md
 
-The weights stay as they are; the statistics come from so many random training images, shifted and mirrored as in training.
+The weights stay as they are; the statistics come from so many random training images, shifted and mirrored as in
+training.
 """
 
 import argparse
