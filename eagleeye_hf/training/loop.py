@@ -25,7 +25,7 @@ from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loss import make_mixup, mix, training_loss
 
 STATISTICS = 8192
-"""Images from which the BatchNorm statistics of trained weights are recomputed; fewer are a matter of luck."""
+"""Images from which the BatchNorm statistics of trained weights are recomputed; from fewer, top-1 depends on which."""
 
 
 class Training:
