@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any, TypeVar
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from eagleeye_hf.errors import EagleEyeError
@@ -52,10 +53,20 @@ def _make_positional(parser: HfArgumentParser, name: str) -> None:
     action.option_strings, action.metavar = [], name.upper()
 
 
+def leave_processes() -> None:
+    """End the connection between the processes of a run together: one that just exits can abort those still talking."""
+    distributed = sys.modules.get("torch.distributed")  # not loaded where nothing computes
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
 def run_main(main: Callable[[Any], Any], parse: Callable[[], Any]) -> int:
     """Run and return the exit code: bad input is one line on the error stream and code 2."""
     try:
         main(parse())
+        leave_processes()
     except EagleEyeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
