@@ -9,6 +9,7 @@ from dataclasses import field
 from typing import Any, TypeVar
 
 from accelerate import PartialState
+from torch import distributed
 from transformers import HfArgumentParser
 
 from eagleeye_hf.errors import EagleEyeError
@@ -55,8 +56,7 @@ def _make_positional(parser: HfArgumentParser, name: str) -> None:
 
 def leave_processes() -> None:
     """End the connection between the processes of a run together: one that just exits can abort those still talking."""
-    distributed = sys.modules.get("torch.distributed")  # not loaded where nothing computes
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if distributed.is_available() and distributed.is_initialized():
         state = PartialState()
         state.wait_for_everyone()
         state.destroy_process_group()
