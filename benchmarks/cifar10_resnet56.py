@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--distillation", type=float, default=0.9)
     parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--compile", action="store_true", help="compile the networks with torch.compile")
     parser.add_argument("--output", type=Path, default=Path("outputs/cifar10_resnet56-arms"))
     parser.add_argument("--table", type=Path, help="write the results that are there into this file, and do no more")
     options = parser.parse_args()
@@ -88,7 +89,7 @@ def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
     trained = finetune_model(
         network,
         data.train,
-        FinetuneConfig(**training, save_steps=100),
+        FinetuneConfig(**training, compile=options.compile, save_steps=100),
         teacher=model if arm == "uniform" else None,
         holdout=data.holdout,
         calibration=data.calibration,

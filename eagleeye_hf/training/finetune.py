@@ -23,6 +23,9 @@ from eagleeye_hf.training.loop import Training
 from eagleeye_hf.training.state import Checkpoints
 from eagleeye_hf.training.tracking import start_tracker, stop_tracker
 
+STATISTICS = 8192
+"""Images from which the BatchNorm statistics of the result are recomputed; from fewer, top-1 depends on which."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
@@ -62,9 +65,9 @@ def finetune_model(
         teacher: the full network, whose outputs the pruned one learns beside the labels (Hinton et al. 2015).
         holdout: images that choose the best epoch, and between the weights and their average; the last epoch's weights
             (averaged, with `ema`) where not given.
-        calibration: images that recompute the BatchNorm statistics of what is scored and returned, filled up to 8,192
-            with training images where those have random access; seen as in training, cropped and mixed, for the weights
-            have learned under those statistics.
+        calibration: images that recompute the BatchNorm statistics of what is scored, and of what is returned, there
+            filled up to 8,192 with training images where those have random access; seen as in training, cropped and
+            mixed, for the weights have learned under those statistics.
         accelerator: its mixed precision is used.
         checkpoint: folder for the state of training; a run started again there goes on where the last checkpoint is,
             inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
@@ -128,6 +131,8 @@ class _Selection:
         """A plain network to put weights in: neither wrapped nor compiled."""
         self.holdout = holdout.cached_batches() if holdout is not None else None
         self.calibration, self.accelerator = calibration, accelerator
+        self.seen: list[Tensor] = []
+        """The calibration images as training sees them, decoded once."""
         self.best: dict[str, Any] | None = None
 
     def consider(self, training: Training) -> dict[str, float]:
@@ -136,7 +141,10 @@ class _Selection:
         if self.holdout is None:
             return scores
         for name, weights in _weights(training):
-            self._put(weights, training)
+            self.network.load_state_dict(weights)
+            if self.calibration is not None:
+                self.seen = self.seen or list(training.view(self.calibration))
+                recalibrate_bn(self.network, self.seen)
             part = self.holdout[self.accelerator.process_index :: self.accelerator.num_processes]
             metrics = evaluate_model(self.network, part, self.accelerator)
             scores[name] = metrics.top1
@@ -146,16 +154,11 @@ class _Selection:
         return scores
 
     def result(self, training: Training) -> nn.Module:
-        if self.best is not None:
-            self.network.load_state_dict(self.best["weights"])
-        else:
-            self._put(list(_weights(training))[-1][1], training)
-        return self.network.cpu().eval()
-
-    def _put(self, weights: dict[str, Tensor], training: Training) -> None:
-        self.network.load_state_dict(weights)
+        """The best weights, or the last; their statistics from as many images as steady ones need."""
+        self.network.load_state_dict(self.best["weights"] if self.best else list(_weights(training))[-1][1])
         if self.calibration is not None:
-            recalibrate_bn(self.network, training.view(self.calibration))
+            recalibrate_bn(self.network, training.view(self.calibration, STATISTICS))
+        return self.network.cpu().eval()
 
 
 def _weights(training: Training) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -18,14 +18,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from eagleeye_hf.data.batches import Batch, Share, own_randomness, seed_everything
+from eagleeye_hf.data.batches import Batch, Share, count_steps, own_randomness, seed_everything
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loss import make_mixup, mix, training_loss
-
-STATISTICS = 8192
-"""Images from which the BatchNorm statistics of trained weights are recomputed; from fewer, top-1 depends on which."""
 
 
 class Training:
@@ -156,25 +153,23 @@ class Training:
                 teacher_logits = self.teacher(images)
         return training_loss(self.forward(images), target, teacher_logits, self.config)
 
-    def view(self, calibration: ImageSet) -> Iterator[Tensor]:
-        """Batches as training sees them, always the same: calibration images, then training's own up to `STATISTICS`.
+    def view(self, calibration: ImageSet, images: int = 0) -> Iterator[Tensor]:
+        """Batches as training sees them, always the same: calibration images, then training's own up to about `images`.
 
         A stream gives none of its own, for it would have to be opened once more.
         """
         workers = self.config.num_workers
         seen = ImageSet(calibration.rows, self.train.view, seed=self.train.seed, name=self.train.name)
         batches = seen.epoch_batches(0, Share(batch_size=128), workers)
-        if self.train.exact_steps:
-            batches = chain(batches, self.train.epoch_batches(0, Share(batch_size=128), workers))
-        images = 0
+        missing = images - calibration.count()
+        if missing > 0 and self.train.exact_steps:
+            more = self.train.epoch_batches(0, Share(batch_size=128), workers)
+            batches = chain(batches, islice(more, count_steps(missing, 128)))
         with own_randomness():
             seed_everything(self.train.seed)
             for pixels, labels in batches:
                 if len(labels):
                     yield pixels if self.mixup is None else mix(self.mixup, pixels, labels)[0]
-                images += len(labels)
-                if images >= STATISTICS:
-                    break
 
     def _blank(self) -> Batch:
         size = resolve_data_config(model=self.network)["input_size"]
