@@ -2,8 +2,9 @@
 
     accelerate launch recipes/cifar10_mbv1.py --output outputs/cifar10_mbv1
 
-Results are in OUTPUT-26.5M, OUTPUT-12.1M and OUTPUT-3.3M, or in OUTPUT-0.5 with `--macs 0.5`. Images are doubled to
-64 px, so that the network's stride of 32 leaves 2 x 2 pixels and the full network costs 46.4 M MACs, as in the paper.
+Results are in OUTPUT-26.5M, OUTPUT-12.1M and OUTPUT-3.3M, or in OUTPUT-0.5 with `--macs 0.5`; repos of `--push-to` are
+named likewise. Images are doubled to 64 px, so that the network's stride of 32 leaves 2 x 2 pixels and the full network
+costs 46.4 M MACs, as in the paper.
 
 The paper (Li et al. 2020, table 5) reaches 91.89% top-1 at 26.5 M, 91.44% at 12.1 M and 88.01% at 3.3 M MACs.
 """
@@ -47,9 +48,10 @@ def main(config: Cifar10MobileNetV1Config) -> None:
         folder = Path(config.output) / "training-base"
         model = finetune_model(model, data.train, training, holdout=data.holdout, checkpoint=folder)
     for macs in [config.macs] if config.macs else BUDGETS:
-        output = f"{config.output}-{macs:g}" if macs <= 1 else f"{config.output}-{macs / 1e6:g}M"
+        budget = f"-{macs:g}" if macs <= 1 else f"-{macs / 1e6:g}M"
+        output, push_to = config.output + budget, config.push_to and config.push_to + budget
         if not (Path(output) / "config.json").exists():
-            compress_model(model, data, replace(config, macs=macs, output=output))
+            compress_model(model, data, replace(config, macs=macs, output=output, push_to=push_to))
 
 
 if __name__ == "__main__":

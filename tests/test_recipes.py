@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from eagleeye_hf import EagleEyeError, from_pretrained, load_model
+from eagleeye_hf.workflow.recipe import prepare_output
 from tests.helpers import SHARED, needs_shared
 from tests.hub_server import TOKEN
 
@@ -57,6 +59,26 @@ def test_quickstart_from_training_to_publishing(tmp_path, hub):
     again = run("quickstart.py", *SHORT, "--base_epochs", "0", "--output", str(output))
     assert again.returncode == 2
     assert "holds a checkpoint already" in again.stderr
+
+
+def test_processes_prepare_their_folder_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as processes:
+        for number in range(50):
+            folders = list(processes.map(prepare_output, [str(tmp_path / str(number))] * 8))
+            assert not list(folders[0].iterdir())
+
+
+def test_a_run_that_was_killed_while_it_saved_goes_on(tmp_path):
+    (tmp_path / "README.md").write_text("about something else")
+    with pytest.raises(EagleEyeError, match=r"not empty \(it holds README.md\)"):
+        prepare_output(str(tmp_path))
+    for name in ("strategy.json", "model.safetensors", "config.json.tmp", ".writable-abc"):
+        (tmp_path / name).touch()
+    assert prepare_output(str(tmp_path)) == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == {"strategy.json", ".writable-abc"}
+    (tmp_path / "config.json").touch()
+    with pytest.raises(EagleEyeError, match="holds a checkpoint already; publish it with `eagleeye push`"):
+        prepare_output(str(tmp_path))
 
 
 @needs_shared

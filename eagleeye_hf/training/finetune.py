@@ -129,7 +129,7 @@ class _Selection:
     ) -> None:
         self.network = copy.deepcopy(model).to(accelerator.device).eval()
         """A plain network to put weights in: neither wrapped nor compiled."""
-        self.holdout = holdout.cached_batches() if holdout is not None else None
+        self.holdout = holdout.cached_batches() if holdout is not None and holdout.count() else None
         self.calibration, self.accelerator = calibration, accelerator
         self.seen: list[Tensor] = []
         """The calibration images as training sees them, decoded once."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from timm.data.config import resolve_data_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -106,16 +107,17 @@ class Training:
                 yield
 
     def _count(self, micro_batches: Sequence[Batch]) -> Tensor | float | None:
-        """Images of this step on all processes; None when the epoch is over."""
+        """Images of this step on all processes, 1 where none can be used; None when the epoch is over."""
         own = float(sum(len(labels) for _, labels in micro_batches))
         if self.accelerator.num_processes == 1:
-            return own if micro_batches else None
+            return max(own, 1.0) if micro_batches else None
         if self.train.exact_steps and not micro_batches:
             return None
-        total = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device))
-        if not self.train.exact_steps and not float(total):  # streams may end at different times
+        facts = torch.tensor([own, bool(micro_batches)], device=self.accelerator.device)
+        total, going_on = self.accelerator.reduce(facts)
+        if not self.train.exact_steps and not going_on:  # streams may end at different times
             return None
-        return total
+        return total.clamp(min=1)
 
     def _train_on(self, micro_batches: Sequence[Batch], total: Tensor | float) -> None:
         """One optimizer step, every image of all processes with the same weight."""
@@ -181,6 +183,9 @@ class Training:
         Raises:
             EagleEyeError: the loss is not finite.
         """
+        networks = [self.network, *([self.ema.module] if self.ema is not None else [])]
+        for buffer in (buffer for network in networks for buffer in network.buffers()):
+            broadcast(buffer)  # a step starts from those of the first process, but each has its own after it
         loss, images = self.accelerator.reduce(self.totals).tolist()
         mean = loss / max(images, 1)
         self._check(mean)

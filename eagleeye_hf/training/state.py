@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,22 @@ SIZE = 5
 """Bytes of a checkpoint per byte of the model: weights, two moments of the optimizer, EMA, the best epoch's weights."""
 FREE_TO_CHANGE = {"num_workers", "save_steps", "tracker", "compile", "accumulation"}
 """Settings that another start may have different."""
+PROBE = ".writable-"
+"""How names of files begin that are only there for a moment, where the system can't do without a name."""
+
+
+def make_folder(folder: Path, argument: str) -> None:
+    """Make a folder and see that it can be written; any number of processes may do so at once.
+
+    Raises:
+        EagleEyeError: it can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=PROBE):
+            pass
+    except OSError as error:
+        raise EagleEyeError(f"`{argument}={folder}` can't be written: {error}") from error
 
 
 class Checkpoints:
@@ -38,14 +55,9 @@ class Checkpoints:
         """
         if self.folder is None:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".writable-{self.accelerator.process_index}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise EagleEyeError(f"`checkpoint={self.folder}` can't be written: {error}") from error
-        needed = SIZE * (KEPT + 1) * model_bytes - sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
+        make_folder(self.folder, "checkpoint")
+        held = sum(file.stat().st_size for place in self._found() for file in place.iterdir())
+        needed = SIZE * (KEPT + 1) * model_bytes - held
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise EagleEyeError(
@@ -98,7 +110,8 @@ class Checkpoints:
             RuntimeError,
             SafetensorError,
         ) as error:  # a full disk has many names
-            shutil.rmtree(fresh, ignore_errors=True)
+            if self.accelerator.is_main_process:
+                shutil.rmtree(fresh, ignore_errors=True)
             raise EagleEyeError(
                 f"`checkpoint={self.folder}` can't be written any more ({error}); the last checkpoint is whole: "
                 "make room and start again with the same command"

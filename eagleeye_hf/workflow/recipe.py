@@ -13,11 +13,14 @@ from accelerate.utils import set_seed
 
 from eagleeye_hf.arguments import parse_config, run_main
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.checkpoint import check_free
+from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS
+from eagleeye_hf.training.state import PROBE, make_folder
 from eagleeye_hf.workflow.config import RunConfig
 
 RUN_FILES = {"search", "strategy", "training", "logs", "result"}
 """What an unfinished run may have left in its folder, without endings."""
+HALF_SAVED = [WEIGHTS, CARD, *(f"{name}.tmp" for name in (WEIGHTS, CARD, CONFIG))]
+"""What is there beside them where it was killed while it saved its result, without `config.json`, which comes last."""
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -44,17 +47,19 @@ def _use_all_cores() -> None:
 def prepare_output(output: str) -> Path:
     """The run's folder: new, empty, or one that the same run left unfinished."""
     folder = Path(output)
-    check_free(folder)
-    found = folder.iterdir() if folder.is_dir() else ()
-    strange = [path.name for path in found if path.stem.removesuffix("-base") not in RUN_FILES]
+    if (folder / CONFIG).exists():
+        raise EagleEyeError(
+            f"`output={folder}` holds a checkpoint already; publish it with `eagleeye push`, or choose another folder"
+        )
+    found = [path for path in folder.iterdir() if not path.name.startswith(PROBE)] if folder.is_dir() else []
+    own = [path for path in found if path.stem.removesuffix("-base") in RUN_FILES]
+    if own:
+        for name in HALF_SAVED:
+            (folder / name).unlink(missing_ok=True)
+    strange = [path.name for path in found if path not in own and not (own and path.name in HALF_SAVED)]
     if strange:
         raise EagleEyeError(
             f"`output={folder}` is not empty (it holds {', '.join(strange[:3])}); choose another folder"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise EagleEyeError(f"`output={folder}` can't be written: {error}") from error
+    make_folder(folder, "output")
     return folder

@@ -31,7 +31,7 @@ def main(folder: Path, kind: str) -> None:
     if kind == "stream":  # one shard less than processes want, and shards of different sizes
         data = datasets.IterableDatasetDict({key: part.to_iterable_dataset(9) for key, part in data.items()})
     splits = open_splits(data, model, calibration_images=20, holdout_images=20)
-    if kind != "killed":
+    if kind in ("start", "map", "stream"):
         model = without_batchnorm(model)
     config = FinetuneConfig(
         epochs={"killed": 3, "start": 0}.get(kind, 1),
@@ -40,7 +40,7 @@ def main(folder: Path, kind: str) -> None:
         save_steps=2,
         accumulation=2 if kind == "map" else 1,
         mixup=0.2 if kind == "killed" else 0,
-        ema=0.9 if kind == "killed" else 0,
+        ema=0.9 if kind in ("killed", "norms") else 0,
     )
     curve: list = []
     killed = kind == "killed"

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -126,6 +127,21 @@ def test_a_step_is_the_gradient_of_all_its_images(data):
     torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
     expected = model.linear.weight - 0.1 * model.linear.weight.grad
     torch.testing.assert_close(results[0].linear.weight, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_step_without_one_usable_image_is_passed_over(streaming):
+    dataset = digits_dataset(30)
+    images = dataset["train"].cast_column("image", datasets.Image(decode=False))[:]
+    images["image"][7] = {"bytes": b"broken", "path": "broken.png"}
+    dataset["train"] = datasets.Dataset.from_dict(images, features=dataset["train"].features)
+    if streaming:
+        dataset = datasets.IterableDatasetDict({key: part.to_iterable_dataset() for key, part in dataset.items()})
+    train = open_splits(dataset, new_model(), calibration_images=0, holdout_images=0).train
+    curve: list = []
+    with pytest.warns(UserWarning, match="1 of 30 images"):
+        finetune_model(new_model(), train, replace(CONFIG, epochs=1, batch_size=1), on_epoch=curve.append)
+    assert [record.images for record in curve] == [29]
 
 
 def _without_batchnorm(model: torch.nn.Module) -> torch.nn.Module:

@@ -49,8 +49,9 @@ def facts(folder: Path, kind: str, process: int = 0) -> list[dict]:
 def test_two_processes_train_as_one_does(tmp_path):
     """Every image once, ragged ends weighted right, one result, and the number of processes told."""
     assert run(tmp_path / "one", "start map stream").count("fine-tuning on 1 process (cpu") == 2
-    told = run(tmp_path / "two", "map stream", TWO)
-    assert told.count("fine-tuning on 2 processes (cpu") == told.count("fine-tuning on") == 2
+    told = run(tmp_path / "two", "map stream norms", TWO)
+    assert told.count("fine-tuning on 2 processes (cpu") == told.count("fine-tuning on") == 3
+    assert torch.equal(weights(tmp_path / "two", "norms"), weights(tmp_path / "two", "norms", 1))
     start = weights(tmp_path / "one", "start")
     for kind, images in (("map", 171), ("stream", 177)):
         first = weights(tmp_path / "two", kind)
