@@ -26,6 +26,7 @@ class QuickstartConfig(RunConfig):
     epochs: int = 6
     batch_size: int = 32
     lr: float = 0.05
+    hflip: bool = False
     num_workers: int = 0
     output: str = "outputs/quickstart"
 
@@ -43,7 +44,7 @@ def main(config: QuickstartConfig) -> None:
     """Train a small network, then prune half its MACs."""
     cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
     model = timm.create_model(config.model, num_classes=10, output_stride=8, pretrained_cfg_overlay=cfg)
-    data = open_splits(digits(), like=model, hflip=False, name=config.dataset, **config.splits)
+    data = open_splits(digits(), like=model, name=config.dataset, **config.splits)
     print(f"training {config.model} on handwritten digits for {config.base_epochs} epochs")
     model = finetune_model(model, data.train, FinetuneConfig(epochs=config.base_epochs, batch_size=32, lr=0.1))
     compress_model(model, data, config)

@@ -11,15 +11,16 @@ from tqdm.auto import tqdm
 from eagleeye_hf.arguments import flag
 from eagleeye_hf.data.splits import open_splits
 from eagleeye_hf.evaluation.metrics import evaluate_model
+from eagleeye_hf.workflow.config import ImagesConfig
 from eagleeye_hf.workflow.load import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ImagesConfig):
     model: str = field(metadata={"help": "timm name, hf-hub:USER/REPO or checkpoint folder"})
-    dataset: str = field(metadata={"help": "Hub name or local folder of an image classification dataset"})
     weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
     batch_size: int = flag(128, "images per step")
+    num_workers: int = flag(4, "processes that decode images, per process")
     json: bool = flag(False, "print JSON")
 
 
@@ -27,9 +28,9 @@ def run(config: Config) -> None:
     """Measure top-1, top-5 and cross-entropy of a network on the dataset's test images."""
     accelerator = Accelerator()
     model = load_model(config.model, config.weights).to(accelerator.device)
-    data = open_splits(config.dataset, like=model, calibration_images=0, holdout_images=0)
+    data = open_splits(config.dataset, like=model, calibration_images=0, holdout_images=0, **config.splits)
     part = accelerator.process_index, accelerator.num_processes
-    batches = data.test.batches(config.batch_size, part=part)
+    batches = data.test.batches(config.batch_size, part, config.num_workers, accelerator.device)
     shown = tqdm(batches, "evaluating", unit=" batches", delay=2, leave=False, disable=not accelerator.is_main_process)
     metrics = evaluate_model(model, shown, accelerator)
     if accelerator.is_main_process:

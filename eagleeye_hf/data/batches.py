@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -70,6 +70,10 @@ class Decoded:
     """What could not be decoded, and why."""
     failure: str = ""
     """Why the stream ended."""
+
+    def pin_memory(self) -> Decoded:
+        """For the `DataLoader`, so that the copy to a GPU doesn't wait."""
+        return replace(self, pixels=self.pixels.pin_memory(), labels=self.labels.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,7 @@ def load_stream(
     rows: StreamRows, seed: int | None, share: Share, decoder: Decoder, num_workers: int
 ) -> Iterable[Decoded]:
     """Decode a stream; micro-batches that are done already are passed over without decoding."""
-    workers = min(num_workers, rows.num_shards)
+    workers = rows.num_workers(num_workers, share.num_processes)
     return _loader(_Streamed(rows, seed, share, decoder), workers, None)
 
 

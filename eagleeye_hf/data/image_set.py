@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from eagleeye_hf.data.batches import (
     Batch,
@@ -58,7 +60,11 @@ class ImageSet:
             return len(self.rows)
         if self._num_streamed is None:
             total = self.rows.num_rows
-            self._num_streamed = (sum(1 for _ in self.rows) if total is None else total) - len(self.excluded)
+            if total is None:
+                other = os.environ.get("RANK", "0") != "0"
+                title = f"counting the images of {self.name}"
+                total = sum(1 for _ in tqdm(self.rows, title, delay=2, leave=False, disable=other))
+            self._num_streamed = total - len(self.excluded)
         return self._num_streamed
 
     def count_steps(self, batch_size: int) -> int:
@@ -70,21 +76,28 @@ class ImageSet:
         """Whether every process knows the number of its batches beforehand."""
         return not isinstance(self.rows, StreamRows)
 
-    def batches(self, batch_size: int = 128, part: tuple[int, int] = (0, 1), num_workers: int = 0) -> Iterator[Batch]:
+    def batches(
+        self,
+        batch_size: int = 128,
+        part: tuple[int, int] = (0, 1),
+        num_workers: int = 0,
+        device: torch.device | None = None,
+    ) -> Iterator[Batch]:
         """Decode batch by batch, in order.
 
         Args:
             part: (this process, number of processes); each gets every n-th batch.
             num_workers: processes that decode.
+            device: where the images are wanted; they go there as bytes.
         """
         which, parts = part
         decoder = Decoder(transform=self.view.transform, mode=self.view.mode, excluded=self.excluded)
         if isinstance(self.rows, StreamRows):
             share = Share(batch_size=batch_size * parts, process=which, num_processes=parts)
-            return self._filled(load_stream(self.rows, None, share, decoder, num_workers))
+            return self._filled(load_stream(self.rows, None, share, decoder, num_workers), device)
         starts = range(which * batch_size, len(self.rows), parts * batch_size)
         plan = [np.arange(start, min(start + batch_size, len(self.rows))) for start in starts]
-        return self._filled(load_indexed(self.rows, plan, decoder, num_workers))
+        return self._filled(load_indexed(self.rows, plan, decoder, num_workers), device)
 
     def cached_batches(self, batch_size: int = 128) -> list[Batch]:
         """The same as a list of tensors, decoded once and kept.
@@ -100,18 +113,20 @@ class ImageSet:
         images, labels = self._cache
         return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
 
-    def epoch_batches(self, epoch: int, share: Share, num_workers: int = 0) -> Iterator[Batch]:
+    def epoch_batches(
+        self, epoch: int, share: Share, num_workers: int = 0, device: torch.device | None = None
+    ) -> Iterator[Batch]:
         """The shuffled micro-batches of one process in one epoch."""
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
         if self.view.small is not None and self._fits(self.view.small):
             if self._decoded is None:
                 self._decoded = SmallImages.pad(self._small_pixels(num_workers), self.view)
-            return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, share), seed)
+            return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, share), seed, device)
         decoder = Decoder(transform=self.view.transform, mode=self.view.mode, excluded=self.excluded, seed=seed)
         if isinstance(self.rows, StreamRows):
-            return self._normalized(load_stream(self.rows, seed, share, decoder, num_workers))
+            return self._normalized(load_stream(self.rows, seed, share, decoder, num_workers), device)
         plan = plan_epoch(len(self.rows), seed, share)
-        return self._normalized(load_indexed(self.rows, plan, decoder, num_workers))
+        return self._normalized(load_indexed(self.rows, plan, decoder, num_workers), device)
 
     def _fits(self, small: SmallCrop) -> bool:
         side = [size + 2 * small.padding for size in small.size]
@@ -123,12 +138,12 @@ class ImageSet:
         decoded = load_indexed(self.rows, plan, pixels_of(self.view, self.excluded), num_workers)
         return (batch for batch in self._report(decoded) if len(batch[1]))
 
-    def _filled(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
-        return (batch for batch in self._normalized(decoded) if len(batch[1]))
+    def _filled(self, decoded: Iterable[Decoded], device: torch.device | None) -> Iterator[Batch]:
+        return (batch for batch in self._normalized(decoded, device) if len(batch[1]))
 
-    def _normalized(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
+    def _normalized(self, decoded: Iterable[Decoded], device: torch.device | None) -> Iterator[Batch]:
         for pixels, labels in self._report(decoded):
-            yield self.view.normalize(pixels) if len(labels) else pixels, labels
+            yield self.view.normalize(pixels, device) if len(labels) else pixels, labels
 
     def _report(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
         """Pass on what was decoded; at the end say what was not."""

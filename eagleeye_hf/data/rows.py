@@ -89,9 +89,14 @@ class StreamRows:
         self.dataset, self.columns, self.name = columns.encoded(dataset), columns, name
         self.num_rows = num_rows
 
-    @property
-    def num_shards(self) -> int:
-        return self.dataset.num_shards
+    def num_workers(self, wanted: int, parts: int) -> int:
+        """How many workers can share a part of the rows: each needs a shard of its own."""
+        shards = self.dataset.num_shards
+        return min(wanted, shards // parts if self._shares_shards(parts) else shards)
+
+    def _shares_shards(self, parts: int) -> bool:
+        """Whether parts are whole shards."""
+        return parts > 1 and self.dataset.num_shards >= 4 * parts
 
     def __iter__(self) -> Iterator[Row]:
         return self.rows(None)
@@ -107,11 +112,10 @@ class StreamRows:
         dataset, step = self.dataset, 1
         if seed is not None:
             dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-        if parts > 1:
-            if dataset.num_shards >= 4 * parts:
-                dataset = dataset.shard(parts, which, contiguous=False)
-            else:
-                step = parts
+        if self._shares_shards(parts):
+            dataset = dataset.shard(parts, which, contiguous=False)
+        else:
+            step = parts
         rows = retry_rows(lambda: dataset, self.name)
         return (self.columns.row(row) for row in islice(rows, which if step > 1 else 0, None, step))
 
@@ -120,7 +124,7 @@ def retry_rows(open_rows: Callable[[], Iterable[Any]], name: str) -> Iterator[An
     """Iterate; after a fault of the network start again behind the last row, a bounded number of times in a row.
 
     Raises:
-        EagleEyeError: the network stays away.
+        EagleEyeError: the network stays away, or a file is damaged.
     """
     done, failures = 0, 0
     while True:
@@ -131,7 +135,10 @@ def retry_rows(open_rows: Callable[[], Iterable[Any]], name: str) -> Iterator[An
             return
         except Exception as error:
             if not is_network_fault(error):
-                raise
+                raise EagleEyeError(
+                    f"`dataset={name}`: the stream can't be read beyond {done} rows, for a file of it is damaged "
+                    f"({describe(error)}); get that file anew, or leave it out"
+                ) from error
             failures += 1
             if failures > RETRIES:
                 raise EagleEyeError(

@@ -35,7 +35,7 @@ class SmallImages:
         images, labels = (torch.cat(parts) for parts in zip(*padded, strict=True))
         return cls(images=images.contiguous(), labels=labels, view=view)
 
-    def batches(self, plan: Sequence[np.ndarray], seed: int) -> Iterator[Batch]:
+    def batches(self, plan: Sequence[np.ndarray], seed: int, device: torch.device | None = None) -> Iterator[Batch]:
         """The batches of a plan; shifts and mirrors depend on the seed and the image alone."""
         crop, generator = self.view.small, torch.Generator().manual_seed(seed % 2**63)
         assert crop is not None
@@ -48,7 +48,7 @@ class SmallImages:
             x = torch.where(flip, columns.flip(0), columns) + right[indices, None]
             y = rows + down[indices, None]
             pixels = self.images[indices[:, None, None], y[:, :, None], x[:, None, :]]
-            yield self.view.normalize(pixels.permute(0, 3, 1, 2)), self.labels[indices]
+            yield self.view.normalize(pixels.permute(0, 3, 1, 2), device), self.labels[indices]
 
 
 def pixels_of(view: View, excluded: frozenset[int]) -> Decoder:

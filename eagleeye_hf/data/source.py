@@ -46,9 +46,11 @@ def open_dataset(dataset: str | Path, config: str | None, revision: str | None, 
 
 
 def find_columns(
-    name: str, train: Any, image: str | None, label: str | None, label_names: tuple[str, ...] | None, num_classes: int
+    name: str, train: Any, image: str | None, label: str | None, label_names: tuple[str, ...] | None, like: nn.Module
 ) -> tuple[Columns, tuple[str, ...]]:
     """The columns of images and labels, given or found, and the names of the classes.
+
+    Where the dataset has numbers alone, the names are those that the model brings with it.
 
     Raises:
         EagleEyeError: they can't be found.
@@ -65,7 +67,7 @@ def find_columns(
             f"`dataset={name}` needs one image column and a column of class labels; it has "
             f"{listed or 'no described columns'}; name them with `image_column` and `label_column`"
         )
-    return _name_classes(name, train, images[0], label, label_names, num_classes)
+    return _name_classes(name, train, images[0], label, label_names, like)
 
 
 def _is_image(feature: Any) -> bool:
@@ -83,13 +85,16 @@ def _find_label(features: Any) -> str | None:
 
 
 def _name_classes(
-    name: str, train: Any, image: str, label: str, label_names: tuple[str, ...] | None, num_classes: int
+    name: str, train: Any, image: str, label: str, label_names: tuple[str, ...] | None, like: nn.Module
 ) -> tuple[Columns, tuple[str, ...]]:
     feature = train.features[label]
     if isinstance(feature, datasets.ClassLabel):
         return Columns(image, label), label_names or tuple(feature.names)
     if "string" not in str(getattr(feature, "dtype", "")):
-        return Columns(image, label), label_names or tuple(str(number) for number in range(num_classes))
+        outputs = int(getattr(like, "num_classes", 0))
+        known = (getattr(like, "pretrained_cfg", None) or {}).get("label_names") or ()
+        own = tuple(known) if len(known) == outputs else tuple(map(str, range(outputs)))
+        return Columns(image, label), label_names or own
     if label_names is None:
         if not isinstance(train, datasets.Dataset):
             raise EagleEyeError(

@@ -93,8 +93,7 @@ def open_splits(
         if value < 0:
             raise EagleEyeError(f"`{key}` is a number of images; got {value}")
     names = tuple(label_names) if label_names is not None else None
-    outputs = int(getattr(like, "num_classes", 0))
-    columns, names = find_columns(name, opened["train"], image_column, label_column, names, outputs)
+    columns, names = find_columns(name, opened["train"], image_column, label_column, names, like)
     check_classes(name, names, like)
     train, test = open_rows(name, opened["train"], columns), open_rows(name, opened[test_split], columns)
     if isinstance(train, MapRows):

@@ -48,9 +48,10 @@ class View:
     small: SmallCrop | None = None
     """The same as `transform` where that is only a shift and a mirror; else None."""
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Bytes of shape `(N, channels, height, width)` to what the model was trained on."""
-        mean, std = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+    def normalize(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
+        """Bytes of shape `(N, channels, height, width)` to what the model was trained on, there."""
+        pixels = pixels.to(device, non_blocking=True)
+        mean, std = (255 * pixels.new_tensor(v, dtype=torch.float)[:, None, None] for v in (self.mean, self.std))
         return pixels.float().sub_(mean).div_(std)
 
 

@@ -85,7 +85,8 @@ class Training:
             micro_batches=self.config.accumulation,
             start=self.step,
         )
-        batches = iter(self.train.epoch_batches(self.epoch, share, self.config.num_workers))
+        device = self.accelerator.device
+        batches = iter(self.train.epoch_batches(self.epoch, share, self.config.num_workers, device))
         bar = tqdm(
             total=self.steps,
             initial=self.step,

@@ -11,33 +11,52 @@ from eagleeye_hf.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images; each field is a flag."""
+class ImagesConfig:
+    """Which dataset, and how it is read; each field is a flag."""
 
     dataset: str = field(metadata={"help": "Hub name or local folder of an image classification dataset"})
     dataset_config: str | None = flag(None, "configuration of a dataset that has several")
+    dataset_revision: str | None = flag(None, "branch, tag or commit of a Hub dataset")
+    streaming: bool | None = flag(
+        None, "read as a stream instead of downloading first; by default for the Hub and tars"
+    )
     image_column: str | None = flag(None, "column of the images, where it can't be found")
     label_column: str | None = flag(None, "column of the labels, where it can't be found")
+    label_names: list[str] | None = field(
+        default=None, metadata={"help": "class names in the order of the outputs, instead of the dataset's"}
+    )
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """Arguments of `open_splits`."""
+        keys = ("streaming", "image_column", "label_column", "label_names")
+        own = {"config": self.dataset_config, "revision": self.dataset_revision}
+        return own | {key: getattr(self, key) for key in keys}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ImagesConfig):
+    """The same, and which of its training images are set aside."""
+
     calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
     holdout_images: int = flag(2048, "training images that score: candidates, the result, epochs")
     seed: int = flag(0, "of everything random")
 
     @property
     def splits(self) -> dict[str, Any]:
-        """Arguments of `open_splits`."""
-        keys = ("calibration_images", "holdout_images", "seed", "image_column", "label_column")
-        return {key: getattr(self, key) for key in keys} | {"config": self.dataset_config}
+        return super().splits | {key: getattr(self, key) for key in ("calibration_images", "holdout_images", "seed")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDataConfig(DataConfig):
     """The same, and how training sees them."""
 
+    hflip: bool = flag(True, "mirror training images at random; not where left and right matter, as in writing")
     augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
 
     @property
     def splits(self) -> dict[str, Any]:
-        return super().splits | {"augment": self.augment}
+        return super().splits | {"hflip": self.hflip, "augment": self.augment}
 
 
 @dataclass(frozen=True, kw_only=True)

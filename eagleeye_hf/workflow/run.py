@@ -65,7 +65,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
 
     def test(network: nn.Module) -> Metrics:
         part = accelerator.process_index, accelerator.num_processes
-        return evaluate_model(network, data.test.batches(part=part, num_workers=config.num_workers), accelerator)
+        batches = data.test.batches(part=part, num_workers=config.num_workers, device=accelerator.device)
+        return evaluate_model(network, batches, accelerator)
 
     metrics = {"full": test(model)}
     pruned, stages = measure_stages(score, strategy.widths, test, config.compensate)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 import timm
 import torch
 
@@ -66,6 +67,17 @@ def test_an_epoch_goes_on_where_it_was():
         whole = [labels.tolist() for _, labels in train.epoch_batches(1, Share(batch_size=16))]
         rest = [labels.tolist() for _, labels in train.epoch_batches(1, Share(batch_size=16, start=3))]
         assert rest == whole[3:]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_a_stream_goes_on_where_it_was_with_more_workers_than_a_process_has_shards():
+    train = raw(opened(True, shards=8).train)
+    share = Share(batch_size=16, num_processes=2)
+    whole, rest = (
+        [labels.tolist() for _, labels in train.epoch_batches(1, part, num_workers=8)]
+        for part in (share, replace(share, start=3))
+    )
+    assert sorted(rest) == sorted(whole[3:])
 
 
 def test_random_crops_do_not_depend_on_processes_or_workers():

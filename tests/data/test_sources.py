@@ -79,6 +79,23 @@ def test_webdataset_tars(tmp_path, originals):
     assert len(seen(data.train, 0, workers=2)) == 80
 
 
+def test_a_damaged_tar_is_one_clear_error(tmp_path, originals):
+    write_tars(tmp_path, originals, lambda label: ("cls", str(label).encode()))
+    shard = tmp_path / "train-001.tar"
+    shard.write_bytes(shard.read_bytes()[:20_000])
+    data = open_splits(tmp_path, MODEL, calibration_images=0, holdout_images=0)
+    for workers in (0, 2):
+        with pytest.raises(EagleEyeError, match=r"beyond \d+ rows, for a file of it is damaged \(ReadError"):
+            seen(data.train, 0, workers=workers)
+
+
+def test_the_model_names_classes_that_a_dataset_only_numbers(tmp_path, originals):
+    write_tars(tmp_path, originals, lambda label: ("cls", str(label).encode()))
+    model = timm.create_model("resnet20_cifar")
+    model.pretrained_cfg["label_names"] = names = [f"kind {i}" for i in range(10)]
+    assert open_splits(tmp_path, model, **COUNTS).label_names == tuple(names)
+
+
 def test_webdataset_tars_with_class_names(tmp_path, originals):
     folder = write_tars(tmp_path, originals, lambda label: ("class.txt", f"kind {label}".encode()))
     names = [f"kind {i}" for i in reversed(range(10))]
