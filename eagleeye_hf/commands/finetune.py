@@ -7,9 +7,9 @@ import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
@@ -17,17 +17,20 @@ from torch import nn
 from eagleeye_hf.arguments import flag
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.trace import trace_model
-from eagleeye_hf.commands.inspect import open_model
-from eagleeye_hf.data.splits import open_splits
+from eagleeye_hf.commands.inspect import find_checkpoint, open_model
+from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
+from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.publishing.card import CardFacts, write_card
-from eagleeye_hf.publishing.checkpoint import save_pretrained
+from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.config import read_config
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 from eagleeye_hf.workflow.config import TrainingDataConfig
 from eagleeye_hf.workflow.load import load_model
 from eagleeye_hf.workflow.recipe import prepare_output
+
+NETWORKS = ("model", "weights", "teacher", "teacher_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Config(TrainingDataConfig, FinetuneConfig):
     teacher_weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
     num_workers: int = flag(4, "processes that decode images, per training process")
     output: str = flag("outputs/finetuned", "folder for the new checkpoint and its card")
+    license: str | None = flag(None, "licence of the result, as the Hub abbreviates it; by default the network's own")
     json: bool = flag(False, "print JSON")
 
 
@@ -50,13 +54,17 @@ def run(config: Config) -> None:
     teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
     data = open_splits(config.dataset, like=model, **config.splits)
     part = accelerator.process_index, accelerator.num_processes
-    metrics, curve = {}, list[EpochRecord]()
+    curve = list[EpochRecord]()
 
-    def test(stage: str, network: nn.Module) -> None:
-        batches = data.test.batches(part=part, num_workers=config.num_workers)
-        metrics[stage] = evaluate_model(network.to(accelerator.device), batches, accelerator)
+    def test(network: nn.Module) -> Metrics:
+        batches = data.test.batches(part=part, num_workers=config.num_workers, device=accelerator.device)
+        return evaluate_model(network.to(accelerator.device), batches, accelerator)
 
-    test("before", model)
+    history = _history(config.model)
+    metrics = {stage: Metrics(**values) for stage, values in history.get("metrics", {}).items()}
+    before = test(model)
+    if "full" not in metrics and teacher is not None:
+        metrics = {"full": test(teacher)} | metrics
     trained = finetune_model(
         model,
         data.train,
@@ -66,13 +74,13 @@ def run(config: Config) -> None:
         calibration=data.calibration,
         accelerator=accelerator,
         checkpoint=folder / "training",
+        identity=config.images | {key: getattr(config, key) for key in NETWORKS},
         on_epoch=curve.append,
     )
-    test("fine-tuned", trained)
+    metrics["fine-tuned"] = test(trained)
     if accelerator.is_main_process:
-        history = _history(config.model)
-        facts = _facts(config, history, data.name, metrics["fine-tuned"], curve)
-        history["metrics"] = {stage: m.to_dict() for stage, m in facts.metrics.items()}
+        facts = _facts(config, history, data, trained, metrics, curve)
+        history["metrics"] = {stage: m.to_dict() for stage, m in metrics.items()}
         save_pretrained(
             trained.cpu(),
             folder,
@@ -81,32 +89,44 @@ def run(config: Config) -> None:
             card=write_card(facts, config.output),
         )
         shutil.rmtree(folder / "training", ignore_errors=True)
-        _report(config, metrics)
+        _report(config, {"before": before, "fine-tuned": metrics["fine-tuned"]})
 
 
 def _history(model: str) -> dict[str, Any]:
     """What a checkpoint tells about how it was made."""
-    return dict(read_config(Path(model)).get("eagleeye", {})) if Path(model).is_dir() else {}
+    folder = find_checkpoint(model)
+    return dict(read_config(folder)["eagleeye"]) if folder else {}
 
 
 def _facts(
-    config: Config, history: dict[str, Any], dataset: str, metrics: Metrics, curve: list[EpochRecord]
+    config: Config,
+    history: dict[str, Any],
+    data: Splits,
+    trained: nn.Module,
+    metrics: dict[str, Metrics],
+    curve: list[EpochRecord],
 ) -> CardFacts:
     base, kept = open_model(config.model)
+    base, trained = base.eval(), trained.cpu()
     graph: ChannelGraph = trace_model(base)
-    earlier = {stage: Metrics(**values) for stage, values in history.get("metrics", {}).items()}
+    full, thin = measure_latency([base, trained], graph.input_size)
+    own = (history.get("config") or {}).get("license") or (getattr(base, "pretrained_cfg", None) or {}).get("license")
     return CardFacts(
         base=history.get("base_model", config.model),
         graph=graph,
         widths=[kept.get(group.name, group.channels) for group in graph.groups],
-        dataset=dataset,
-        metrics=earlier | {"fine-tuned": metrics},
+        dataset=data.name,
+        dataset_revision=data.revision,
+        metrics=metrics,
         holdout_images=config.holdout_images,
         training_curve=[asdict(record) for record in curve],
+        file_bytes=(state_bytes(base), state_bytes(trained)),
+        latency_ms=(full, thin),
+        device=describe_device(torch.device("cpu")),
         settings={"epochs": config.epochs, "learning rate": config.lr, "batch size": config.batch_size}
-        | {"teacher": config.teacher or "none", "seed": config.seed},
+        | {"teacher": config.teacher or "none", "calibration images": config.calibration_images, "seed": config.seed},
         command=shlex.join(["eagleeye", *sys.argv[1:]]),
-        license=str((getattr(base, "pretrained_cfg", None) or {}).get("license") or ""),
+        license=str(config.license or own or ""),
     )
 
 

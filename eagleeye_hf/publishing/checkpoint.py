@@ -157,6 +157,11 @@ def from_pretrained(
     return model.eval()
 
 
+def state_bytes(model: nn.Module) -> int:
+    """Bytes of a network's tensors: the size of its file, but for the header."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
 def weights_size(folder: Path) -> int:
     """Bytes of the saved weights."""
     return (folder / WEIGHTS).stat().st_size

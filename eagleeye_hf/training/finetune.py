@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from eagleeye_hf.data.image_set import ImageSet
@@ -56,6 +57,7 @@ def finetune_model(
     calibration: ImageSet | None = None,
     accelerator: Accelerator | None = None,
     checkpoint: Path | None = None,
+    identity: Mapping[str, object] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> nn.Module:
     """Train a pruned network; returns a new one on the CPU, in eval mode.
@@ -71,16 +73,21 @@ def finetune_model(
         accelerator: its mixed precision is used.
         checkpoint: folder for the state of training; a run started again there goes on where the last checkpoint is,
             inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
+        identity: what else must be the same where training goes on, as the names of the model and of the images: texts,
+            numbers and lists of them.
         on_epoch: told about each epoch; after a restart about the earlier ones again.
     Raises:
-        EagleEyeError: there are fewer images than `batch_size`, the loss is not finite, or the folder can't be written.
+        EagleEyeError: there are fewer images than `batch_size`, the teacher has other outputs or sees images otherwise,
+            the folder holds another training or can't be written, or the loss is not finite.
     """
     accelerator = accelerator or Accelerator()
     if not config.epochs:
         return model.eval()
     if train.count() < config.batch_size:
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
-    checkpoints = Checkpoints(checkpoint, config, accelerator)
+    if teacher is not None:
+        _check_teacher(teacher, model)
+    checkpoints = Checkpoints(checkpoint, config, accelerator, identity)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
     training = Training(model, teacher, train, config, accelerator)
     selection = _Selection(model, holdout, calibration if calibration and calibration.count() else None, accelerator)
@@ -119,6 +126,19 @@ def finetune_model(
     stop_tracker(accelerator)
     accelerator.free_memory()
     return result
+
+
+def _check_teacher(teacher: nn.Module, model: nn.Module) -> None:
+    theirs, ours = (
+        {"num_classes": getattr(network, "num_classes", None)}
+        | {key: tuple(resolve_data_config(model=network)[key]) for key in ("mean", "std")}
+        for network in (teacher, model)
+    )
+    for what, value in ours.items():
+        if theirs[what] != value:
+            raise EagleEyeError(
+                f"`teacher` has `{what}={theirs[what]}`, but `model` has {value}; give the network it was pruned from"
+            )
 
 
 class _Selection:

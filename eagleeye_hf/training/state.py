@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,16 @@ def make_folder(folder: Path, argument: str) -> None:
 class Checkpoints:
     """The checkpoints of one run in a folder, `step-N` after N steps; without a folder there are none."""
 
-    def __init__(self, folder: Path | None, config: FinetuneConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        config: FinetuneConfig,
+        accelerator: Accelerator,
+        identity: Mapping[str, object] | None = None,
+    ) -> None:
         self.folder, self.accelerator = folder, accelerator
         self.settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
+        self.settings |= identity or {}
 
     def prepare(self, model_bytes: int) -> None:
         """Make the folder, and see that it can hold what will come.

@@ -58,6 +58,11 @@ class TrainingDataConfig(DataConfig):
     def splits(self) -> dict[str, Any]:
         return super().splits | {"hflip": self.hflip, "augment": self.augment}
 
+    @property
+    def images(self) -> dict[str, Any]:
+        """All that decides which images training sees, and how."""
+        return {own.name: getattr(self, own.name) for own in fields(TrainingDataConfig)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingDataConfig, FinetuneConfig):

@@ -28,7 +28,7 @@ from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
 from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
-from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained, weights_size
+from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained, state_bytes, weights_size
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.search.run import run_search
 from eagleeye_hf.training.config import FinetuneConfig
@@ -82,6 +82,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
             calibration=data.calibration,
             accelerator=accelerator,
             checkpoint=folder / "training",
+            identity=config.images
+            | {"model": config.model, "weights": config.weights, "widths": list(strategy.widths)},
             on_epoch=curve.append,
         )
         metrics["fine-tuned"] = test(pruned.to(accelerator.device))
@@ -104,7 +106,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         command=_command(accelerator),
         license=license_name,
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
-        file_bytes=(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 0),
+        file_bytes=(state_bytes(model), 0),
     )
     if accelerator.is_main_process:
         facts = save_run(pruned, facts, config, folder, data.label_names, curve)
@@ -206,7 +208,7 @@ def save_run(
 ) -> CardFacts:
     """Save the checkpoint with its card, and make sure that it loads to the same outputs."""
     pruned = pruned.cpu().eval()
-    size = sum(t.numel() * t.element_size() for t in pruned.state_dict().values())
+    size = state_bytes(pruned)
     assert facts.file_bytes is not None
     facts = CardFacts(**{**vars(facts), "file_bytes": (facts.file_bytes[0], size)})
     provenance = {

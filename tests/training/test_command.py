@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from eagleeye_hf import count_cost, from_pretrained, save_pretrained, slice_model, trace_model
 from eagleeye_hf.cli import main
+from eagleeye_hf.publishing.card import check_card
 from tests.helpers import digits_dataset, make_model, random_keep
 
 COUNTS = ["--calibration-images", "20", "--holdout-images", "20", "--num-workers", "0", "--batch-size", "20"]
@@ -25,7 +26,7 @@ def dataset(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    model = make_model("resnet20_cifar")
+    model = make_model("resnet20_cifar", pretrained_cfg_overlay={"input_size": (3, 40, 40)})
     graph = trace_model(model)
     keep = random_keep(graph, 0)
     widths = {g.name: len(keep.get(g.name, range(g.channels))) for g in graph.groups}
@@ -39,6 +40,7 @@ def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
     save_file(make_model("resnet20_cifar").state_dict(), weights)
     teacher = ["--teacher", "resnet20_cifar", "--teacher-weights", str(weights)]
     flags = ["--dataset", dataset, "--epochs", "2", "--lr", "0.05", "--output", str(output), "--json"]
+    flags += ["--license", "mit"]
     assert main(["finetune", str(checkpoint), *flags, *COUNTS, *teacher]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fine-tuned"]["num_images"] == told["before"]["num_images"] == 40
@@ -53,8 +55,12 @@ def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
     assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
     assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     thin = trace_model(from_pretrained(output))
-    share = count_cost(thin, thin.widths).macs / 40.55e6
-    assert f"{share:.0%} of the MACs" in ModelCard.load(output / "README.md").content
+    cost, full = count_cost(thin, thin.widths), trace_model(make_model("resnet20_cifar"), (3, 40, 40))
+    card = ModelCard.load(output / "README.md")
+    assert f"{cost.macs / count_cost(full, full.widths).macs:.0%} of the MACs" in card.content
+    assert f" | {cost.macs / 1e6:.1f} M |\n" in card.content
+    assert card.data.license == "mit"
+    check_card(card.content, "the card")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,22 @@ def test_other_settings_do_not_go_on(data, tmp_path):
         finetune_model(new_model(), data.train, replace(CONFIG, epochs=1, lr=0.1), checkpoint=tmp_path / "a")
 
 
+def test_another_network_or_other_images_do_not_go_on(data, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    finetune_model(new_model(), data.train, config, checkpoint=tmp_path, identity={"model": "first", "seed": 0})
+    with pytest.raises(EagleEyeError, match=r"other settings \(model first\)"):
+        finetune_model(new_model(), data.train, config, checkpoint=tmp_path, identity={"model": "second", "seed": 0})
+
+
+def test_a_teacher_that_sees_or_says_something_else_is_refused(data):
+    other = new_model(num_classes=7)
+    with pytest.raises(EagleEyeError, match="`teacher` has `num_classes=7`, but `model` has 10"):
+        finetune_model(new_model(), data.train, CONFIG, teacher=other)
+    other = new_model(pretrained_cfg_overlay={"mean": (0.5, 0.5, 0.5)})
+    with pytest.raises(EagleEyeError, match=r"`teacher` has `mean=\(0.5, 0.5, 0.5\)`, but `model` has \(0"):
+        finetune_model(new_model(), data.train, CONFIG, teacher=other)
+
+
 def test_the_schedule_is_the_papers(data, monkeypatch):
     """Linear warm-up, then a cosine to zero, at every step."""
     rates = []
