@@ -1,7 +1,7 @@
 """ResNet-56 on CIFAR-10 at half the MACs: what pruning costs when every network gets the same training.
 
     accelerate launch --mixed_precision no recipes/cifar10_resnet56.py --weights FILE --dataset FOLDER \\
-        --epochs 6 --lr 0.02 --candidates 600 --output outputs/cifar10_resnet56
+        --epochs 10 --lr 0.02 --candidates 600 --output outputs/cifar10_resnet56
     accelerate launch --mixed_precision no benchmarks/cifar10_resnet56.py --weights FILE --dataset FOLDER
 
 The recipe makes the first arm, EagleEye's winner (compensated and distilled). This script trains the others alike: the
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet56_cifar")
     parser.add_argument("--winner", type=Path, default=Path("outputs/cifar10_resnet56"), help="the recipe's folder")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--distillation", type=float, default=0.9)
