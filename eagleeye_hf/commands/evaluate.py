@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from eagleeye_hf.arguments import flag
 from eagleeye_hf.data.splits import open_splits
 from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.workflow.config import ImagesConfig
+from eagleeye_hf.workflow.config import WORKERS, ImagesConfig
 from eagleeye_hf.workflow.load import load_model
 
 
@@ -20,7 +20,7 @@ class Config(ImagesConfig):
     model: str = field(metadata={"help": "timm name, hf-hub:USER/REPO or checkpoint folder"})
     weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
     batch_size: int = flag(128, "images per step")
-    num_workers: int = flag(4, "processes that decode images, per process")
+    num_workers: int = flag(WORKERS, "processes that decode images, per process")
     json: bool = flag(False, "print JSON")
 
 

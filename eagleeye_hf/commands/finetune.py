@@ -26,7 +26,7 @@ from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.config import read_config
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
-from eagleeye_hf.workflow.config import TrainingDataConfig
+from eagleeye_hf.workflow.config import WORKERS, TrainingDataConfig
 from eagleeye_hf.workflow.load import load_model
 from eagleeye_hf.workflow.recipe import prepare_output
 
@@ -39,7 +39,7 @@ class Config(TrainingDataConfig, FinetuneConfig):
     weights: str | None = flag(None, "safetensors file with the model's weights, instead of its own")
     teacher: str | None = flag(None, "trained network to learn from beside the labels, as the unpruned one")
     teacher_weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
-    num_workers: int = flag(4, "processes that decode images, per training process")
+    num_workers: int = flag(WORKERS, "processes that decode images, per training process")
     output: str = flag("outputs/finetuned", "folder for the new checkpoint and its card")
     license: str | None = flag(None, "licence of the result, as the Hub abbreviates it; by default the network's own")
     json: bool = flag(False, "print JSON")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from eagleeye_hf.arguments import flag
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.training.config import FinetuneConfig
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""That this process may use."""
+WORKERS = min(4, CORES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class RunConfig(TrainingDataConfig, FinetuneConfig):
     candidates: int = flag(1000, "strategies to score")
     compensate: bool = flag(True, "repair the readers of removed channels by least squares before fine-tuning")
     strategy: str | None = flag(None, "JSON file (or FILE#NAME) with pruning ratios; skips the search")
-    num_workers: int = flag(4, "processes that decode training images, per training process")
+    num_workers: int = flag(WORKERS, "processes that decode training images, per training process")
     output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
     license: str | None = flag(None, "licence of the result, as the Hub abbreviates it; by default the network's own")
     onnx_latency: bool = flag(False, "measure the latency in ONNX Runtime too (needs the extra `onnx`)")

@@ -15,7 +15,7 @@ from eagleeye_hf.arguments import parse_config, run_main
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS
 from eagleeye_hf.training.state import PROBE, make_folder
-from eagleeye_hf.workflow.config import RunConfig
+from eagleeye_hf.workflow.config import CORES, RunConfig
 
 RUN_FILES = {"search", "strategy", "training", "logs", "result"}
 """What an unfinished run may have left in its folder, without endings."""
@@ -40,8 +40,7 @@ def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> No
 def _use_all_cores() -> None:
     """On a CPU, `accelerate launch` leaves one thread to each process; share all cores out instead."""
     if not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def prepare_output(output: str) -> Path:
