@@ -19,7 +19,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.commands.inspect import find_checkpoint, open_model
 from eagleeye_hf.data.splits import Splits, open_splits
-from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
+from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
@@ -29,6 +29,7 @@ from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 from eagleeye_hf.workflow.config import WORKERS, TrainingDataConfig
 from eagleeye_hf.workflow.load import load_model
 from eagleeye_hf.workflow.recipe import prepare_output
+from eagleeye_hf.workflow.run import test_model
 
 NETWORKS = ("model", "weights", "teacher", "teacher_weights")
 
@@ -53,12 +54,10 @@ def run(config: Config) -> None:
     model = load_model(config.model, config.weights)
     teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
     data = open_splits(config.dataset, like=model, **config.splits)
-    part = accelerator.process_index, accelerator.num_processes
     curve = list[EpochRecord]()
 
     def test(network: nn.Module) -> Metrics:
-        batches = data.test.batches(part=part, num_workers=config.num_workers, device=accelerator.device)
-        return evaluate_model(network.to(accelerator.device), batches, accelerator)
+        return test_model(network, data, accelerator, config.num_workers)
 
     history = _history(config.model)
     metrics = {stage: Metrics(**values) for stage, values in history.get("metrics", {}).items()}

@@ -19,7 +19,7 @@ from eagleeye_hf.channels.trace import resolve_input_size, trace_model
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.checkpoint import from_pretrained
 from eagleeye_hf.publishing.config import base_args, read_config
-from eagleeye_hf.publishing.download import download_checkpoint
+from eagleeye_hf.publishing.download import download_config
 from eagleeye_hf.workflow.load import check_name
 
 
@@ -55,15 +55,15 @@ def run(config: Config) -> None:
 def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
     """A network to look at, weights not needed; for a checkpoint its base, with the widths that it keeps."""
     folder = find_checkpoint(name)
-    if folder:
-        config = read_config(folder)
-        widths = config["eagleeye"].get("widths")
-        if not widths:
-            return from_pretrained(folder), {}
+    config = read_config(folder) if folder else {}
+    widths = config.get("eagleeye", {}).get("widths")
+    if widths:
         arguments = config["model_args"]
         shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
         shape["pretrained_cfg_overlay"] = config["pretrained_cfg"]  # the size of an image too
         return timm.create_model(arguments["base"], **shape, **base_args(arguments)), widths
+    if Path(name).is_dir():
+        return from_pretrained(name), {}
     check_name(name)
     try:
         return timm.create_model(name), {}
@@ -74,14 +74,14 @@ def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
 
 
 def find_checkpoint(name: str) -> Path | None:
-    """Where the files of a checkpoint of ours lie: a folder, or the cache of the Hub; None for other networks."""
+    """Where the `config.json` of a checkpoint of ours lies: a folder, or the Hub's cache; None for other networks."""
     if Path(name).is_dir():
         return Path(name)
     if not name.startswith("hf-hub:"):
         return None
     repo, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
-        return download_checkpoint(repo, revision or None, None, None)
+        return download_config(repo, revision or None)
     except EagleEyeError:  # one of timm's own, or none, which opening it tells
         return None
 

@@ -18,17 +18,30 @@ def download_checkpoint(
     Raises:
         EagleEyeError: the repo, the revision or a file is missing, or can't be read with this token or connection.
     """
+    folder = download_config(repo, revision, token, cache_dir)
+    commit = folder.name  # the same, should the branch have moved on
+    return _fetch(repo, WEIGHTS, commit, token, cache_dir).parent
 
-    def fetch(name: str, commit: str | None) -> Path:
-        try:
-            return Path(hf_hub_download(repo, name, revision=commit, token=token, cache_dir=cache_dir))
-        except Exception as error:  # each version of huggingface_hub raises its own kinds
-            at = f" at `revision={revision}`" if revision else ""
-            raise EagleEyeError(
-                f"`path_or_repo={repo}`{at} is neither a folder nor a Hub repo that can be read "
-                f"({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]})"
-            ) from error
 
-    folder = fetch(CONFIG, revision).parent
+def download_config(
+    repo: str, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """The folder of one commit, with a checked `config.json`.
+
+    Raises:
+        EagleEyeError: as above, or the config is none of ours.
+    """
+    folder = _fetch(repo, CONFIG, revision, token, cache_dir).parent
     read_config(folder)
-    return fetch(WEIGHTS, folder.name).parent  # the same commit, should the branch have moved on
+    return folder
+
+
+def _fetch(repo: str, name: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision, token=token, cache_dir=cache_dir))
+    except Exception as error:  # each version of huggingface_hub raises its own kinds
+        at = f" at `revision={revision}`" if revision else ""
+        raise EagleEyeError(
+            f"`path_or_repo={repo}`{at} is neither a folder nor a Hub repo that can be read "
+            f"({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]})"
+        ) from error

@@ -64,9 +64,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     strategy = find_strategy(score, graph, config, folder, accelerator)
 
     def test(network: nn.Module) -> Metrics:
-        part = accelerator.process_index, accelerator.num_processes
-        batches = data.test.batches(part=part, num_workers=config.num_workers, device=accelerator.device)
-        return evaluate_model(network, batches, accelerator)
+        return test_model(network, data, accelerator, config.num_workers)
 
     metrics = {"full": test(model)}
     pruned, stages = measure_stages(score, strategy.widths, test, config.compensate)
@@ -86,7 +84,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
             | {"model": config.model, "weights": config.weights, "widths": list(strategy.widths)},
             on_epoch=curve.append,
         )
-        metrics["fine-tuned"] = test(pruned.to(accelerator.device))
+        metrics["fine-tuned"] = test(pruned)
     facts = CardFacts(
         base=config.model,
         graph=graph,
@@ -116,6 +114,13 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
             publish_run(folder, config.push_to, config)
     accelerator.wait_for_everyone()
     return RunResult(folder=folder, strategy=strategy, facts=facts)
+
+
+def test_model(network: nn.Module, data: Splits, accelerator: Accelerator, num_workers: int) -> Metrics:
+    """Score a network on the test images, all processes together; it moves to the device."""
+    part = accelerator.process_index, accelerator.num_processes
+    batches = data.test.batches(part=part, num_workers=num_workers, device=accelerator.device)
+    return evaluate_model(network.to(accelerator.device), batches, accelerator)
 
 
 def check_publishing(model: nn.Module, config: RunConfig) -> str:
