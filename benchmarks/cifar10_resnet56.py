@@ -32,7 +32,7 @@ from eagleeye_hf import (
     run_search,
     trace_model,
 )
-from eagleeye_hf.channels.strategy_file import read_strategy
+from eagleeye_hf.strategies.files import read_strategy
 
 WINNER = "EagleEye, distilled (the recipe)"
 TRAINING = ("epochs", "lr", "batch_size", "distillation", "temperature")

@@ -18,7 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import eagleeye_hf.models  # noqa: F401
+import eagleeye_hf.networks  # noqa: F401
 from eagleeye_hf import AdaptiveBNScore, Budget, sample_strategies, slice_model, trace_model
 from eagleeye_hf.evaluation.format import FORMATS, Format, fastest_format, time_formats
 

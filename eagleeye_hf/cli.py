@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from eagleeye_hf.arguments import parse_config, run_main
+from eagleeye_hf.runs.arguments import parse_config, run_main
 
 COMMANDS = {
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",

@@ -10,7 +10,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from eagleeye_hf import RunConfig
-from eagleeye_hf.arguments import parse_config
+from eagleeye_hf.runs.arguments import parse_config
 from tests.helpers import digits_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from eagleeye_hf import EagleEyeError, from_pretrained, load_model
-from eagleeye_hf.workflow.recipe import prepare_output
+from eagleeye_hf.runs.recipe import prepare_output
 from tests.helpers import SHARED, needs_shared
 from tests.hub_server import TOKEN
 

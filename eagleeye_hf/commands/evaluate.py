@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from eagleeye_hf.arguments import flag
 from eagleeye_hf.data.splits import open_splits
 from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.workflow.config import WORKERS, ImagesConfig
-from eagleeye_hf.workflow.load import load_model
+from eagleeye_hf.runs.arguments import flag
+from eagleeye_hf.runs.config import WORKERS, ImagesConfig
+from eagleeye_hf.runs.models import load_model
 
 
 @dataclass(frozen=True, kw_only=True)

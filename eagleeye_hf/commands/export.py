@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from eagleeye_hf.arguments import flag
-from eagleeye_hf.channels.trace import resolve_input_size
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.export import OPSET, export_onnx, export_program
-from eagleeye_hf.workflow.load import load_model
+from eagleeye_hf.runs.arguments import flag
+from eagleeye_hf.runs.models import load_model
+from eagleeye_hf.runtimes.export import OPSET, export_onnx, export_program
+from eagleeye_hf.tracing.trace import resolve_input_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,22 +14,22 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from eagleeye_hf.arguments import flag
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.commands.inspect import find_checkpoint, open_model
 from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.evaluation.metrics import Metrics
-from eagleeye_hf.pruning.latency import describe_device, measure_latency
 from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.config import read_config
+from eagleeye_hf.runs.arguments import flag
+from eagleeye_hf.runs.compress import test_model
+from eagleeye_hf.runs.config import WORKERS, TrainingDataConfig
+from eagleeye_hf.runs.models import load_model
+from eagleeye_hf.runs.recipe import prepare_output
+from eagleeye_hf.runtimes.latency import describe_device, measure_latency
+from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
-from eagleeye_hf.workflow.config import WORKERS, TrainingDataConfig
-from eagleeye_hf.workflow.load import load_model
-from eagleeye_hf.workflow.recipe import prepare_output
-from eagleeye_hf.workflow.run import test_model
 
 NETWORKS = ("model", "weights", "teacher", "teacher_weights")
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from eagleeye_hf.arguments import flag
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.strategy_file import read_strategy
 from eagleeye_hf.channels.summary import GroupSummary, summarise_groups
-from eagleeye_hf.channels.trace import resolve_input_size, trace_model
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.checkpoint import from_pretrained
 from eagleeye_hf.publishing.config import base_args, read_config
 from eagleeye_hf.publishing.download import download_config
-from eagleeye_hf.workflow.load import check_name
+from eagleeye_hf.runs.arguments import flag
+from eagleeye_hf.runs.models import check_name
+from eagleeye_hf.strategies.files import read_strategy
+from eagleeye_hf.tracing.trace import resolve_input_size, trace_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
 
 def draw_groups(graph: ChannelGraph, widths: Sequence[int], path: str) -> None:
     try:
-        from eagleeye_hf.publishing.plots import draw_graph
+        from eagleeye_hf.reports.result import draw_graph
     except ImportError as error:
         raise EagleEyeError("`plot` needs matplotlib; install it with: pip install eagleeye-hf[plots]") from error
     try:

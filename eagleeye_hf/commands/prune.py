@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from eagleeye_hf.arguments import flag
 from eagleeye_hf.channels.cost import count_cost
-from eagleeye_hf.channels.strategy_file import read_strategy
-from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import open_splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
 from eagleeye_hf.publishing.checkpoint import check_free, save_pretrained
-from eagleeye_hf.workflow.config import DataConfig
-from eagleeye_hf.workflow.load import load_model
+from eagleeye_hf.runs.arguments import flag
+from eagleeye_hf.runs.config import DataConfig
+from eagleeye_hf.runs.models import load_model
+from eagleeye_hf.strategies.files import read_strategy
+from eagleeye_hf.tracing.trace import trace_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from eagleeye_hf.arguments import flag
 from eagleeye_hf.publishing.hub import MESSAGE, push_to_hub
+from eagleeye_hf.runs.arguments import flag
 
 POSITIONAL = ("checkpoint", "repo")
 

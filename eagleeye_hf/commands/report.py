@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eagleeye_hf.arguments import flag
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.search_page import write_page
+from eagleeye_hf.reports.search_page import write_page
+from eagleeye_hf.runs.arguments import flag
 from eagleeye_hf.search.reading import read_journal
 
 POSITIONAL = ("journal",)
@@ -27,7 +27,7 @@ def run(config: Config) -> None:
     journal = Path(config.journal)
     folder = Path(config.output) if config.output else (journal if journal.is_dir() else journal.parent)
     try:
-        from eagleeye_hf.publishing.search_plots import draw_search
+        from eagleeye_hf.reports.search_plots import draw_search
     except ImportError as error:
         raise EagleEyeError("`report` needs matplotlib; install it with: pip install eagleeye-hf[plots]") from error
     try:

@@ -11,19 +11,19 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from eagleeye_hf.arguments import flag
-from eagleeye_hf.channels.budget import Budget
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.strategy_file import strategy_to_dict
-from eagleeye_hf.channels.trace import trace_model
 from eagleeye_hf.data.splits import open_splits
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.runs.arguments import flag
+from eagleeye_hf.runs.config import DataConfig
+from eagleeye_hf.runs.models import load_model
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.result import Candidate, SearchResult
 from eagleeye_hf.search.run import run_search
-from eagleeye_hf.workflow.config import DataConfig
-from eagleeye_hf.workflow.load import load_model
+from eagleeye_hf.strategies.budget import Budget
+from eagleeye_hf.strategies.files import strategy_to_dict
+from eagleeye_hf.tracing.trace import trace_model
 
 SHOWN = 10
 

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.thin import named_tensors
+from eagleeye_hf.channels.refill import Skeleton
+from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.evaluation.batchnorm import Batch, batch_norms, recalibrate_bn
 from eagleeye_hf.evaluation.format import Format, fastest_format, rank_correlation, time_formats
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
 from eagleeye_hf.pruning.importance import Importance
-from eagleeye_hf.pruning.latency import fit_latency, measure_latency
-from eagleeye_hf.pruning.skeleton import Skeleton
-from eagleeye_hf.pruning.surgery import slice_model
+from eagleeye_hf.runtimes.latency import fit_latency, measure_latency
 
 SAME_RANKING = 0.9
 """Least rank correlation with float32 at which a lower precision may score."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eagleeye_hf.channels.cut import kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.thin import kept_places, named_tensors
 from eagleeye_hf.errors import EagleEyeError
 
 RIDGE = 1e-4

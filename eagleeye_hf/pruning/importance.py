@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, Member, check_widths
-from eagleeye_hf.channels.thin import named_tensors
 from eagleeye_hf.errors import EagleEyeError
 
 Batch = tuple[Tensor, Tensor]

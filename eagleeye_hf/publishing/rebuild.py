@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
-from eagleeye_hf.channels.thin import follow_shapes, resize_modules
+from eagleeye_hf.channels.cut import follow_shapes, resize_modules
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.config import check_base, check_base_args
 

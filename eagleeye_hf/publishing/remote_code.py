@@ -7,8 +7,8 @@ import inspect
 from types import ModuleType
 
 from eagleeye_hf import errors
-from eagleeye_hf.channels import thin
-from eagleeye_hf.models import cifar_resnet
+from eagleeye_hf.channels import cut as thin
+from eagleeye_hf.networks import cifar_resnet
 from eagleeye_hf.publishing import rebuild
 
 CODE_FILE = "modeling_eagleeye_pruned.py"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from eagleeye_hf.channels.budget import BOUNDS, Budget
-from eagleeye_hf.channels.sampling import Sampler
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.strategies.budget import BOUNDS, Budget
+from eagleeye_hf.strategies.sampling import Sampler
 
 Method = Literal["random", "evolution", "uniform", "global"]
 Bound = float | Sequence[float] | None

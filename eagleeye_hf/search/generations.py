@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
-from eagleeye_hf.channels.sampling import Space
-from eagleeye_hf.channels.strategy import Strategy
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposer
 from eagleeye_hf.search.result import Candidate, rank_candidates
 from eagleeye_hf.search.workers import Workers
+from eagleeye_hf.strategies.sampling import Space
+from eagleeye_hf.strategies.strategy import Strategy
 
 
 class Search:

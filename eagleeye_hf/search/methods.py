@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eagleeye_hf.channels.sampling import Space, draw_random
-from eagleeye_hf.channels.strategy import Strategy
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.strategies.sampling import Space, draw_random
+from eagleeye_hf.strategies.strategy import Strategy
 
 PARENTS = 8
 """The best so far, whose children a generation is."""

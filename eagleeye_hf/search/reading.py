@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from eagleeye_hf.channels.strategy import Strategy
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.journal import complete_lines
 from eagleeye_hf.search.result import Candidate, rank_candidates
+from eagleeye_hf.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eagleeye_hf.channels.budget import Budget
-from eagleeye_hf.channels.strategy import Strategy
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.strategies.budget import Budget
+from eagleeye_hf.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from eagleeye_hf.channels.budget import Bounds, LatencyModel
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.sampling import Space
-from eagleeye_hf.channels.strategy import widths_from_ratios
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
@@ -27,6 +24,9 @@ from eagleeye_hf.search.generations import Search
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.result import Candidate, SearchResult
 from eagleeye_hf.search.workers import Scorer, Workers
+from eagleeye_hf.strategies.budget import Bounds, LatencyModel
+from eagleeye_hf.strategies.sampling import Space
+from eagleeye_hf.strategies.strategy import widths_from_ratios
 
 EXAMPLES = 6
 """Random strategies on which formats are compared."""

@@ -122,7 +122,7 @@ def test_the_code_on_the_card_runs_for_a_folder(tmp_path):
 
 
 def test_the_picture_is_drawn(tmp_path):
-    plots = pytest.importorskip("eagleeye_hf.publishing.plots")
+    plots = pytest.importorskip("eagleeye_hf.reports.result")
     facts = whole_facts(make_model("resnet20_cifar"))
     path = plots.draw_result(facts.graph, facts.widths, facts.metrics, tmp_path / "a.png", facts.training_curve)
     plain = plots.draw_result(facts.graph, facts.widths, facts.metrics, tmp_path / "b.png")

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from eagleeye_hf.channels.strategy import Strategy
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
 from eagleeye_hf.search.result import Candidate
+from eagleeye_hf.strategies.strategy import Strategy
 
 STRATEGY = Strategy(ratios=(), widths=(), macs=1, params=1, origin="random")
 GOOD = {"classes": 1000, "top1": 0.7, "adaptive_top1": 0.69}

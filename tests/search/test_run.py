@@ -222,7 +222,7 @@ SCRIPT = """
 import sys, torch, timm
 from pathlib import Path
 from eagleeye_hf import AdaptiveBNScore, SearchConfig, run_search, trace_model
-from eagleeye_hf.arguments import leave_processes
+from eagleeye_hf.runs.arguments import leave_processes
 from eagleeye_hf.evaluation.format import Format
 torch.manual_seed(0)
 model = timm.create_model("resnet20_cifar").eval()

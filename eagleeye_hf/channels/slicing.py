@@ -1,0 +1,48 @@
+"""A thinner model of the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from eagleeye_hf.channels.cut import thin_copy
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.errors import EagleEyeError
+
+
+def slice_model(
+    model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Sequence[int] | torch.Tensor | np.ndarray]
+) -> nn.Module:
+    """Remove channels; the result computes what `model` does when nothing reads the removed ones.
+
+    Args:
+        model: the network that `graph` was traced from, or one of the same shapes.
+        keep: kept channels, ascending, per name of a pruned group, as `choose_channels` gives them.
+    Returns:
+        A new model of the same class; the sizes that its Python keeps (`num_features`, `feature_info`, `groups`...)
+        follow. The input is untouched.
+    Raises:
+        EagleEyeError: `keep` names an unknown or pinned group, or channels that it can't keep.
+    """
+    groups = {group.name: group for group in graph.groups}
+    chosen: dict[str, np.ndarray] = {}
+    for name, channels in keep.items():
+        group = groups.get(name)
+        if group is None:
+            raise EagleEyeError(f"`keep` names {name!r}, which is no channel group; see `graph.groups`")
+        kept = np.asarray(channels, dtype=np.int64)
+        if group.reason and len(kept) != group.channels:
+            raise EagleEyeError(f"`keep`: group {name} can't be pruned ({group.reason}); leave it out")
+        if not len(kept) or kept.min() < 0 or kept.max() >= group.channels or np.any(np.diff(kept) <= 0):
+            raise EagleEyeError(
+                f"`keep[{name!r}]` holds channel numbers from 0 to {group.channels - 1}, ascending, at least one; "
+                f"got {channels}"
+            )
+        whole = np.isin(group.units, kept)
+        if not np.array_equal(whole.all(1), whole.any(1)):
+            raise EagleEyeError(f"`keep[{name!r}]` splits channels that go together by {group.step}; see `group.units`")
+        chosen[name] = kept
+    return thin_copy(model, graph, chosen)

@@ -1,0 +1,69 @@
+"""Trained networks by name, with their weights from the Hub or a file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import timm
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+import eagleeye_hf.networks  # noqa: F401  registers the CIFAR networks with timm
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.batchnorm import batch_norms
+from eagleeye_hf.publishing.checkpoint import from_pretrained
+
+
+def load_model(name: str, weights: str | None = None) -> nn.Module:
+    """A trained network of timm: its weights from a safetensors file, or from the Hub; or a checkpoint folder's.
+
+    Raises:
+        EagleEyeError: the name is unknown, the weights can't be had or don't fit, or there is no BatchNorm in it.
+    """
+    model = _load_model(name, weights)
+    batch_norms(model)
+    return model
+
+
+def check_name(name: str) -> None:
+    """Refuse what neither timm nor the Hub can know."""
+    if not timm.is_model(name.split(".")[0]) and ":" not in name:
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4)
+        raise EagleEyeError(
+            f"`model={name}` is no model of timm{'; did you mean ' + ', '.join(close) if close else ''}"
+        )
+
+
+def _load_model(name: str, weights: str | None) -> nn.Module:
+    if Path(name).is_dir():
+        if weights is not None:
+            raise EagleEyeError(f"`weights={weights}`: `model={name}` is a checkpoint, which has its own")
+        return from_pretrained(name)
+    check_name(name)
+    if weights is None:
+        try:
+            return timm.create_model(name, pretrained=True)
+        except Exception as error:  # timm and the Hub raise many kinds
+            raise EagleEyeError(
+                f"`model={name}`: its trained weights can't be loaded "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "check the connection, or give a file with `weights`"
+            ) from error
+    try:
+        with safe_open(weights, "pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise EagleEyeError(f"`weights={weights}` can't be read as safetensors: {error}") from error
+    classifier = timm.get_pretrained_cfg_value(name, "classifier") or "classifier"
+    classifier = classifier[0] if isinstance(classifier, (tuple, list)) else classifier
+    outputs = shapes.get(f"{classifier}.weight", [None])[0]
+    model = timm.create_model(name, **({"num_classes": outputs} if outputs else {}))
+    try:
+        model.load_state_dict(load_file(weights))
+    except RuntimeError as error:
+        raise EagleEyeError(
+            f"`weights={weights}` does not fit `model={name}`: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model

@@ -1,0 +1,1 @@
+"""Where networks run: timed there, and written for it."""

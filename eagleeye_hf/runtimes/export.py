@@ -1,0 +1,168 @@
+"""A network for other runtimes: ONNX, or a program of `torch.export`, kept only if they give its outputs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial, reduce
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.layers import CondConv2d, conv2d_same
+from torch import Tensor, nn
+
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.tracing.trace import resolve_input_size
+
+TOLERANCE = 1e-4
+"""Of the outputs, relative to the largest."""
+
+OPSET = 18
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    opset: int = OPSET,
+    input_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> Path:
+    """Write an ONNX file that gives the model's outputs in ONNX Runtime.
+
+    Args:
+        path: to end in `.onnx`; input `images` of shape `(N, C, H, W)`, output `logits`.
+        opset: version of ONNX's operators, from 18 on.
+        input_size: (channels, height, width), instead of the model's own.
+        batch_size: fix the number of images; by default any number can be given.
+    Raises:
+        EagleEyeError: the extra `onnx` is not installed, the model can't be exported, or ONNX Runtime gives other
+            outputs than the model (by more than 1e-4 of the largest). No file is left then.
+    """
+    path = _check_path(path, ".onnx")
+    try:
+        from eagleeye_hf.runtimes import onnx_files
+    except ImportError as error:
+        raise EagleEyeError("exporting to ONNX needs onnx; install it with: pip install eagleeye-hf[onnx]") from error
+
+    def write(images: Tensor, part: Path) -> Callable[[Tensor], Tensor]:
+        onnx_files.write_onnx(model, images, part, opset, dynamic=batch_size is None)
+        return lambda inputs: onnx_files.run_onnx(part, inputs)
+
+    return _export(model, path, input_size, batch_size, write)
+
+
+def export_program(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    input_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> Path:
+    """Write a program of `torch.export` (for `torch.export.load`, AOTInductor, ExecuTorch...).
+
+    Args:
+        path: to end in `.pt2`.
+        input_size, batch_size: as for `export_onnx`.
+    Raises:
+        EagleEyeError: the model can't be exported, or the program gives other outputs. No file is left then.
+    """
+    path = _check_path(path, ".pt2")
+
+    def write(images: Tensor, part: Path) -> Callable[[Tensor], Tensor]:
+        shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own parts
+            program = torch.export.export(model, (images,), dynamic_shapes=shapes)
+            program.example_inputs = None  # they would be pickled
+            torch.export.save(program, part)
+            return torch.export.load(part).module()
+
+    return _export(model, path, input_size, batch_size, write)
+
+
+def _check_path(path: str | Path, ending: str) -> Path:
+    path = Path(path)
+    if path.suffix != ending:
+        raise EagleEyeError(f"`path={path}` has to end in {ending}")
+    if not path.parent.is_dir():
+        raise EagleEyeError(f"`path={path}` can't be written: there is no folder {path.parent}")
+    return path
+
+
+def _export(
+    model: nn.Module,
+    path: Path,
+    input_size: Sequence[int] | None,
+    batch_size: int | None,
+    write: Callable[[Tensor, Path], Callable[[Tensor], Tensor]],
+) -> Path:
+    size = resolve_input_size(model, tuple(input_size) if input_size else None)
+    device = next(model.parameters()).device
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _eval_mode(model), torch.no_grad():
+        part = Path(folder) / path.name
+        try:
+            with _experts_apart(model) if batch_size is None else nullcontext():
+                run = write(torch.randn(batch_size or 2, *size, device=device), part)
+        except Exception as error:  # the exporters raise many kinds
+            hint = "" if batch_size else "; give a `batch_size`, if it is the free number of images that fails"
+            raise EagleEyeError(f"`model` can't be exported ({_short(error)}){hint}") from error
+        for count in (batch_size,) if batch_size else (1, 3):
+            images = torch.randn(count, *size, device=device)
+            _compare(model(images).cpu(), run(images).cpu())
+        os.replace(part, path)
+    return path
+
+
+def _compare(expected: Tensor, found: Tensor) -> None:
+    worst = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not worst <= TOLERANCE:
+        raise EagleEyeError(f"the exported model gives other outputs (by {worst:.1e} of the largest); it is not kept")
+
+
+def _short(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@contextmanager
+def _experts_apart(model: nn.Module) -> Iterator[None]:
+    """CondConv runs the images of a batch as groups of one convolution, and their number would be fixed; mixing the
+    outputs of the experts instead of their kernels is the same."""
+    layers = [module for module in model.modules() if isinstance(module, CondConv2d)]
+    for layer in layers:
+        layer.forward = partial(_mix_outputs, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _mix_outputs(layer: CondConv2d, x: Tensor, routing_weights: Tensor) -> Tensor:
+    shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    convolve = conv2d_same if layer.dynamic_padding else F.conv2d
+    outputs = [
+        share[:, None, None, None]
+        * convolve(x, kernel.view(shape), None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        for share, kernel in zip(routing_weights.unbind(1), layer.weight.unbind(), strict=True)
+    ]
+    if layer.bias is not None:
+        outputs.append((routing_weights @ layer.bias)[:, :, None, None])
+    return reduce(torch.add, outputs)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,1 @@
+"""What may be chosen: strategies, budgets, the space of strategies and its sampling."""

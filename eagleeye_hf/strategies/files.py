@@ -1,0 +1,70 @@
+"""Pruning strategies in files: our own, and those that EagleEye's authors released."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.strategies.strategy import Strategy, strategy_from_ratios, strategy_from_widths
+
+
+def read_strategy(graph: ChannelGraph, path: str, divisor: int = 1) -> Strategy:
+    """Read a strategy from a JSON file.
+
+    The file holds `{"widths": {group name: channels kept}}` (as `strategy.json` of a run), or
+    `{"ratios": [...], "layers": [...]}`: the fraction removed per layer, layers matched by the name of any of their
+    weights, or by order where the names belong to another implementation. A file with several strategies holds them by
+    name under `strategies`; choose one with `FILE#NAME`.
+
+    Raises:
+        EagleEyeError: no such file or strategy, or it does not fit the graph.
+    """
+    file, _, name = path.partition("#")
+    try:
+        data = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise EagleEyeError(f"`strategy={path}` can't be read: {error}") from error
+    if isinstance(data, dict) and "strategies" in data:
+        known = data["strategies"]
+        if name not in known:
+            raise EagleEyeError(
+                f"`strategy={path}` holds several; choose one, for instance {file}#{next(iter(known))} "
+                f"(it has {', '.join(known)})"
+            )
+        data = known[name]
+    if isinstance(data, dict) and isinstance(data.get("widths"), dict):
+        unknown = set(data["widths"]) - {group.name for group in graph.groups}
+        if unknown:
+            raise EagleEyeError(
+                f"`strategy={path}` names {sorted(unknown)[0]!r}, which is no channel group of this model"
+            )
+        widths = [data["widths"].get(group.name, group.channels) for group in graph.groups]
+        return strategy_from_widths(graph, widths, "file")
+    if not isinstance(data, dict) or not isinstance(data.get("ratios"), list):
+        raise EagleEyeError(f"`strategy={path}` has neither `widths` nor `ratios`")
+    return strategy_from_ratios(graph, _ordered(graph, data), divisor, "file")
+
+
+def _ordered(graph: ChannelGraph, data: Mapping[str, Any]) -> list[float]:
+    """Ratios in the graph's order, matched by the names of weights where those are this model's."""
+    ratios, layers = data["ratios"], data.get("layers") or []
+    by_tensor = {
+        name: ratio
+        for entry, ratio in zip(layers, ratios, strict=False)
+        for name in (entry if isinstance(entry, list) else [entry])
+    }
+    matched = [
+        next((by_tensor[m.tensor] for m in group.members if m.dim == 0 and m.tensor in by_tensor), None)
+        for group in graph.prunable
+    ]
+    return ratios if None in matched else matched  # type: ignore[return-value]
+
+
+def strategy_to_dict(graph: ChannelGraph, strategy: Strategy) -> dict[str, Any]:
+    """What `strategy.json` of a run holds."""
+    widths = {g.name: w for g, w in zip(graph.groups, strategy.widths, strict=True) if g.prunable}
+    return {"widths": widths, "macs": strategy.macs, "params": strategy.params, "origin": strategy.origin}

@@ -1,0 +1,1 @@
+"""Network -> channel graph, by shadow execution."""

@@ -1,0 +1,236 @@
+"""One run of a model on the `meta` device, every ATen call of which goes through the rules."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eagleeye_hf.channels.cut import named_tensors
+from eagleeye_hf.tracing.ids import Dim, Dims, Recorder, Store
+from eagleeye_hf.tracing.rules.operators import apply_rule
+from eagleeye_hf.tracing.rules.register import argument_names, operator_name
+from eagleeye_hf.tracing.sizes import SizeFinder
+
+CONVOLUTION = torch.ops.aten.convolution.default
+CONCATENATE = torch.ops.aten.cat.default
+EMPTY = torch.ops.aten.empty.memory_format
+BATCH_NORM = torch.ops.aten.native_batch_norm.default
+ACTIVATIONS = ("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "hardsigmoid", "hardtanh")
+SHAPE_STAYS = {*ACTIVATIONS, "sigmoid", "tanh", "clamp_min"}
+
+NOTHING = torch.empty(0, device="meta")
+"""The batch's statistics, which normalisations give beside their result and nobody reads."""
+NO_DATA: Mapping[int, Dim] = {}
+OUTPUT = "carries the model's output"
+
+
+@dataclass
+class Shadow:
+    """One run of a model under the rules."""
+
+    model: nn.Module
+    store: Store
+    whole_heads: bool = False
+    tie_merged: bool = False
+    has_heads: bool = False
+    sizes: SizeFinder = field(init=False)
+    tensors: dict[str, Tensor] = field(init=False)
+    costs: list[tuple[int, list[tuple[int, Dim]]]] = field(default_factory=list)
+    log: list[tuple[Any, ...]] = field(default_factory=list)
+    choices: list[bool] = field(default_factory=list)
+    following: Iterator[bool] | None = None
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    finished: bool = False
+    """Whether the forward pass is over; what runs afterwards costs nothing and is not compared."""
+
+    def __post_init__(self) -> None:
+        self.sizes = SizeFinder(self.model)
+        self.tensors = dict(named_tensors(self.model))
+        self._names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
+
+    def run(self, size: tuple[int, int, int]) -> None:
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        records = isinstance(self.store, Recorder)  # a check knows the sizes already
+        with torch.no_grad(), self.sizes.listen(self.dims) if records else nullcontext(), _Dispatch(self):
+            images = torch.empty(1, *size, device="meta", dtype=dtype)
+            output = self.model(images)
+        if records and self.sizes.misses_features():
+            self.finished = True
+            model: Any = self.model
+            with torch.no_grad(), _Dispatch(self):
+                features = model.forward_intermediates(images, intermediates_only=True)
+                self.sizes.found_intermediates(features, self.dims)
+        for tensor in _tensors(output):
+            self.shapes.append(tuple(tensor.shape))
+            for dim in self.dims(tensor):
+                self.store.pin(dim, OUTPUT)
+
+    def dims(self, tensor: Tensor, beside: Mapping[int, Dim] = NO_DATA) -> Dims:
+        return (self._records.get(id(tensor)) or self._first_seen(tensor, beside))[1]
+
+    def _first_seen(self, tensor: Tensor, beside: Mapping[int, Dim] = NO_DATA) -> tuple[Tensor, Dims, bool]:
+        name = self._names.get(id(tensor))
+        dims = (None,) * tensor.ndim if name is None else self.store.parameter_dims(name, tensor, beside)
+        record = self._records[id(tensor)] = (tensor, dims, name is not None)
+        return record
+
+    def set_dims(self, tensor: Tensor, dims: Sequence[Dim]) -> None:
+        assert len(dims) == tensor.ndim, (tuple(tensor.shape), dims)
+        self._records[id(tensor)] = (tensor, tuple(dims), self._all_weights)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        return (self._records.get(id(tensor)) or self._first_seen(tensor))[2]
+
+    def found_size(self, size: int, ids: Dim, role: str = "") -> None:
+        if isinstance(self.store, Recorder) and isinstance(ids, np.ndarray) and size > 1:
+            other = self.sizes.found(size, ids, role)
+            if other is not None:
+                self.store.tie(other, ids)
+
+    def merged(self, size: int, ids: np.ndarray) -> None:
+        if self.tie_merged and isinstance(self.store, Recorder):
+            self.found_size(size, ids)
+            for other in self.sizes.running_inputs(size):
+                self.store.tie(other, ids)
+
+    def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None:
+        if not self.finished:
+            self.costs.append((factor, list(dims)))
+
+    def prefers_whole_groups(self, groups: int, num_in: int, num_out: int) -> bool:
+        return self._choose(groups >= max(num_in, num_out))
+
+    def keeps_outer(self, outer: int) -> bool:
+        heads = self.sizes.has_heads(outer)
+        self.has_heads |= heads
+        return self._choose(heads and self.whole_heads)
+
+    def _choose(self, preferred: bool) -> bool:
+        """Decide once; a check of the thinned model follows the decisions made on the full one."""
+        if self.following is not None:
+            return next(self.following, preferred)
+        self.choices.append(preferred)
+        return preferred
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        named = dict(zip(argument_names(func), args, strict=False)) | kwargs
+        self._all_weights = self._only_weights(named)
+        apply_rule(self, func, named, out)
+        if not self.finished:
+            self.log.append((func, *[value for value in named.values() if type(value) is float]))
+
+    def _only_weights(self, inputs: dict[str, Any]) -> bool:
+        tensor = None
+        for tensor in _tensors(inputs):
+            if not self.is_weight(tensor):
+                return False
+        return tensor is not None
+
+
+class _Dispatch(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing compiles a shadow run, and PyTorch's guard against it takes as long as a rule."""
+        return False
+
+    def __init__(self, shadow: Shadow) -> None:
+        super().__init__()
+        self.shadow = shadow
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is EMPTY:  # the most frequent of all, and nothing is known of its result
+            return func(*args, **kwargs)
+        out = _quick_result(func, args)
+        if out is None:
+            out = func(*args, **kwargs)
+        self.shadow.see(func, args, kwargs, out)
+        return out
+
+
+def _quick_result(func: Any, args: Sequence[Any]) -> Any:
+    """What an operator gives that PyTorch would compute in Python on `meta`, slowly; nothing for the others."""
+    name = operator_name(func)
+    if func is BATCH_NORM and not args[5]:
+        return _normalised(*args)
+    if func is CONVOLUTION and not args[6] and args[0].is_contiguous() and args[1].is_contiguous():
+        return _convolved(*args)
+    if func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
+        return _concatenated(*args)
+    if name == "native_layer_norm" and tuple(args[0].shape[-len(args[1]) :]) == tuple(args[1]):
+        return _empty_like(args[0]), NOTHING, NOTHING
+    if name.removesuffix("_") in SHAPE_STAYS and not any(isinstance(value, Tensor) for value in args[1:]):
+        return args[0] if name.endswith("_") else _empty_like(args[0])
+    return None
+
+
+def _empty_like(data: Tensor) -> Tensor:
+    is_dense = data.is_contiguous()
+    return torch.empty(data.shape, dtype=data.dtype, device="meta") if is_dense else torch.empty_like(data)
+
+
+def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm in eval mode; PyTorch's own takes most of a shadow run, being decomposed in Python."""
+    running_mean = own[2]
+    if running_mean is None or running_mean.shape != data.shape[1:2]:
+        raise RuntimeError(
+            f"BatchNorm of {0 if running_mean is None else len(running_mean)} channels reads {data.shape[1]}"
+        )
+    return _empty_like(data), NOTHING, NOTHING
+
+
+def _convolved(
+    data: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolution; PyTorch works its shape out in Python."""
+    num_out, num_in, *kernel = weight.shape
+    if data.ndim != weight.ndim or data.shape[1] != num_in * groups or num_out % groups:
+        raise RuntimeError(f"convolution with weight {tuple(weight.shape)} in {groups} groups reads {data.shape[1]}")
+    if bias is not None and len(bias) != num_out:
+        raise RuntimeError(f"convolution to {num_out} channels has {len(bias)} biases")
+    sizes = [
+        (size + 2 * pad - spread * (length - 1) - 1) // step + 1
+        for size, length, step, pad, spread in zip(data.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+    if min(sizes) <= 0:
+        raise RuntimeError(f"convolution with kernel {tuple(kernel)} reads images of {tuple(data.shape[2:])}")
+    return torch.empty((data.shape[0], num_out, *sizes), dtype=data.dtype, device="meta")
+
+
+def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenation of contiguous tensors; PyTorch's own is slow on `meta`, too."""
+    shapes = [list(tensor.shape) for tensor in tensors]
+    total = sum(shape.pop(dim) for shape in shapes)
+    shape = shapes[0]
+    if shapes.count(shape) < len(shapes):
+        raise RuntimeError(f"can't concatenate shapes {[tuple(tensor.shape) for tensor in tensors]}")
+    shape.insert(dim % (len(shape) + 1), total)
+    return torch.empty(shape, dtype=functools.reduce(torch.promote_types, {t.dtype for t in tensors}), device="meta")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (list, tuple, dict)):
+                yield from _tensors(item)

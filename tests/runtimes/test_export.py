@@ -1,0 +1,116 @@
+"""Exported networks, in the runtimes that they are for."""
+
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import EagleEyeError, export_onnx, export_program
+from eagleeye_hf.runtimes import export
+from tests.publishing.make import prune
+from tests.publishing.test_loaders import OTHERS, PIXELS, QUICK
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+QUICK_EXPORTS = ["resnet20_cifar"]
+REST = [name for name in [*QUICK, *OTHERS] if name not in QUICK_EXPORTS]
+
+
+def run(path, images: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": images.numpy()})[0]
+
+
+@pytest.mark.parametrize("name", [*QUICK_EXPORTS, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
+def test_onnx_runtime_gives_the_models_outputs(name, tmp_path):
+    model, images = prune(name, PIXELS.get(name))
+    path = export_onnx(model, tmp_path / "model.onnx", input_size=images.shape[1:])
+    for count in (1, 2, 5):
+        inputs = torch.randn(count, *images.shape[1:])
+        with torch.inference_mode():
+            expected = model(inputs).numpy()
+        np.testing.assert_allclose(run(path, inputs), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.slow
+def test_opset_and_input_are_as_asked(tmp_path):
+    import onnx
+
+    model, _ = prune("resnet20_cifar")
+    graph = onnx.load(export_onnx(model.train(), tmp_path / "model.onnx", opset=20, batch_size=4))
+    assert model.training
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 20)]
+    shape = graph.graph.input[0].type.tensor_type.shape
+    assert [dim.dim_value for dim in shape.dim] == [4, 3, 32, 32]
+
+
+def test_a_program_of_torch_export(tmp_path):
+    model, _ = prune("resnet20_cifar")
+    path = export_program(model, tmp_path / "model.pt2", input_size=(3, 64, 64))
+    program = torch.export.load(path).module()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(program(images), model(images))
+    archive = zipfile.ZipFile(path)
+    others = [archive.read(name) for name in archive.namelist() if "/data/weights/weight_" not in name]
+    assert not any(data.startswith((b"\x80", b"PK")) for data in others), "something in it is pickled"
+
+
+def test_latency_is_measured_for_each():
+    from eagleeye_hf.runtimes.onnx_files import measure_onnx_latency
+
+    networks = [nn.Sequential(nn.Conv2d(3, channels, 1)) for channels in (1, 2)]
+    assert all(milliseconds > 0 for milliseconds in measure_onnx_latency(networks, (3, 8, 8), rounds=2))
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x.mean((2, 3)) * self.weight
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(("function", "ending"), [(export_onnx, ".onnx"), (export_program, ".pt2")])
+def test_what_fails_is_one_clear_error_and_leaves_nothing(function, ending, tmp_path, monkeypatch):
+    with pytest.raises(EagleEyeError, match=r"`model` can't be exported \(.*\); give a `batch_size`"):
+        function(Untraceable(), tmp_path / f"model{ending}", input_size=(3, 8, 8))
+    with pytest.raises(EagleEyeError, match=f"has to end in {ending}"):
+        function(Untraceable(), tmp_path / "model.txt", input_size=(3, 8, 8))
+    with pytest.raises(EagleEyeError, match="there is no folder"):
+        function(Untraceable(), tmp_path / "nowhere" / f"model{ending}", input_size=(3, 8, 8))
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(EagleEyeError, match="gives other outputs"):
+        function(nn.Sequential(nn.Conv2d(3, 2, 1)), tmp_path / f"model{ending}", input_size=(3, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+WITHOUT_EXTRAS = """
+import sys
+for name in ("onnx", "onnxruntime", "onnxscript", "matplotlib"):
+    sys.modules[name] = None
+import importlib, pkgutil, eagleeye_hf
+for module in pkgutil.walk_packages(eagleeye_hf.__path__, "eagleeye_hf."):
+    if not module.name.endswith(("onnx_files", "plots")):
+        importlib.import_module(module.name)
+import timm
+try:
+    eagleeye_hf.export_onnx(timm.create_model("resnet20_cifar"), "model.onnx")
+except eagleeye_hf.EagleEyeError as error:
+    print(error)
+"""
+
+
+def test_the_rest_imports_without_onnx(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_EXTRAS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "exporting to ONNX needs onnx; install it with: pip install eagleeye-hf[onnx]" in done.stdout
