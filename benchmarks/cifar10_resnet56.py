@@ -23,6 +23,7 @@ from eagleeye_hf import (
     AdaptiveBNScore,
     FinetuneConfig,
     SearchConfig,
+    Strategy,
     count_cost,
     evaluate_model,
     finetune_model,
@@ -77,12 +78,12 @@ def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
     graph = trace_model(model)
     calibration = data.calibration.cached_batches()
     score = AdaptiveBNScore(model, graph, calibration, data.holdout.cached_batches())
-    widths = graph.widths
+    strategy = Strategy(graph.widths)
     if arm == "uniform":
-        widths = run_search(score, graph, SearchConfig(macs=0.5, method="uniform")).best.strategy.widths
+        strategy = run_search(score, graph, SearchConfig(macs=0.5, method="uniform")).best.strategy
     elif arm == "winner-labels":
-        widths = read_strategy(graph, str(options.winner / "strategy.json")).widths
-    network = score.build(widths, compensate=arm == "winner-labels")
+        strategy = read_strategy(graph, str(options.winner / "strategy.json"))
+    network = score.build(strategy, compensate=arm == "winner-labels")
     if arm != "unpruned":
         recalibrate_bn(network, calibration)
     before, started, curve = evaluate_model(network, data.test.batches()), time.perf_counter(), []
@@ -98,8 +99,8 @@ def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
         on_epoch=curve.append,
     )
     return {
-        "macs": count_cost(graph, widths).macs,
-        "params": count_cost(graph, widths).params,
+        "macs": count_cost(graph, strategy).macs,
+        "params": count_cost(graph, strategy).params,
         "before": before.to_dict(),
         "test": evaluate_model(trained, data.test.batches()).to_dict(),
         "settings": training,

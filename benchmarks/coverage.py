@@ -121,7 +121,8 @@ def silence(full: nn.Module, thin: nn.Module) -> None:
 
 
 def prune_ours(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, dict[str, object]]:
-    from eagleeye_hf import choose_channels, slice_model, trace_model, widths_from_ratios
+    from eagleeye_hf import choose_channels, slice_model, trace_model
+    from eagleeye_hf.strategies.strategy import widths_from_ratios
 
     started = time.perf_counter()
     graph = trace_model(model, tuple(images.shape[1:]))

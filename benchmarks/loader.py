@@ -26,8 +26,8 @@ from timm.data import create_dataset, create_loader
 from torchvision import transforms
 
 from eagleeye_hf import Budget, choose_channels, open_splits, sample_strategies, slice_model, trace_model
-from eagleeye_hf.data.batches import Share
-from eagleeye_hf.data.transforms import build_views
+from eagleeye_hf.data.batches import Portion
+from eagleeye_hf.data.transforms import build_preprocessing
 
 BATCH = 64
 
@@ -83,7 +83,7 @@ def write_images(folder: Path, num: int) -> list[int]:
 
 def make_contestants(folder: Path, model: torch.nn.Module, options: argparse.Namespace) -> dict[str, Callable]:
     """Functions that start one epoch."""
-    view = build_views(model)[0]
+    view = build_preprocessing(model)[0]
     scale = transforms.Compose([torch.as_tensor, transforms.ConvertImageDtype(torch.float32)])
     transform = transforms.Compose([view.transform, scale, transforms.Normalize(view.mean, view.std)])
 
@@ -103,7 +103,7 @@ def make_contestants(folder: Path, model: torch.nn.Module, options: argparse.Nam
 
     def ours(source: str, streaming: bool) -> Callable[[], Iterable]:
         data = open_splits(folder / source, model, calibration_images=0, holdout_images=0, streaming=streaming)
-        return lambda: data.train.epoch_batches(0, Share(batch_size=BATCH), options.workers)
+        return lambda: data.train.epoch_batches(0, Portion(batch_size=BATCH), options.workers)
 
     images, parquet = folder / "images", str(folder / "parquet")
     return {

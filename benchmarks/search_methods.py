@@ -41,11 +41,11 @@ def main() -> None:
     ]
     for method in ("uniform", "global", "random", "evolution"):
         for seed in SEEDS if method in ("random", "evolution") else SEEDS[:1]:
-            config = SearchConfig(macs=list(BUDGETS), method=method, candidates=CANDIDATES, seed=seed)
+            config = SearchConfig(macs=list(BUDGETS), method=method, candidates=CANDIDATES)
             folder = arguments.output / f"{method}_{seed}"
-            result = run_search(score, graph, config, output=folder, accelerator=Accelerator())
+            result = run_search(score, graph, config, seed=seed, output=folder, accelerator=Accelerator())
             best = [result.best_of(number) for number in range(len(BUDGETS))]
-            cells = " | ".join(f"{own.loss:.3f} | {own.top1:.2%}" for own in best)
+            cells = " | ".join(f"{chosen.score.loss:.3f} | {chosen.score.reported:.2%}" for chosen in best)
             lines.append(f"| {method} | {seed} | {cells} |")
             print(lines[-1], flush=True)
     Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")

@@ -18,8 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import eagleeye_hf.networks  # noqa: F401
-from eagleeye_hf import AdaptiveBNScore, Budget, sample_strategies, slice_model, trace_model
+from eagleeye_hf import AdaptiveBNScore, Budget, sample_strategies, trace_model
 from eagleeye_hf.evaluation.format import FORMATS, Format, fastest_format, time_formats
 
 CASES = (("resnet20_cifar", 32, 1024, 2048), ("mobilenetv1_100", 224, 128, 256))
@@ -59,22 +58,23 @@ def measure_case(name: str, pixels: int, num_calibration: int, num_holdout: int)
     model = timm.create_model(name).eval()
     graph = trace_model(model, (3, pixels, pixels))
     calibration, holdout = (_batches(count, pixels) for count in (num_calibration, num_holdout))
-    widths = [own.widths for own in sample_strategies(graph, Budget(macs=0.5), NUM_CANDIDATES + 1)[1:]]
+    strategies = sample_strategies(graph, Budget(macs=0.5), NUM_CANDIDATES + 1)[1:]
     score = AdaptiveBNScore(model, graph, calibration, holdout)
-    speeds = time_formats(lambda own: score.candidate(widths[0], own), calibration[0][0][:32], score.device)
+    build = lambda format: score.builder.fill(strategies[0], False, format.channels_last)  # noqa: E731
+    speeds = time_formats(build, calibration[0][0][:32], score.device)
     score.format = fastest_format(speeds)
-    score(widths[0], 1e-3)  # converts the images
-    thin = [slice_model(model, graph, score.importance.choose(own)).eval() for own in widths]
+    score(strategies[0], 1e-3)  # converts the images
+    thin = [score.build(strategy).eval() for strategy in strategies]
     if score.format.channels_last:
-        thin = [own.to(memory_format=torch.channels_last) for own in thin]
+        thin = [network.to(memory_format=torch.channels_last) for network in thin]
     images = [score.format.convert(batch) for batch, _ in (*calibration, *holdout)]
     bare_peak = _peak(lambda: _forward(thin[0], images, score.format))
-    score_peak = _peak(lambda: score(widths[0]))
+    score_peak = _peak(lambda: score(strategies[0]))
     ratios, bare_times, score_times = [], [], []
     for _ in range(ROUNDS):
-        for network, own in zip(thin, widths, strict=True):
+        for network, strategy in zip(thin, strategies, strict=True):
             bare_times.append(_seconds(lambda network=network: _forward(network, images, score.format)))
-            score_times.append(_seconds(lambda own=own: score(own)))
+            score_times.append(_seconds(lambda strategy=strategy: score(strategy)))
             ratios.append(score_times[-1] / bare_times[-1])
     kept = sum(batch.numel() * batch.element_size() for batch in images) / 1e6
     bare, own_time, ratio = map(statistics.median, (bare_times, score_times, ratios))

@@ -43,7 +43,7 @@ def main() -> None:
         "# Stages of a search",
         "",
         f"Made by `search_stages.py`: ResNet-20 on CIFAR-10 at half the MACs, {arguments.minutes:g} minutes each on "
-        f"{torch.get_num_threads()} thread(s), seeds {' and '.join(map(str, SEEDS))}. Shares of 1,024 calibration and "
+        f"{torch.get_num_threads()} thread(s), seeds {' and '.join(map(str, SEEDS))}. Parts of 1,024 calibration and "
         "2,048 holdout images; the best tenth goes on to the next stage. Mean loss and top-1 of the chosen candidates "
         "after adaptive BatchNorm, on 6,928 other training images, without training.",
         "",
@@ -53,9 +53,9 @@ def main() -> None:
     for stages in STAGES:
         scored, found = [], []
         for seed in SEEDS:
-            config = SearchConfig(macs=0.5, candidates=None, minutes=arguments.minutes, stages=stages, seed=seed)
-            result = run_search(score, graph, config)
-            chosen = recalibrate_bn(score.build(result.best.strategy.widths), calibration)
+            config = SearchConfig(macs=0.5, candidates=None, minutes=arguments.minutes, stages=stages)
+            result = run_search(score, graph, config, seed=seed)
+            chosen = recalibrate_bn(score.build(result.best.strategy), calibration)
             scored.append(sum(candidate.scored for candidate in result.candidates))
             found.append(evaluate_model(chosen, fresh))
         losses = [metrics.loss for metrics in found]

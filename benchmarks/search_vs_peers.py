@@ -46,10 +46,10 @@ def search_ours(model: nn.Module, arguments: argparse.Namespace, pool: tuple, fo
     config = SearchConfig(macs=MACS, tolerance=TOLERANCE, candidates=None, minutes=arguments.minutes)
     result = run_search(score, graph, config, output=folder, fingerprint=score.fingerprint())
     best = result.best
-    chosen = recalibrate_bn(score.build(best.strategy.widths, compensate=True), calibration)
+    chosen = recalibrate_bn(score.build(best.strategy, compensate=True), calibration)
     seconds = time.perf_counter() - started
-    facts = {"candidates": len(result.candidates), "seconds": seconds, "holdout_top1": best.top1}
-    return chosen, facts | {"origin": best.strategy.origin, "format": str(score.format)}
+    facts = {"candidates": len(result.candidates), "seconds": seconds, "holdout_top1": best.score.reported}
+    return chosen, facts | {"origin": best.origin, "format": str(score.format)}
 
 
 def run_step(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from eagleeye_hf import evaluate_model, load_model, open_splits, recalibrate_bn
-from eagleeye_hf.data.batches import Share
+from eagleeye_hf.data.batches import Portion
 
 BATCH = 128
 
@@ -38,7 +38,7 @@ def main() -> None:
     for images in options.images:
         scores = []
         for draw in range(options.draws):
-            batches = islice(data.train.epoch_batches(draw, Share(batch_size=BATCH)), images // BATCH)
+            batches = islice(data.train.epoch_batches(draw, Portion(batch_size=BATCH)), images // BATCH)
             network = recalibrate_bn(copy.deepcopy(model), batches)
             scores.append(evaluate_model(network, data.test.batches()).top1)
         told = " | ".join(f"{score:.2%}" for score in scores)

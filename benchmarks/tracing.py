@@ -18,7 +18,8 @@ import torch
 import torch_pruning
 from torch import nn
 
-from eagleeye_hf import choose_channels, slice_model, trace_model, widths_from_ratios
+from eagleeye_hf import choose_channels, slice_model, trace_model
+from eagleeye_hf.strategies.strategy import widths_from_ratios
 
 NETWORKS = ("resnet50", "densenet121", "mobilenetv1_100", "efficientnet_b0", "regnety_032")
 TURNS = 5

@@ -1,4 +1,4 @@
-"""The `eagleeye` command: arguments in, one call, a readable result out."""
+"""The `eagleeye` command: arguments in, one call, a readable result out. Only commands that run import PyTorch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from eagleeye_hf import __version__
 from eagleeye_hf.runs.arguments import parse_config, run_main
 
 COMMANDS = {
+    "compress": "the whole job: search, prune, fine-tune, measure, save, publish",
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",
     "search": "find the best thin versions of a trained network under one or several budgets",
     "prune": "apply a strategy: slice, recompute BatchNorm statistics, save",
@@ -27,18 +29,20 @@ USAGE = "usage: eagleeye COMMAND [--help] ...\n\nChannel pruning with EagleEye.\
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if name not in COMMANDS:
+    if name == "--version":
+        print(f"eagleeye_hf {__version__}")
+        return 0
+    if name in ("-h", "--help"):
         width = max(map(len, COMMANDS))
-        print(USAGE, *(f"  {command:{width}}  {text}" for command, text in COMMANDS.items()), sep="\n", file=sys.stderr)
-        if name in ("-h", "--help"):
-            return 0
-        print(f"\nerror: there is no command {name!r}", file=sys.stderr)
+        print(USAGE, *(f"  {command:{width}}  {text}" for command, text in COMMANDS.items()), sep="\n")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     command = importlib.import_module(f"eagleeye_hf.commands.{name}")
 
     def parse() -> Any:
-        positional = getattr(command, "POSITIONAL", ("model",))
-        return parse_config(command.Config, rest, command.run.__doc__, f"eagleeye {name}", positional)
+        return parse_config(command.Config, rest, command.run.__doc__, f"eagleeye {name}")
 
     return run_main(command.run, parse)
 

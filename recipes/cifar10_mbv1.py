@@ -14,44 +14,50 @@ from pathlib import Path
 
 import timm
 
-from eagleeye_hf import RunConfig, compress_model, finetune_model, load_model, open_splits, run_recipe
+from eagleeye_hf import (
+    AdaptConfig,
+    DatasetConfig,
+    FinetuneConfig,
+    NetworkConfig,
+    RunConfig,
+    SearchConfig,
+    adapt_model,
+    compress_model,
+    load_model,
+    open_splits,
+    run_recipe,
+)
 
-BUDGETS = (26.5e6, 12.1e6, 3.3e6)
 SMALL = {"input_size": (3, 64, 64), "crop_pct": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10MobileNetV1Config(RunConfig):
-    """Three budgets, or the one given; 120 epochs each."""
+    """Three budgets, or those given; 120 epochs each."""
 
-    macs: float | None = None
-    model: str = "mobilenetv1_100"
-    dataset: str = "uoft-cs/cifar10"
-    max_ratio: float = 0.85
-    batch_size: int = 128
-    lr: float = 0.05
-    distillation: float = 0.9
-    temperature: float = 4.0
-    base_epochs: int = 200
-    base_lr: float = 0.1
+    network: NetworkConfig = NetworkConfig(model="mobilenetv1_100")
+    data: DatasetConfig = DatasetConfig(dataset="uoft-cs/cifar10")
+    adapt: AdaptConfig = AdaptConfig(adapt_epochs=200)
+    search: SearchConfig = SearchConfig(macs=("26.5M", "12.1M", "3.3M"), max_ratio=0.85, candidates=1000)
+    finetune: FinetuneConfig = FinetuneConfig(batch_size=128, lr=0.05, distillation=0.9, temperature=4.0)
     output: str = "outputs/cifar10_mbv1"
 
 
 def main(config: Cifar10MobileNetV1Config) -> None:
     """Train where there are no weights; search, prune, fine-tune and save at each budget."""
-    trained = config.weights is not None
-    model = load_model(config.model, config.weights) if trained else timm.create_model(config.model, num_classes=10)
+    name, weights = config.network.model, config.network.weights
+    model = load_model(name, weights) if weights else timm.create_model(name, num_classes=10)
     model.pretrained_cfg.update(SMALL)
-    data = open_splits(config.dataset, like=model, **config.splits)
-    if not trained:
-        training = replace(config.finetune, epochs=config.base_epochs, lr=config.base_lr)
-        folder = Path(config.output) / "training-base"
-        model = finetune_model(model, data.train, training, holdout=data.holdout, checkpoint=folder)
-    for macs in [config.macs] if config.macs else BUDGETS:
-        budget = f"-{macs:g}" if macs <= 1 else f"-{macs / 1e6:g}M"
-        output, push_to = config.output + budget, config.push_to and config.push_to + budget
+    data = open_splits(like=model, **config.splits)
+    if not weights:
+        model = adapt_model(model, data, config)
+    for budget in config.search.budgets:
+        search = replace(config.search, macs=budget.macs, params=budget.params, latency=budget.latency)
+        output = f"{config.output}-{budget.macs}"
+        push_to = config.publishing.push_to and f"{config.publishing.push_to}-{budget.macs}"
+        publishing = replace(config.publishing, push_to=push_to)
         if not (Path(output) / "config.json").exists():
-            compress_model(model, data, replace(config, macs=macs, output=output, push_to=push_to))
+            compress_model(model, data, replace(config, search=search, output=output, publishing=publishing))
 
 
 if __name__ == "__main__":

@@ -7,37 +7,44 @@ A short fine-tuning wants a lower learning rate than the 120 epochs of the defau
 reaches 94.66% top-1 at 62.23 M MACs.
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import timm
 
-from eagleeye_hf import RunConfig, compress_model, finetune_model, load_model, open_splits, run_recipe
+from eagleeye_hf import (
+    AdaptConfig,
+    DatasetConfig,
+    FinetuneConfig,
+    NetworkConfig,
+    RunConfig,
+    SearchConfig,
+    adapt_model,
+    compress_model,
+    load_model,
+    open_splits,
+    run_recipe,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10ResNet56Config(RunConfig):
     """Half the MACs, 120 epochs."""
 
-    model: str = "resnet56_cifar"
-    dataset: str = "uoft-cs/cifar10"
-    batch_size: int = 128
-    lr: float = 0.05
-    distillation: float = 0.9
-    temperature: float = 4.0
-    base_epochs: int = 200
-    base_lr: float = 0.1
+    network: NetworkConfig = NetworkConfig(model="resnet56_cifar")
+    data: DatasetConfig = DatasetConfig(dataset="uoft-cs/cifar10")
+    adapt: AdaptConfig = AdaptConfig(adapt_epochs=200)
+    search: SearchConfig = SearchConfig(candidates=1000)
+    finetune: FinetuneConfig = FinetuneConfig(batch_size=128, lr=0.05, distillation=0.9, temperature=4.0)
     output: str = "outputs/cifar10_resnet56"
 
 
 def main(config: Cifar10ResNet56Config) -> None:
     """Train where there are no weights; search, prune, fine-tune, save and publish."""
-    model = load_model(config.model, config.weights) if config.weights else timm.create_model(config.model)
-    data = open_splits(config.dataset, like=model, **config.splits)
-    if not config.weights:
-        training = replace(config.finetune, epochs=config.base_epochs, lr=config.base_lr)
-        folder = Path(config.output) / "training-base"
-        model = finetune_model(model, data.train, training, holdout=data.holdout, checkpoint=folder)
+    name, weights = config.network.model, config.network.weights
+    model = load_model(name, weights) if weights else timm.create_model(name)
+    data = open_splits(like=model, **config.splits)
+    if not weights:
+        model = adapt_model(model, data, config)
     compress_model(model, data, config)
 
 

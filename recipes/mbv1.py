@@ -8,18 +8,22 @@ The paper (Li et al. 2020, table 4) prunes a MobileNetV1 of 70.9% top-1 to 284 M
 
 from dataclasses import dataclass
 
-from eagleeye_hf import RunConfig, compress_model, load_model, open_splits, run_recipe
+from eagleeye_hf import NetworkConfig, RunConfig, SearchConfig, compress_model, load_model, open_splits, run_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV1Config(RunConfig):
     """Defaults are the paper's; see `--help`."""
 
+    network: NetworkConfig = NetworkConfig(model="mobilenetv1_100.ra4_e3600_r224_in1k")
+    search: SearchConfig = SearchConfig(candidates=1000)
+    output: str = "outputs/mbv1"
+
 
 def main(config: MobileNetV1Config) -> None:
     """Search, prune, fine-tune, save and publish."""
-    model = load_model(config.model, config.weights)
-    data = open_splits(config.dataset, like=model, **config.splits)
+    model = load_model(config.network.model, config.network.weights)
+    data = open_splits(like=model, **config.splits)
     compress_model(model, data, config)
 
 

@@ -10,24 +10,33 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PilImage
 from sklearn.datasets import load_digits
 
-from eagleeye_hf import FinetuneConfig, RunConfig, compress_model, finetune_model, open_splits, run_recipe
+from eagleeye_hf import (
+    AdaptConfig,
+    AugmentationConfig,
+    DatasetConfig,
+    FinetuneConfig,
+    HeldOutConfig,
+    NetworkConfig,
+    RunConfig,
+    SearchConfig,
+    compress_model,
+    finetune_model,
+    open_splits,
+    run_recipe,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig(RunConfig):
     """Half the MACs of a small network."""
 
-    model: str = "mobilenetv1_100"
-    dataset: str = "digits"
-    candidates: int = 40
-    calibration_images: int = 256
-    holdout_images: int = 256
-    base_epochs: int = 6
-    epochs: int = 6
-    batch_size: int = 32
-    lr: float = 0.05
-    hflip: bool = False
-    num_workers: int = 0
+    network: NetworkConfig = NetworkConfig(model="mobilenetv1_100")
+    data: DatasetConfig = DatasetConfig(dataset="digits", num_workers=0)
+    held_out: HeldOutConfig = HeldOutConfig(calibration_images=256, holdout_images=256)
+    augmentation: AugmentationConfig = AugmentationConfig(hflip=False)
+    adapt: AdaptConfig = AdaptConfig(adapt_epochs=6)
+    search: SearchConfig = SearchConfig(candidates=40)
+    finetune: FinetuneConfig = FinetuneConfig(epochs=6, batch_size=32, lr=0.05)
     output: str = "outputs/quickstart"
 
 
@@ -43,10 +52,11 @@ def digits() -> DatasetDict:
 def main(config: QuickstartConfig) -> None:
     """Train a small network, then prune half its MACs."""
     cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
-    model = timm.create_model(config.model, num_classes=10, output_stride=8, pretrained_cfg_overlay=cfg)
-    data = open_splits(digits(), like=model, name=config.dataset, **config.splits)
-    print(f"training {config.model} on handwritten digits for {config.base_epochs} epochs")
-    model = finetune_model(model, data.train, FinetuneConfig(epochs=config.base_epochs, batch_size=32, lr=0.1))
+    name, epochs = config.network.model, config.adapt.adapt_epochs
+    model = timm.create_model(name, num_classes=10, output_stride=8, pretrained_cfg_overlay=cfg)
+    data = open_splits(like=model, **config.splits | {"dataset": digits(), "name": config.data.dataset})
+    print(f"training {name} on handwritten digits for {epochs} epochs")
+    model = finetune_model(model, data.train, FinetuneConfig(epochs=epochs, batch_size=32, lr=config.adapt.adapt_lr))
     compress_model(model, data, config)
 
 

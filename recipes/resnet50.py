@@ -1,8 +1,8 @@
 """ResNet-50 on ImageNet-1k at 3, 2 or 1 GMACs: the paper's largest experiment.
 
-    accelerate launch recipes/resnet50.py --macs 3e9 --output outputs/resnet50-3g
-    accelerate launch recipes/resnet50.py --macs 2e9 --output outputs/resnet50-2g
-    accelerate launch recipes/resnet50.py --macs 1e9 --max-ratio 0.8 --output outputs/resnet50-1g
+    accelerate launch recipes/resnet50.py --macs 3G --output outputs/resnet50-3g
+    accelerate launch recipes/resnet50.py --macs 2G --output outputs/resnet50-2g
+    accelerate launch recipes/resnet50.py --macs 1G --max-ratio 0.8 --output outputs/resnet50-1g
 
 Instead of searching, the strategies that the authors found can be fine-tuned, 25, 50 or 75% of the MACs, from a file of
 the pruning ratios they released (github.com/anonymous47823493/EagleEye, `search_results`):
@@ -14,22 +14,22 @@ The paper (Li et al. 2020, table 3) prunes a ResNet-50 of 76.6% top-1 to 77.1% a
 
 from dataclasses import dataclass
 
-from eagleeye_hf import RunConfig, compress_model, load_model, open_splits, run_recipe
+from eagleeye_hf import NetworkConfig, RunConfig, SearchConfig, compress_model, load_model, open_splits, run_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet50Config(RunConfig):
     """Defaults are the paper's; see `--help`."""
 
-    model: str = "resnet50.tv_in1k"
-    macs: float | None = 2e9
+    network: NetworkConfig = NetworkConfig(model="resnet50.tv_in1k")
+    search: SearchConfig = SearchConfig(macs="2G", candidates=1000)
     output: str = "outputs/resnet50"
 
 
 def main(config: ResNet50Config) -> None:
     """Search, prune, fine-tune, save and publish."""
-    model = load_model(config.model, config.weights)
-    data = open_splits(config.dataset, like=model, **config.splits)
+    model = load_model(config.network.model, config.network.weights)
+    data = open_splits(like=model, **config.splits)
     compress_model(model, data, config)
 
 

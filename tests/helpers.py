@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-import eagleeye_hf.networks  # noqa: F401
 from eagleeye_hf.cli import main
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

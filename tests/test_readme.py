@@ -1,13 +1,13 @@
 """The README's commands and code, run or parsed."""
 
-import importlib
+import importlib.util
 import re
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from transformers import HfArgumentParser
 
 from eagleeye_hf import RunConfig
 from eagleeye_hf.runs.arguments import parse_config
@@ -39,12 +39,17 @@ def test_the_python_code_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", re.findall(r"accelerate launch .*?(?=\n\s*(?:\n|#|```))", TEXT, re.DOTALL))
-def test_commands_name_existing_recipes_and_flags(command):
+def test_commands_name_existing_recipes_and_flags(command, monkeypatch):
     words = shlex.split(command.replace("\\\n", " "), comments=True)
     recipe = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
     assert (ROOT / words[recipe]).is_file()
-    (config,) = HfArgumentParser(RunConfig).parse_args_into_dataclasses(words[recipe + 1 :])
-    assert config.search.candidates
+    name = Path(words[recipe]).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / words[recipe])
+    monkeypatch.setitem(sys.modules, name, module := importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, RunConfig)]
+    (config_class,) = set(found) - {RunConfig}
+    assert parse_config(config_class, words[recipe + 1 :], "", "recipe").search.candidates
 
 
 @pytest.mark.parametrize(
@@ -53,8 +58,7 @@ def test_commands_name_existing_recipes_and_flags(command):
 def test_eagleeye_commands_have_these_flags(command):
     name, *words = shlex.split(command.replace("\\\n", " "), comments=True)[1:]
     module = importlib.import_module(f"eagleeye_hf.commands.{name}")
-    config = parse_config(module.Config, words, None, name, getattr(module, "POSITIONAL", ("model",)))
-    assert asdict(config)
+    assert asdict(parse_config(module.Config, words, "", name))
 
 
 def test_make_targets_exist():

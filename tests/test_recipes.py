@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 from eagleeye_hf import EagleEyeError, from_pretrained, load_model
-from eagleeye_hf.runs.recipe import prepare_output
+from eagleeye_hf.runs.folder import prepare_output
 from tests.helpers import SHARED, needs_shared
 from tests.hub_server import TOKEN
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-SHORT = ["--candidates", "3", "--calibration_images", "32", "--holdout_images", "32"]
+SHORT = ["--candidates", "3", "--calibration-images", "32", "--holdout-images", "32"]
 RESNET = ["--model", "resnet20_cifar", "--weights", str(SHARED / "models" / "resnet20_cifar10.safetensors")]
-CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num_workers", "0"]
+CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num-workers", "0"]
 
 
 def run(recipe: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +33,7 @@ def run(recipe: str, *flags: str, **environment: str) -> subprocess.CompletedPro
 def test_quickstart_from_training_to_publishing(tmp_path, hub):
     output = tmp_path / "run"
     publish = ["--push-to", "user/digits", "--private", "--license", "bsd-3-clause"]
-    flags = [*SHORT, "--base_epochs", "1", "--epochs", "1", "--output", str(output), *publish]
+    flags = [*SHORT, "--adapt-epochs", "1", "--epochs", "1", "--output", str(output), *publish]
     done = run("quickstart.py", *flags, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="0")
     assert done.returncode == 0, done.stderr[-3000:]
     repo = hub.repos["user/digits"]
@@ -52,11 +52,12 @@ def test_quickstart_from_training_to_publishing(tmp_path, hub):
         "config.json",
         "model.safetensors",
         "result.png",
+        "run.yaml",
         "search.jsonl",
         "strategy.json",
     }
     assert from_pretrained(output)(torch.randn(1, 3, 32, 32)).shape == (1, 10)
-    again = run("quickstart.py", *SHORT, "--base_epochs", "0", "--output", str(output))
+    again = run("quickstart.py", *SHORT, "--adapt-epochs", "0", "--output", str(output))
     assert again.returncode == 2
     assert "holds a checkpoint already" in again.stderr
 
@@ -103,6 +104,9 @@ def test_the_main_recipe_on_real_images(tmp_path):
         (["--model", "resnet20_cifra"], "is no model of timm; did you mean"),
         ([*RESNET, "--dataset", "/nowhere"], "`dataset=/nowhere` can't be opened"),
         ([*RESNET, *CIFAR, *SHORT, "--macs", "1.5"], "`macs` is a fraction of the full model"),
+        ([*RESNET, *CIFAR, *SHORT, "--macs", "0.5", "0.3"], "a run takes one budget; got macs=0.5; macs=0.3"),
+        (["--batch_size", "5"], "--batch_size; did you mean --batch-size?"),
+        (["--config", "nowhere.yaml"], "`config=nowhere.yaml` can't be read"),
         ([*RESNET, *CIFAR, *SHORT, "--macs", "0.01"], "out of reach: .* the smallest model still has"),
         ([*RESNET[:2], "--weights", str(ROOT / "README.md")], "can't be read as safetensors"),
         (["--model", "resnet56_cifar", *RESNET[2:]], "does not fit `model=resnet56_cifar`"),
@@ -131,7 +135,7 @@ def test_a_network_without_batchnorm_is_refused(tmp_path):
 def test_two_processes_run_a_recipe_and_say_so(tmp_path):
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    flags = [*SHORT, "--base_epochs", "1", "--epochs", "1", "--output", str(tmp_path / "run")]
+    flags = [*SHORT, "--adapt-epochs", "1", "--epochs", "1", "--output", str(tmp_path / "run")]
     command = [sys.executable, *launcher, str(ROOT / "recipes" / "quickstart.py"), *flags]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

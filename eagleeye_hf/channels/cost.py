@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from eagleeye_hf.channels.graph import ChannelGraph
+
+
+@runtime_checkable
+class HasWidths(Protocol):
+    """What of a strategy counts here."""
+
+    @property
+    def widths(self) -> tuple[int, ...]: ...
 
 
 class Cost(NamedTuple):
@@ -17,18 +25,18 @@ class Cost(NamedTuple):
     params: int | np.ndarray
 
 
-def count_cost(graph: ChannelGraph, widths: Sequence[int] | np.ndarray) -> Cost:
-    """Count what the network costs at given widths, without building it.
+def count_cost(graph: ChannelGraph, strategy: HasWidths | Sequence[int] | np.ndarray) -> Cost:
+    """Count what the network costs under a strategy, without building it.
 
     MACs are those of convolutions and matrix products (biases and BatchNorm not counted), for one image of
     `graph.input_size`; PyTorch's `FlopCounterMode` counts exactly twice as many. Parameters are all of the model's.
 
     Args:
-        widths: channels kept, shape `(num_groups,)`, or `(num_candidates, num_groups)` for many at once.
+        strategy: or its widths, shape `(num_groups,)`, or widths of shape `(num_candidates, num_groups)`, many at once.
     Returns:
         Two integers, or two integer arrays of shape `(num_candidates,)`.
     """
-    array = np.asarray(widths, dtype=np.int64)
+    array = np.asarray(strategy.widths if isinstance(strategy, HasWidths) else strategy, dtype=np.int64)
     units = np.atleast_2d(array) // graph.steps
     # float64 matrix products are exact here (below 2**53) and far faster than NumPy's integer ones
     forms = (units.astype(np.float64) @ graph.cost.coefficients + graph.cost.constants).astype(np.int64).T

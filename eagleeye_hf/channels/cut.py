@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, SizeAttribute
+from eagleeye_hf.channels.resizing import resize_modules
 
 ATOMS = frozenset({bool, int, float, str, type(None)})
 
@@ -193,47 +192,3 @@ def kept_size(attribute: SizeAttribute, graph: ChannelGraph, keep: Mapping[str, 
         if group.name in keep:
             mask[pairs[_removed(group, keep)[pairs[:, 0]], 1]] = False
     return int(mask.sum())
-
-
-def resize_modules(model: nn.Module, sizes: Mapping[tuple[str, tuple[str | int, ...]], int]) -> None:
-    """Write Python sizes into the modules, then let the standard layers follow the shapes of their tensors."""
-    for (module, path), size in sizes.items():
-        _assign(model.get_submodule(module), path, size)
-    for child in model.modules():
-        follow_shapes(child)
-
-
-def _assign(target: Any, path: tuple[str | int, ...], size: int) -> None:
-    head, *rest = path
-    old = getattr(target, head) if isinstance(head, str) and not isinstance(target, dict) else target[head]
-    if not rest:
-        new: Any = size
-    elif isinstance(old, tuple):
-        items = list(old)
-        _assign(items, tuple(rest), size)
-        new = tuple(items)
-    else:
-        _assign(old, tuple(rest), size)
-        return
-    if isinstance(head, str) and not isinstance(target, dict):
-        setattr(target, head, new)
-    else:
-        target[head] = new
-
-
-def follow_shapes(module: nn.Module) -> None:
-    """Set the channel counts that a standard layer keeps beside its tensors."""
-    if isinstance(module, _ConvNd):
-        first, second = module.weight.shape[:2]
-        if isinstance(module, _ConvTransposeNd):
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.out_channels, module.in_channels = first, second * module.groups
-    elif isinstance(module, _NormBase):
-        tensor = module.weight if module.weight is not None else module.running_mean
-        if tensor is not None:
-            module.num_features = len(tensor)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.numel()

@@ -14,7 +14,7 @@ from eagleeye_hf.channels.cut import clear_caches, cut_tensor, kept_places, kept
 from eagleeye_hf.channels.graph import ChannelGraph
 
 
-class Skeleton:
+class RefilledModel:
     """Gives what `slice_model` gives, without copying the full model each time.
 
     The modules are one copy of the model's; tensors that no candidate cuts are the model's own. So a candidate lives

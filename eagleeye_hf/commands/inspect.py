@@ -4,86 +4,59 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import timm
-from torch import nn
+from typing import Annotated
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.summary import GroupSummary, summarise_groups
+from eagleeye_hf.commands.printing import PrintConfig
+from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.checkpoint import from_pretrained
-from eagleeye_hf.publishing.config import base_args, read_config
-from eagleeye_hf.publishing.download import download_config
-from eagleeye_hf.runs.arguments import flag
-from eagleeye_hf.runs.models import check_name
+from eagleeye_hf.runs.config import NetworkConfig
 from eagleeye_hf.strategies.files import read_strategy
-from eagleeye_hf.tracing.trace import resolve_input_size, trace_model
+from eagleeye_hf.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    model: str = field(metadata={"help": "timm name, hf-hub:USER/REPO or checkpoint folder"})
-    image_size: int | None = flag(None, "height and width of an image in pixels, instead of the model's own")
-    strategy: str | None = flag(None, "JSON file (or FILE#NAME) with widths or ratios to show")
-    json: bool = flag(False, "print JSON")
-    plot: str | None = flag(None, "draw the groups into this PNG file (needs the extra `plots`)")
+    network: NetworkConfig
+    image_size: Annotated[int, Within("[1, inf)")] | None = None
+    """Height and width of an image in pixels, instead of the model's own."""
+    strategy: str | None = None
+    """JSON file (or FILE#NAME) with widths or ratios to show."""
+    plot: str | None = None
+    """Draw the groups into this PNG file (needs the extra `plots`)."""
+    printing: PrintConfig = PrintConfig()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def run(config: Config) -> None:
     """Show the channel groups of a network: what can go, what it costs, what stays and why."""
-    model, kept = open_model(config.model)
-    channels, *pixels = resolve_input_size(model, None)
+    from eagleeye_hf.networks.description import describe_input
+    from eagleeye_hf.runs.models import load_model, open_model
+    from eagleeye_hf.tracing.trace import trace_model
+
+    name, weights = config.network.model, config.network.weights
+    model, kept = (load_model(name, weights), {}) if weights else open_model(name)
+    channels, *pixels = describe_input(model)
     size = (channels, *([config.image_size] * 2 if config.image_size else pixels))
     graph = trace_model(model, size)
-    widths = [kept.get(group.name, group.channels) for group in graph.groups]
+    strategy = Strategy(tuple(kept.get(group.name, group.channels) for group in graph.groups))
     if config.strategy:
-        widths = list(read_strategy(graph, config.strategy).widths)
-    rows = summarise_groups(graph, widths)
-    if config.json:
-        full, thin = count_cost(graph, graph.widths)._asdict(), count_cost(graph, widths)._asdict()
+        strategy = read_strategy(graph, config.strategy)
+    rows = summarise_groups(graph, strategy.widths)
+    if config.printing.json:
+        full, thin = count_cost(graph, graph.widths)._asdict(), count_cost(graph, strategy)._asdict()
         groups = [asdict(row) for row in rows]
-        print(json.dumps({"model": config.model, "input_size": size, "full": full, "kept": thin, "groups": groups}))
+        print(json.dumps({"model": name, "input_size": size, "full": full, "kept": thin, "groups": groups}))
     else:
         print(format_groups(graph, rows))
     if config.plot:
-        draw_groups(graph, widths, config.plot)
-
-
-def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
-    """A network to look at, weights not needed; for a checkpoint its base, with the widths that it keeps."""
-    folder = find_checkpoint(name)
-    config = read_config(folder) if folder else {}
-    widths = config.get("eagleeye", {}).get("widths")
-    if widths:
-        arguments = config["model_args"]
-        shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
-        shape["pretrained_cfg_overlay"] = config["pretrained_cfg"]  # the size of an image too
-        return timm.create_model(arguments["base"], **shape, **base_args(arguments)), widths
-    if Path(name).is_dir():
-        return from_pretrained(name), {}
-    check_name(name)
-    try:
-        return timm.create_model(name), {}
-    except Exception as error:  # timm and the Hub raise many kinds
-        raise EagleEyeError(
-            f"`model={name}` can't be opened ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
-
-
-def find_checkpoint(name: str) -> Path | None:
-    """Where the `config.json` of a checkpoint of ours lies: a folder, or the Hub's cache; None for other networks."""
-    if Path(name).is_dir():
-        return Path(name)
-    if not name.startswith("hf-hub:"):
-        return None
-    repo, _, revision = name.removeprefix("hf-hub:").partition("@")
-    try:
-        return download_config(repo, revision or None)
-    except EagleEyeError:  # one of timm's own, or none, which opening it tells
-        return None
+        draw_groups(graph, strategy, config.plot)
 
 
 def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
@@ -115,12 +88,12 @@ def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
     return "\n".join(lines)
 
 
-def draw_groups(graph: ChannelGraph, widths: Sequence[int], path: str) -> None:
+def draw_groups(graph: ChannelGraph, strategy: Strategy, path: str) -> None:
     try:
         from eagleeye_hf.reports.result import draw_graph
     except ImportError as error:
         raise EagleEyeError("`plot` needs matplotlib; install it with: pip install eagleeye-hf[plots]") from error
     try:
-        draw_graph(graph, widths, Path(path))
+        draw_graph(graph, strategy, Path(path))
     except (OSError, ValueError) as error:
         raise EagleEyeError(f"`plot={path}` can't be written: {error}") from error

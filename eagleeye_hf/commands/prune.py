@@ -3,69 +3,84 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
 from eagleeye_hf.channels.cost import count_cost
-from eagleeye_hf.data.splits import open_splits
+from eagleeye_hf.commands.printing import PrintConfig
+from eagleeye_hf.configs import check_fields, flat_dict
+from eagleeye_hf.data.config import DatasetConfig, HeldOutConfig
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
-from eagleeye_hf.publishing.checkpoint import check_free, save_pretrained
-from eagleeye_hf.runs.arguments import flag
-from eagleeye_hf.runs.config import DataConfig
-from eagleeye_hf.runs.models import load_model
+from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
+from eagleeye_hf.runs.config import NetworkConfig, Seed, split_arguments
 from eagleeye_hf.strategies.files import read_strategy
-from eagleeye_hf.tracing.trace import trace_model
+from eagleeye_hf.strategies.strategy import named_widths
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DataConfig):
-    model: str = field(metadata={"help": "timm name of the trained network"})
-    strategy: str = field(
-        metadata={"help": "JSON file (or FILE#NAME) with widths or ratios, as eagleeye search writes"}
-    )
-    weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
-    dataset: str = flag("ILSVRC/imagenet-1k", "Hub name or local folder of an image classification dataset")
-    divisor: int = flag(1, "widths are multiples of this many channels, where the file holds ratios")
-    criterion: str = flag("l1", "which channels stay: l1, l2, bn_scale, geometric_median, taylor or random")
-    compensate: bool = flag(False, "repair the readers of removed channels by least squares")
-    output: str = flag("outputs/pruned", "folder for the checkpoint")
-    json: bool = flag(False, "print JSON")
+class Config:
+    network: NetworkConfig
+    data: DatasetConfig = DatasetConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+    importance: ImportanceConfig = ImportanceConfig()
+    repair: RepairConfig = RepairConfig()
+    printing: PrintConfig = PrintConfig()
+    strategy: str = ""
+    """JSON file (or FILE#NAME) with widths or ratios, as eagleeye search writes; must be given."""
+    seed: Seed = 0
+    """Of everything random."""
+    output: str = "outputs/pruned"
+    """Folder for the checkpoint."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.strategy:
+            raise EagleEyeError(
+                "`strategy` must be given: a JSON file with widths or ratios, as eagleeye search writes"
+            )
 
 
 def run(config: Config) -> None:
-    """Apply a strategy: slice, optionally compensate, recompute BatchNorm statistics, save. Nothing is trained."""
+    """Apply a strategy: slice, compensate, recompute BatchNorm statistics, save. Nothing is trained."""
+    import torch
+    from accelerate import Accelerator
+
+    from eagleeye_hf.data.splits import open_splits
+    from eagleeye_hf.evaluation.metrics import evaluate_model
+    from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
+    from eagleeye_hf.publishing.checkpoint import check_free, save_pretrained
+    from eagleeye_hf.runs.models import load_model
+    from eagleeye_hf.tracing.trace import trace_model
+
     folder = Path(config.output)
     check_free(folder)
     device = Accelerator().device
-    model = load_model(config.model, config.weights).to(device).eval()
+    model = load_model(config.network.model, config.network.weights).to(device).eval()
     graph = trace_model(model)
-    strategy = read_strategy(graph, config.strategy, config.divisor)
-    data = open_splits(config.dataset, like=model, **config.splits)
+    strategy = read_strategy(graph, config.strategy)
+    data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed))
     calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
-    score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=config.criterion, seed=config.seed)
-    pruned, stages = measure_stages(score, strategy.widths, lambda m: evaluate_model(m, holdout), config.compensate)
-    metrics = {"full": evaluate_model(model, holdout)} | stages
+    criterion = config.importance.criterion
+    score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=criterion, seed=config.seed)
+    compensate = config.repair.compensate
+    pruned, steps = measure_steps(score, strategy, lambda m: evaluate_model(m, holdout), compensate)
+    metrics = {"full": evaluate_model(model, holdout)} | steps
     if not all(torch.isfinite(tensor).all() for tensor in pruned.state_dict().values()):
         raise EagleEyeError("the pruned network has weights or statistics that are not finite numbers; check `weights`")
-    full, kept = count_cost(graph, graph.widths)._asdict(), count_cost(graph, strategy.widths)._asdict()
-    scores = {stage: own.to_dict() for stage, own in metrics.items()}
+    full, kept = count_cost(graph, graph.widths)._asdict(), count_cost(graph, strategy)._asdict()
+    scores = {step: found.to_dict() for step, found in metrics.items()}
     provenance = {
-        "base_model": config.model,
-        "widths": {g.name: w for g, w in zip(graph.groups, strategy.widths, strict=True) if g.prunable},
+        "base_model": config.network.model,
+        "widths": named_widths(graph, strategy),
         "holdout_metrics": scores,
-        "config": asdict(config),
+        "config": flat_dict(config),
     }
     save_pretrained(pruned.cpu().eval(), folder, label_names=data.label_names, provenance=provenance)
-    if config.json:
+    if config.printing.json:
         print(json.dumps({"folder": str(folder), "full": full, "kept": kept, "holdout": scores}))
         return
-    shares = f"{kept['macs'] / full['macs']:.1%} of the MACs, {kept['params'] / full['params']:.1%} of the parameters"
-    print(f"{config.model}: {shares}\n\ntop-1 on {len(holdout) and metrics['full'].num_images} holdout images")
-    for stage, own in metrics.items():
-        print(f"  {stage:<12}{own.top1:>8.2%}")
+    left = f"{kept['macs'] / full['macs']:.1%} of the MACs, {kept['params'] / full['params']:.1%} of the parameters"
+    print(f"{config.network.model}: {left}\n\ntop-1 on {metrics['full'].num_images} holdout images")
+    for step, found in metrics.items():
+        print(f"  {step:<12}{found.top1:>8.2%}")
     print(f"\nsaved in {folder}; fine-tune it next")

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import arg
+
+from eagleeye_hf.commands.printing import PrintConfig
+from eagleeye_hf.configs import check_fields
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.reports.search_page import write_page
-from eagleeye_hf.runs.arguments import flag
-from eagleeye_hf.search.reading import read_journal
-
-POSITIONAL = ("journal",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    journal: str = field(metadata={"help": "search.jsonl of a search, finished or under way, or its folder"})
-    output: str | None = flag(None, "folder for the pictures and search.html, instead of the journal's")
-    json: bool = flag(False, "print the paths as JSON")
+    journal: Annotated[str, arg(metavar="JOURNAL")]
+    """search.jsonl of a search, finished or under way, or its folder."""
+    output: str | None = None
+    """Folder for the pictures and search.html, instead of the journal's."""
+    printing: PrintConfig = PrintConfig()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def run(config: Config) -> None:
     """Draw what a search found: scores against costs, widths of the leaders, what each layer's ratios did."""
+    from eagleeye_hf.reports.search_page import write_page
+    from eagleeye_hf.search.reading import read_journal
+
     record = read_journal(Path(config.journal))
     journal = Path(config.journal)
     folder = Path(config.output) if config.output else (journal if journal.is_dir() else journal.parent)
@@ -36,4 +44,4 @@ def run(config: Config) -> None:
     except OSError as error:
         raise EagleEyeError(f"`output={folder}` can't be written: {error}") from error
     paths = {name: str(path) for name, path in pictures.items()} | {"page": str(page)}
-    print(json.dumps(paths) if config.json else "\n".join(paths.values()))
+    print(json.dumps(paths) if config.printing.json else "\n".join(paths.values()))

@@ -22,11 +22,9 @@ from eagleeye_hf.data.rows import IndexedRows, StreamRows, describe
 from eagleeye_hf.data.transforms import Transform
 from eagleeye_hf.errors import EagleEyeError
 
-Batch = tuple[Tensor, Tensor]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Portion:
     """Which part of an epoch one process takes."""
 
     batch_size: int
@@ -48,15 +46,15 @@ def count_steps(num_images: int, batch_size: int) -> int:
     return -(-num_images // batch_size)
 
 
-def plan_epoch(num_images: int, seed: int, share: Share) -> list[np.ndarray]:
+def plan_epoch(num_images: int, seed: int, portion: Portion) -> list[np.ndarray]:
     """Indices of this process's micro-batches.
 
     The steps of an epoch differ by at most one image, so that there is no tiny last one.
     """
     order = np.random.default_rng(seed).permutation(num_images)
-    steps = np.array_split(order, count_steps(num_images, share.batch_size))[share.start :]
-    own = (step[share.process :: share.num_processes] for step in steps)
-    return [micro for step in own for micro in np.array_split(step, share.micro_batches)]
+    steps = np.array_split(order, count_steps(num_images, portion.batch_size))[portion.start :]
+    own = (step[portion.process :: portion.num_processes] for step in steps)
+    return [micro for step in own for micro in np.array_split(step, portion.micro_batches)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +132,11 @@ def load_indexed(
 
 
 def load_stream(
-    rows: StreamRows, seed: int | None, share: Share, decoder: Decoder, num_workers: int
+    rows: StreamRows, seed: int | None, portion: Portion, decoder: Decoder, num_workers: int
 ) -> Iterable[Decoded]:
     """Decode a stream; micro-batches that are done already are passed over without decoding."""
-    workers = rows.num_workers(num_workers, share.num_processes)
-    return _loader(_Streamed(rows, seed, share, decoder), workers, None)
+    workers = rows.num_workers(num_workers, portion.num_processes)
+    return _loader(_Streamed(rows, seed, portion, decoder), workers, None)
 
 
 def _loader(dataset: Dataset[Decoded], num_workers: int, batches: list[np.ndarray] | None) -> Iterable[Decoded]:
@@ -161,17 +159,17 @@ class _Indexed(Dataset[Decoded]):
 
 
 class _Streamed(IterableDataset[Decoded]):
-    def __init__(self, rows: StreamRows, seed: int | None, share: Share, decoder: Decoder) -> None:
-        self.rows, self.seed, self.share, self.decoder = rows, seed, share, decoder
+    def __init__(self, rows: StreamRows, seed: int | None, portion: Portion, decoder: Decoder) -> None:
+        self.rows, self.seed, self.portion, self.decoder = rows, seed, portion, decoder
 
     def __iter__(self) -> Iterator[Decoded]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        done = self.share.start * self.share.micro_batches
+        done = self.portion.start * self.portion.micro_batches
         passed = len(range(number, done, workers))  # workers take turns
-        rows = self.rows.rows(self.seed, (self.share.process, self.share.num_processes))
+        rows = self.rows.rows(self.seed, (self.portion.process, self.portion.num_processes))
         try:
-            for chunk in islice(even_chunks(rows, self.share.micro_size), passed, None):
+            for chunk in islice(even_chunks(rows, self.portion.micro_size), passed, None):
                 yield self.decoder(chunk)
         except EagleEyeError as error:  # in a worker it would become a traceback
             yield Decoded(pixels=torch.empty(0), labels=torch.empty(0), problems=[], failure=str(error))

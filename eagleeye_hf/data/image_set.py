@@ -12,10 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eagleeye_hf.data.batches import (
-    Batch,
     Decoded,
     Decoder,
-    Share,
+    Portion,
     count_steps,
     load_indexed,
     load_stream,
@@ -23,12 +22,13 @@ from eagleeye_hf.data.batches import (
 )
 from eagleeye_hf.data.rows import IndexedRows, StreamRows
 from eagleeye_hf.data.small import MEMORY, SmallImages, pixels_of
-from eagleeye_hf.data.transforms import SmallCrop, View
+from eagleeye_hf.data.transforms import Preprocessing, SmallCrop
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.running import Batch
 
 
 class ImageSet:
-    """Labelled images, encoded, with the view under which they are seen.
+    """Labelled images, encoded, with the preprocessing that a model wants.
 
     Args:
         rows: with random access, or a stream.
@@ -40,13 +40,13 @@ class ImageSet:
     def __init__(
         self,
         rows: IndexedRows | StreamRows,
-        view: View,
+        preprocessing: Preprocessing,
         *,
         excluded: frozenset[int] = frozenset(),
         seed: int = 0,
         name: str = "",
     ) -> None:
-        self.rows, self.view = rows, view
+        self.rows, self.preprocessing = rows, preprocessing
         self.excluded, self.seed, self.name = excluded, seed, name
         self.skipped = 0
         """Images that could not be decoded in the last pass."""
@@ -91,10 +91,10 @@ class ImageSet:
             device: where the images are wanted; they go there as bytes.
         """
         which, parts = part
-        decoder = Decoder(transform=self.view.transform, mode=self.view.mode, excluded=self.excluded)
+        decoder = Decoder(transform=self.preprocessing.transform, mode=self.preprocessing.mode, excluded=self.excluded)
         if isinstance(self.rows, StreamRows):
-            share = Share(batch_size=batch_size * parts, process=which, num_processes=parts)
-            return self._filled(load_stream(self.rows, None, share, decoder, num_workers), device)
+            portion = Portion(batch_size=batch_size * parts, process=which, num_processes=parts)
+            return self._filled(load_stream(self.rows, None, portion, decoder, num_workers), device)
         starts = range(which * batch_size, len(self.rows), parts * batch_size)
         plan = [np.arange(start, min(start + batch_size, len(self.rows))) for start in starts]
         return self._filled(load_indexed(self.rows, plan, decoder, num_workers), device)
@@ -114,28 +114,30 @@ class ImageSet:
         return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
 
     def epoch_batches(
-        self, epoch: int, share: Share, num_workers: int = 0, device: torch.device | None = None
+        self, epoch: int, portion: Portion, num_workers: int = 0, device: torch.device | None = None
     ) -> Iterator[Batch]:
         """The shuffled micro-batches of one process in one epoch."""
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
-        if self.view.small is not None and self._fits(self.view.small):
+        if self.preprocessing.small is not None and self._fits(self.preprocessing.small):
             if self._decoded is None:
-                self._decoded = SmallImages.pad(self._small_pixels(num_workers), self.view)
-            return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, share), seed, device)
-        decoder = Decoder(transform=self.view.transform, mode=self.view.mode, excluded=self.excluded, seed=seed)
+                self._decoded = SmallImages.pad(self._small_pixels(num_workers), self.preprocessing)
+            return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, portion), seed, device)
+        decoder = Decoder(
+            transform=self.preprocessing.transform, mode=self.preprocessing.mode, excluded=self.excluded, seed=seed
+        )
         if isinstance(self.rows, StreamRows):
-            return self._normalized(load_stream(self.rows, seed, share, decoder, num_workers), device)
-        plan = plan_epoch(len(self.rows), seed, share)
+            return self._normalized(load_stream(self.rows, seed, portion, decoder, num_workers), device)
+        plan = plan_epoch(len(self.rows), seed, portion)
         return self._normalized(load_indexed(self.rows, plan, decoder, num_workers), device)
 
     def _fits(self, small: SmallCrop) -> bool:
         side = [size + 2 * small.padding for size in small.size]
-        return self.exact_steps and self.count() * side[0] * side[1] * len(self.view.mode) <= MEMORY
+        return self.exact_steps and self.count() * side[0] * side[1] * len(self.preprocessing.mode) <= MEMORY
 
     def _small_pixels(self, num_workers: int) -> Iterator[Batch]:
         assert not isinstance(self.rows, StreamRows)
         plan = np.array_split(np.arange(len(self.rows)), count_steps(len(self.rows), 512))
-        decoded = load_indexed(self.rows, plan, pixels_of(self.view, self.excluded), num_workers)
+        decoded = load_indexed(self.rows, plan, pixels_of(self.preprocessing, self.excluded), num_workers)
         return (batch for batch in self._report(decoded) if len(batch[1]))
 
     def _filled(self, decoded: Iterable[Decoded], device: torch.device | None) -> Iterator[Batch]:
@@ -143,7 +145,7 @@ class ImageSet:
 
     def _normalized(self, decoded: Iterable[Decoded], device: torch.device | None) -> Iterator[Batch]:
         for pixels, labels in self._report(decoded):
-            yield self.view.normalize(pixels, device) if len(labels) else pixels, labels
+            yield self.preprocessing.normalize(pixels, device) if len(labels) else pixels, labels
 
     def _report(self, decoded: Iterable[Decoded]) -> Iterator[Batch]:
         """Pass on what was decoded; at the end say what was not."""

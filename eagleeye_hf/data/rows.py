@@ -102,7 +102,7 @@ class StreamRows:
         return self.rows(None)
 
     def rows(self, seed: int | None, part: tuple[int, int] = (0, 1)) -> Iterator[Row]:
-        """A part of all rows; in a worker of a `DataLoader`, that worker's share of it.
+        """A part of all rows; in a worker of a `DataLoader`, that worker's portion of it.
 
         Args:
             seed: shuffles the shards and, through a buffer, the rows; None keeps the order.

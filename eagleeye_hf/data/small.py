@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import transforms
 
-from eagleeye_hf.data.batches import Batch, Decoder
-from eagleeye_hf.data.transforms import View
+from eagleeye_hf.data.batches import Decoder
+from eagleeye_hf.data.transforms import Preprocessing
+from eagleeye_hf.networks.running import Batch
 
 MEMORY = 2 << 30
 """Bytes of decoded images that are kept; where there are more, every epoch decodes."""
@@ -25,19 +26,21 @@ class SmallImages:
     images: Tensor
     """Padded pixels, uint8, shape `(N, height, width, channels)`."""
     labels: Tensor
-    view: View
+    preprocessing: Preprocessing
 
     @classmethod
-    def pad(cls, batches: Iterable[Batch], view: View) -> SmallImages:
+    def pad(cls, batches: Iterable[Batch], preprocessing: Preprocessing) -> SmallImages:
         """Collect what `pixels_of` made."""
-        assert view.small is not None
-        padded = [(F.pad(pixels, [view.small.padding] * 4).permute(0, 2, 3, 1), labels) for pixels, labels in batches]
+        assert preprocessing.small is not None
+        padded = [
+            (F.pad(pixels, [preprocessing.small.padding] * 4).permute(0, 2, 3, 1), labels) for pixels, labels in batches
+        ]
         images, labels = (torch.cat(parts) for parts in zip(*padded, strict=True))
-        return cls(images=images.contiguous(), labels=labels, view=view)
+        return cls(images=images.contiguous(), labels=labels, preprocessing=preprocessing)
 
     def batches(self, plan: Sequence[np.ndarray], seed: int, device: torch.device | None = None) -> Iterator[Batch]:
         """The batches of a plan; shifts and mirrors depend on the seed and the image alone."""
-        crop, generator = self.view.small, torch.Generator().manual_seed(seed % 2**63)
+        crop, generator = self.preprocessing.small, torch.Generator().manual_seed(seed % 2**63)
         assert crop is not None
         num, shifts = len(self.labels), 2 * crop.padding + 1
         down, right = torch.randint(shifts, (2, num), generator=generator)
@@ -48,12 +51,14 @@ class SmallImages:
             x = torch.where(flip, columns.flip(0), columns) + right[indices, None]
             y = rows + down[indices, None]
             pixels = self.images[indices[:, None, None], y[:, :, None], x[:, None, :]]
-            yield self.view.normalize(pixels.permute(0, 3, 1, 2), device), self.labels[indices]
+            yield self.preprocessing.normalize(pixels.permute(0, 3, 1, 2), device), self.labels[indices]
 
 
-def pixels_of(view: View, excluded: frozenset[int]) -> Decoder:
+def pixels_of(preprocessing: Preprocessing, excluded: frozenset[int]) -> Decoder:
     """A decoder to resized pixels that are not yet shifted."""
-    assert view.small is not None
+    assert preprocessing.small is not None
     return Decoder(
-        transform=transforms.Compose([view.small.resize, transforms.PILToTensor()]), mode=view.mode, excluded=excluded
+        transform=transforms.Compose([preprocessing.small.resize, transforms.PILToTensor()]),
+        mode=preprocessing.mode,
+        excluded=excluded,
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from eagleeye_hf.data.rows import MISSING, Columns, MapRows, StreamRows, describe, is_network_fault
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.description import describe_model
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 """Names of a column of labels that is not described as one, the likeliest first."""
@@ -91,7 +92,7 @@ def _name_classes(
     if isinstance(feature, datasets.ClassLabel):
         return Columns(image, label), label_names or tuple(feature.names)
     if "string" not in str(getattr(feature, "dtype", "")):
-        outputs = int(getattr(like, "num_classes", 0))
+        outputs = describe_model(like).num_classes or 0
         known = (getattr(like, "pretrained_cfg", None) or {}).get("label_names") or ()
         own = tuple(known) if len(known) == outputs else tuple(map(str, range(outputs)))
         return Columns(image, label), label_names or own
@@ -107,8 +108,8 @@ def _name_classes(
 
 def check_classes(name: str, label_names: tuple[str, ...], like: nn.Module) -> None:
     """Refuse a dataset with another number of classes than the model has outputs."""
-    outputs = getattr(like, "num_classes", len(label_names))
-    if outputs != len(label_names):
+    outputs = describe_model(like).num_classes
+    if outputs is not None and outputs != len(label_names):
         raise EagleEyeError(
             f"`dataset={name}` has {len(label_names)} classes, but the model has {outputs} outputs; "
             f"train the model on this dataset first (`timm.create_model(..., num_classes={len(label_names)})`)"

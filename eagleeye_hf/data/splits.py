@@ -15,11 +15,12 @@ import datasets
 import numpy as np
 from torch import nn
 
+from eagleeye_hf.data.config import AugmentationConfig, HeldOutConfig
 from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.rows import MapRows
 from eagleeye_hf.data.source import check_classes, check_labels, find_columns, find_commit, open_dataset, open_rows
-from eagleeye_hf.data.transforms import build_views
+from eagleeye_hf.data.transforms import build_preprocessing
 from eagleeye_hf.errors import EagleEyeError
 
 TEST_SPLITS = ("validation", "test", "val", "valid")
@@ -45,8 +46,8 @@ def open_splits(
     dataset: str | Path | datasets.DatasetDict | datasets.IterableDatasetDict,
     like: nn.Module,
     *,
-    calibration_images: int = 1024,
-    holdout_images: int = 2048,
+    calibration_images: int = HeldOutConfig.calibration_images,
+    holdout_images: int = HeldOutConfig.holdout_images,
     seed: int = 0,
     config: str | None = None,
     revision: str | None = None,
@@ -54,7 +55,7 @@ def open_splits(
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
     streaming: bool | None = None,
-    hflip: bool = True,
+    hflip: bool = AugmentationConfig.hflip,
     augment: str | None = None,
     name: str | None = None,
 ) -> Splits:
@@ -79,6 +80,8 @@ def open_splits(
         EagleEyeError: the dataset can't be opened, lacks images, labels or a test split, has another number of classes
             than the model has outputs, or too few images.
     """
+    HeldOutConfig(calibration_images=calibration_images, holdout_images=holdout_images)
+    AugmentationConfig(hflip=hflip, augment=augment)
     commit = find_commit(dataset, revision) if isinstance(dataset, (str, Path)) else None
     opened = open_dataset(dataset, config, commit, streaming) if isinstance(dataset, (str, Path)) else dataset
     name = name or (str(dataset) if isinstance(dataset, (str, Path)) else "dataset")
@@ -89,9 +92,6 @@ def open_splits(
         raise EagleEyeError(
             f"`dataset={name}` needs a split named {' or '.join(TEST_SPLITS)}; it has {', '.join(map(str, opened))}"
         )
-    for key, value in (("calibration_images", calibration_images), ("holdout_images", holdout_images)):
-        if value < 0:
-            raise EagleEyeError(f"`{key}` is a number of images; got {value}")
     names = tuple(label_names) if label_names is not None else None
     columns, names = find_columns(name, opened["train"], image_column, label_column, names, like)
     check_classes(name, names, like)
@@ -105,7 +105,7 @@ def open_splits(
     if isinstance(train, MapRows):
         rest = np.setdiff1d(np.arange(len(train)), sorted(positions))
         train = MapRows(opened["train"], columns, rest)
-    training, evaluation = build_views(like, hflip, augment)
+    training, evaluation = build_preprocessing(like, hflip, augment)
     short = Path(name).resolve().name if Path(name).exists() else name
     return Splits(
         calibration=ImageSet(held[holdout_images:], evaluation, name=short),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.description import describe_model, unwrap_model
 
 Transform = Callable[[Image.Image], Any]
 """To bytes of shape `(channels, height, width)`, a tensor or (of older timm) an array."""
@@ -37,8 +38,8 @@ class SmallCrop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """How a model sees an image. Pixels are bytes until a batch is whole: a quarter to move, and faster to scale."""
+class Preprocessing:
+    """How an image becomes a model's input. Pixels stay bytes until a batch is whole: less to move, faster to scale."""
 
     transform: Transform
     mode: str
@@ -55,8 +56,10 @@ class View:
         return pixels.float().sub_(mean).div_(std)
 
 
-def build_views(model: nn.Module, hflip: bool = True, augment: str | None = None) -> tuple[View, View]:
-    """How the model sees training and other images, from its own `pretrained_cfg`, with timm's transforms.
+def build_preprocessing(
+    model: nn.Module, hflip: bool = True, augment: str | None = None
+) -> tuple[Preprocessing, Preprocessing]:
+    """Preprocessing of training and of other images, from its own `pretrained_cfg`, with timm's transforms.
 
     Args:
         hflip: mirror training images at random.
@@ -64,11 +67,13 @@ def build_views(model: nn.Module, hflip: bool = True, augment: str | None = None
     Raises:
         EagleEyeError: `augment` is not understood.
     """
-    config = resolve_data_config(model=model)
-    channels, *pixels = config["input_size"]
-    size = (pixels[0], pixels[1])
-    common = {"mode": "L" if channels == 1 else "RGB", "mean": config["mean"], "std": config["std"]}
-    evaluation = View(transform=create_transform(**config, use_prefetcher=True), **common)
+    described = describe_model(model)
+    config = resolve_data_config(model=unwrap_model(model))
+    config |= {"input_size": described.input_size, "mean": described.mean, "std": described.std}
+    size = described.image_size
+    mode = "L" if described.channels == 1 else "RGB"
+    common: dict[str, Any] = {"mode": mode, "mean": described.mean, "std": described.std}
+    evaluation = Preprocessing(transform=create_transform(**config, use_prefetcher=True), **common)
     small = None
     try:
         if max(size) > SMALL_IMAGE:
@@ -82,7 +87,7 @@ def build_views(model: nn.Module, hflip: bool = True, augment: str | None = None
         raise EagleEyeError(
             f"`augment={augment}` is not understood by timm ({error}); an example is rand-m9-mstd0.5"
         ) from error
-    return View(transform=transform, small=None if augment else small, **common), evaluation
+    return Preprocessing(transform=transform, small=None if augment else small, **common), evaluation
 
 
 def _small_transform(small: SmallCrop, augment: str | None, mean: tuple[float, ...]) -> Transform:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eagleeye_hf.errors import EagleEyeError
-
-Batch = tuple[Tensor, Tensor]
+from eagleeye_hf.networks.running import Batch, device_of, evaluation_mode, images_of
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -49,23 +48,20 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor | Batch], momentum
     layers = batch_norms(model)
     if momentum is not None and not 0 <= momentum < 1:
         raise EagleEyeError(f"`momentum` is the weight of the old statistics, in [0, 1), or None; got {momentum}")
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     before = {layer: {name: b.clone() for name, b in layer.named_buffers(recurse=False)} for layer in layers}
     moments = {layer: _Moments() for layer in layers} if momentum is None else {}
     handles = [layer.register_forward_hook(moments[layer].add) for layer in moments]
-    device = next(iter(model.parameters())).device
+    device = device_of(model)
     num_batches = 0
     try:
-        model.eval()
-        for layer in layers:
-            layer.train()
-            # momentum 1 leaves the batch's own statistics in the buffers, for `_Moments` to read
-            layer.momentum = 1.0 if momentum is None else 1 - momentum
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
+            for layer in layers:
+                layer.train()
+                # momentum 1 leaves the batch's own statistics in the buffers, for `_Moments` to read
+                layer.momentum = 1.0 if momentum is None else 1 - momentum
             for batch in batches:
-                images = batch if isinstance(batch, Tensor) else batch[0]
-                model(images.to(device))
+                model(images_of(batch).to(device))
                 num_batches += 1
         if not num_batches:
             raise EagleEyeError("`batches` is empty; give at least one batch of calibration images")
@@ -81,8 +77,6 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor | Batch], momentum
             handle.remove()
         for layer, value in momenta.items():
             layer.momentum = value
-        for module, mode in modes.items():
-            module.training = mode
     return model
 
 

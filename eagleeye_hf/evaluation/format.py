@@ -6,11 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from eagleeye_hf.networks.running import synchronize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,28 @@ class Format:
         return f"{'channels_last' if self.channels_last else 'NCHW'} {'bfloat16' if self.bfloat16 else 'float32'}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class FormatChoice:
+    """The format that a search scores in, and why."""
+
+    chosen: Format
+    images_per_second: dict[str, float]
+    """By format."""
+    rank_correlation: float | None
+    """With float32, on the examples; None where it was not asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> FormatChoice:
+        return FormatChoice(**{**data, "chosen": Format(**data["chosen"])})
+
+
 FORMATS = [Format(channels_last=last, bfloat16=half) for half in (False, True) for last in (False, True)]
 NEARLY = 0.9
+SAME_RANKING = 0.9
+"""Least rank correlation with float32 at which a lower precision may score."""
 
 
 def time_formats(
@@ -47,10 +70,10 @@ def time_formats(
             try:
                 model, batch = build(candidate), candidate.convert(images.to(device))
                 with torch.no_grad(), candidate.autocast(device):
-                    _wait(device)
+                    synchronize(device)
                     started = time.perf_counter()
                     model(batch)
-                    _wait(device)
+                    synchronize(device)
                 times.setdefault(candidate, []).append(time.perf_counter() - started)
             except RuntimeError:  # an operator without this precision on this device
                 times.pop(candidate, None)
@@ -64,14 +87,26 @@ def fastest_format(speeds: Mapping[Format, float]) -> Format:
     return next(candidate for candidate in FORMATS if speeds.get(candidate, 0.0) > NEARLY * fastest)
 
 
+def choose_format(speeds: Mapping[Format, float], losses: Callable[[Format], Sequence[float]]) -> FormatChoice:
+    """The plainest of the fastest formats, in lower precision only where that ranks like float32.
+
+    Args:
+        losses: of the examples in a format.
+    """
+    safe = fastest_format({f: speed for f, speed in speeds.items() if not f.bfloat16})
+    chosen, agreement = fastest_format(speeds), None
+    if chosen.bfloat16:
+        pair = [losses(safe), losses(chosen)]
+        agreement = rank_correlation(*pair) if np.all(np.isfinite(pair)) else 0.0
+        if agreement < SAME_RANKING:
+            chosen = safe
+    speed_by_name = {str(f): round(speed, 1) for f, speed in speeds.items()}
+    return FormatChoice(chosen=chosen, images_per_second=speed_by_name, rank_correlation=agreement)
+
+
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's, ties by order; 1 where there is nothing to rank."""
     if len(first) < 2:
         return 1.0
     ranks = [np.argsort(np.argsort(np.asarray(values), kind="stable")) for values in (first, second)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

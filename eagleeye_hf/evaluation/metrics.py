@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.batchnorm import Batch
+from eagleeye_hf.networks.running import Batch, device_of, evaluation_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +37,19 @@ def evaluate_model(model: nn.Module, batches: Iterable[Batch], accelerator: Acce
     Raises:
         EagleEyeError: there are no images, or a label is not among the model's outputs.
     """
-    modes = {module: module.training for module in model.modules()}
-    device = next(iter(model.parameters())).device
+    device = device_of(model)
     sums = torch.zeros(4, dtype=torch.float64)
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for images, labels in batches:
-                logits = model(images.to(device)).float().cpu()
-                if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-                    raise EagleEyeError(
-                        f"a label is {int(labels.max())}, but `model` has {logits.shape[1]} outputs; "
-                        "fine-tune it with this dataset's number of classes first"
-                    )
-                best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                sums += torch.tensor([best[:, 0].sum(), best.any(1).sum(), loss, len(labels)], dtype=torch.float64)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation_mode(model), torch.inference_mode():
+        for images, labels in batches:
+            logits = model(images.to(device)).float().cpu()
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+                raise EagleEyeError(
+                    f"a label is {int(labels.max())}, but `model` has {logits.shape[1]} outputs; "
+                    "fine-tune it with this dataset's number of classes first"
+                )
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.tensor([best[:, 0].sum(), best.any(1).sum(), loss, len(labels)], dtype=torch.float64)
     if accelerator is not None and accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()
     top1, top5, loss, num_images = sums.tolist()

@@ -1,9 +1,13 @@
-"""The CIFAR ResNets (He et al. 2015, section 4.2): three stages and parameter-free, zero-padded shortcuts."""
+"""The CIFAR ResNets (He et al. 2015, section 4.2): three stages and parameter-free, zero-padded shortcuts.
+
+Nothing of this package is imported, since the code that a checkpoint may bring along has a copy of this file.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import timm
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
@@ -122,13 +126,16 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
     return build_model_with_cfg(CifarResNet, variant, pretrained, **kwargs)
 
 
-@register_model
 def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-20 for 32 px images: 40.6 M MACs, 0.27 M parameters."""
     return _create("resnet20_cifar", pretrained, depth=20, **kwargs)
 
 
-@register_model
 def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-56 for 32 px images: 125.5 M MACs, 0.85 M parameters."""
     return _create("resnet56_cifar", pretrained, depth=56, **kwargs)
+
+
+for entrypoint in (resnet20_cifar, resnet56_cifar):
+    if not timm.is_model(entrypoint.__name__):  # the copy beside a checkpoint may have come first
+        register_model(entrypoint)

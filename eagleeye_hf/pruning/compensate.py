@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eagleeye_hf.channels.cut import kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.running import device_of, evaluation_mode, images_of
 
 RIDGE = 1e-4
 """Added to the diagonal of the kept channels' moments, as a fraction of their mean."""
@@ -65,21 +66,16 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     readers = find_readers(model, graph)
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_pre_hook(collect(name)) for name in readers]
-    modes = {module: module.training for module in model.modules()}
-    device = next(iter(model.parameters())).device
+    device = device_of(model)
     num_batches = 0
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             for batch in batches:
-                images = batch if isinstance(batch, Tensor) else batch[0]
-                model(images.to(device))
+                model(images_of(batch).to(device))
                 num_batches += 1
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if not num_batches:
         raise EagleEyeError("`batches` is empty; give at least one batch of calibration images")
     return {

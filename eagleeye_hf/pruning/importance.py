@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, Member, check_widths
 from eagleeye_hf.errors import EagleEyeError
-
-Batch = tuple[Tensor, Tensor]
+from eagleeye_hf.networks.running import Batch, device_of, evaluation_mode
+from eagleeye_hf.pruning.config import Criterion
 
 
 class Importance:
@@ -39,7 +40,7 @@ class Importance:
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        criterion: str = "l1",
+        criterion: Criterion = "l1",
         batches: Iterable[Batch] | None = None,
         seed: int = 0,
     ) -> None:
@@ -106,7 +107,7 @@ def choose_channels(
     model: nn.Module,
     graph: ChannelGraph,
     widths: Sequence[int],
-    criterion: str = "l1",
+    criterion: Criterion = "l1",
     *,
     batches: Iterable[Batch] | None = None,
     seed: int = 0,
@@ -134,15 +135,10 @@ def filter_effects(model: nn.Module, batches: Iterable[Batch]) -> dict[str, np.n
         EagleEyeError: there are no batches.
     """
     weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.is_floating_point()}
-    trainable = {name: p.requires_grad for name, p in weights.items()}
-    modes = {module: module.training for module in model.modules()}
-    device = next(iter(weights.values())).device
+    device = device_of(model)
     totals = {name: torch.zeros(len(p), dtype=torch.float64, device=device) for name, p in weights.items()}
     num_batches = 0
-    model.eval()
-    try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
+    with evaluation_mode(model), _trainable(weights.values()):
         for images, labels in batches:
             with torch.enable_grad():
                 loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
@@ -151,21 +147,28 @@ def filter_effects(model: nn.Module, batches: Iterable[Batch]) -> dict[str, np.n
                 if gradient is not None:
                     totals[name] += (weight.detach() * gradient).flatten(1).sum(1).double().square()
             num_batches += 1
-    finally:
-        for name, weight in weights.items():
-            weight.requires_grad_(trainable[name])
-        for module, mode in modes.items():
-            module.training = mode
     if not num_batches:
         raise EagleEyeError("`batches` is empty; `criterion='taylor'` needs images and labels")
     return {name: (total / num_batches).cpu().numpy() for name, total in totals.items()}
+
+
+@contextmanager
+def _trainable(weights: Iterable[Tensor]) -> Iterator[None]:
+    before = [(weight, weight.requires_grad) for weight in weights]
+    for weight, _ in before:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight, requires_grad in before:
+            weight.requires_grad_(requires_grad)
 
 
 def _is_scale(member: Member, tensors: dict[str, Tensor]) -> bool:
     return member.tensor.endswith("weight") and member.tensor.removesuffix("weight") + "running_var" in tensors
 
 
-CRITERIA: dict[str, Callable[[Tensor], Tensor]] = {
+CRITERIA: dict[Criterion, Callable[[Tensor], Tensor]] = {
     "l1": lambda weight: weight.abs().sum(1),
     "l2": lambda weight: weight.square().sum(1).sqrt(),
     "bn_scale": lambda weight: weight.abs(),

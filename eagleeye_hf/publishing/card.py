@@ -14,6 +14,8 @@ from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics
+from eagleeye_hf.runtimes.latency import Latency
+from eagleeye_hf.strategies.strategy import Strategy
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -45,7 +47,7 @@ class CardFacts:
     base: str
     """timm architecture, with its tag where it has one, or `hf-hub:USER/REPO`."""
     graph: ChannelGraph
-    widths: Sequence[int]
+    strategy: Strategy
     dataset: str = ""
     dataset_revision: str = ""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
@@ -55,12 +57,8 @@ class CardFacts:
     """One entry per epoch of fine-tuning: `epoch`, `loss`, and `top1` on the holdout images where it was measured."""
     file_bytes: tuple[int, int] | None = None
     """Full, pruned."""
-    latency_ms: tuple[float, float] | None = None
-    """Full, pruned, one image."""
-    device: str = ""
-    """Where the latency was measured."""
-    onnx_latency_ms: tuple[float, float] | None = None
-    """Full, pruned, one image, in ONNX Runtime on the CPU."""
+    latency: Sequence[Latency] = ()
+    """Of the pruned network beside the full one, one measurement per runtime."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Search, calibration and training settings, and the seed."""
     command: str = ""
@@ -71,7 +69,7 @@ class CardFacts:
     @property
     def final(self) -> Metrics | None:
         """Test metrics of the network that is published."""
-        after = [metrics for stage, metrics in self.metrics.items() if stage not in ("full", "vanilla")]
+        after = [metrics for step, metrics in self.metrics.items() if step not in ("full", "vanilla")]
         return after[-1] if after else None
 
     @property
@@ -88,7 +86,7 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
     Args:
         location: folder, or Hub repo with `on_hub`, that the loading examples name.
     """
-    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
+    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.strategy)
     name = facts.base.split("/")[-1].split(".")[0]
     title = f"{name}, pruned to {pruned.macs / full.macs:.0%} of the MACs"
     timm_page = "https://github.com/huggingface/pytorch-image-models"
@@ -103,9 +101,9 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         dataset=facts.dataset,
         dataset_revision=facts.dataset_revision,
         table=cost_table(facts),
-        stages=[
-            {"name": stage, "top1": f"{m.top1:.2%}", "top5": f"{m.top5:.2%}", "loss": f"{m.loss:.3f}"}
-            for stage, m in facts.metrics.items()
+        steps=[
+            {"name": step, "top1": f"{m.top1:.2%}", "top5": f"{m.top5:.2%}", "loss": f"{m.loss:.3f}"}
+            for step, m in facts.metrics.items()
         ],
         curve=[
             {
@@ -129,7 +127,7 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
                 "width": width,
                 "removed": f"{1 - width / group.channels:.0%}" if group.prunable else f"pinned: {group.reason}",
             }
-            for group, width in zip(facts.graph.groups, facts.widths, strict=True)
+            for group, width in zip(facts.graph.groups, facts.strategy.widths, strict=True)
         ],
         image_size=" x ".join(map(str, facts.graph.input_size)),
         versions=", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES),
@@ -169,16 +167,16 @@ def _metadata(facts: CardFacts, title: str) -> ModelCardData:
 
 def cost_table(facts: CardFacts) -> list[dict[str, str]]:
     """Full against pruned, one row per fact that was measured."""
-    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
+    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.strategy)
     rows: list[tuple[str, ...]] = [
         ("MACs (papers say FLOPs)", f"{full.macs / 1e6:,.1f} M", f"{pruned.macs / 1e6:,.1f} M")
     ]
     rows.append(("parameters", f"{full.params / 1e6:,.3f} M", f"{pruned.params / 1e6:,.3f} M"))
     if facts.file_bytes:
         rows.append(("file size", *(f"{size / 1e6:,.2f} MB" for size in facts.file_bytes)))
-    for place, milliseconds in ((facts.device, facts.latency_ms), ("ONNX Runtime, CPU", facts.onnx_latency_ms)):
-        if milliseconds:
-            rows.append((f"latency, one image, {place}", *(f"{ms:.2f} ms" for ms in milliseconds)))
+    for latency in facts.latency:
+        pair = latency.full_ms, latency.milliseconds
+        rows.append((f"latency, one image, {latency.place}", *(f"{ms:.2f} ms" for ms in pair)))
     before, after = facts.metrics.get("full"), facts.final
     if before and after:
         rows.append(("top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"))

@@ -11,7 +11,6 @@ from typing import Any
 import timm
 from torch import nn
 
-import eagleeye_hf.publishing.entrypoint  # noqa: F401  registers the architecture with timm
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.config import (
     ARCHITECTURE,

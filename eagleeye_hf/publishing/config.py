@@ -11,7 +11,6 @@ from typing import Any
 
 import timm
 
-import eagleeye_hf.networks  # noqa: F401  registers the CIFAR networks with timm
 from eagleeye_hf.errors import EagleEyeError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg
 from timm.models._features import FeatureGetterNet, FeatureHookNet
 from torch import nn
 
@@ -21,14 +21,15 @@ from eagleeye_hf.publishing.config import (
 )
 from eagleeye_hf.publishing.rebuild import build_empty, build_thin
 
-default_cfgs = {ARCHITECTURE: {"architecture": ARCHITECTURE}}
-
 SAVED_ARGS = ("base", "base_args", "sizes", "in_chans")
 
 
-@register_model
-def eagleeye_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A pruned network; `base`, `base_args` and `sizes` come from the checkpoint's `model_args`."""
+def build_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A pruned network for timm's register, which calls it `eagleeye_pruned`.
+
+    Args:
+        kwargs: `base`, `base_args` and `sizes` of the checkpoint's `model_args`, and what timm gives beside them.
+    """
     if "base" not in kwargs:
         raise EagleEyeError(f"`{ARCHITECTURE}` is built from a checkpoint: timm.create_model('local-dir:FOLDER')")
     check_model_args(kwargs.get("pretrained_model_args") or {k: kwargs[k] for k in SAVED_ARGS if k in kwargs})

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.card import address_card, check_card
 from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS, read_config
-from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILE, modeling_code
+from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILES
 
 FILES = (WEIGHTS, CONFIG, CARD, "search.jsonl", "*.png")
 """What of a folder is published; never anything pickled."""
@@ -84,7 +84,7 @@ def push_to_hub(
 
 def _contents(folder: Path, repo: str, remote_code: bool) -> dict[str, Path | bytes]:
     """Everything to publish, by its name in the repo, after a check that it is whole."""
-    base = read_config(folder)["model_args"]["base"]
+    read_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise EagleEyeError(f"`folder={folder}` has no {WEIGHTS}; the checkpoint is damaged")
     if not (folder / CARD).is_file():
@@ -94,7 +94,7 @@ def _contents(folder: Path, repo: str, remote_code: bool) -> dict[str, Path | by
     contents: dict[str, Path | bytes] = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
     if remote_code:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        contents[CODE_FILE] = modeling_code(base).encode()
+        contents |= CODE_FILES
         contents[CONFIG] = json.dumps(config | {"auto_map": AUTO_MAP}, indent=2).encode()
         card = card.replace(MADE, REMOTE_CODE.format(repo=repo) + MADE, 1)
     return contents | {CARD: card.encode()}

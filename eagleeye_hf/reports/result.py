@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.metrics import Metrics
+from eagleeye_hf.strategies.strategy import Strategy
 
 LIGHT, DARK, ACCENT = "#c9d3de", "#2f6690", "#d1495b"
-STAGE_COLORS = {
+STEP_COLORS = {
     "full": "#7d8b99",
     "vanilla": ACCENT,
     "adaptive": "#edae49",
@@ -27,7 +28,7 @@ MAX_NAMES = 40
 
 def draw_result(
     graph: ChannelGraph,
-    widths: Sequence[int],
+    strategy: Strategy,
     metrics: Mapping[str, Metrics],
     path: Path,
     curve: Sequence[Mapping[str, float]] = (),
@@ -38,11 +39,11 @@ def draw_result(
     FigureCanvasAgg(figure)
     left, right, *rest = figure.subplots(1, len(ratios), width_ratios=ratios)
     tops = [100 * m.top1 for m in metrics.values()]
-    bars = left.bar(list(metrics), tops, color=[STAGE_COLORS.get(stage, DARK) for stage in metrics])
+    bars = left.bar(list(metrics), tops, color=[STEP_COLORS.get(step, DARK) for step in metrics])
     left.bar_label(bars, [f"{top:.1f}" for top in tops], padding=2)
     left.set(title="Top-1 on the test images, %", ylim=(0, max([*tops, 1]) * 1.15))
     left.tick_params(axis="x", rotation=30)
-    draw_widths(right, graph, widths)
+    draw_widths(right, graph, strategy)
     if curve:
         draw_curve(rest[0], curve)
     _bare(left, right)
@@ -66,25 +67,25 @@ def draw_curve(axes: Any, curve: Sequence[Mapping[str, float]]) -> None:
     axes.legend(handles=lines, frameon=False, loc="center right")
 
 
-def draw_graph(graph: ChannelGraph, widths: Sequence[int], path: Path) -> Path:
+def draw_graph(graph: ChannelGraph, strategy: Strategy, path: Path) -> Path:
     """The channels of each group, and how many of them stay, as PNG."""
     figure = Figure(figsize=(min(4 + 0.25 * len(graph.groups), 16), 4), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    draw_widths(axes, graph, widths)
+    draw_widths(axes, graph, strategy)
     _bare(axes)
     figure.savefig(path)
     return path
 
 
-def draw_widths(axes: Any, graph: ChannelGraph, widths: Sequence[int]) -> None:
+def draw_widths(axes: Any, graph: ChannelGraph, strategy: Strategy) -> None:
     """Channels of each group in the order of execution, and how many of them stay."""
     channels = np.array(graph.widths)
     places = np.arange(len(channels))
     pinned = np.array([not group.prunable for group in graph.groups])
-    if tuple(widths) != graph.widths:
+    if strategy.widths != graph.widths:
         axes.bar(places, channels, color=LIGHT, label="removed")
-    axes.bar(places, widths, color=DARK, label="kept")
+    axes.bar(places, strategy.widths, color=DARK, label="kept")
     if pinned.any():
         axes.bar(places[pinned], channels[pinned], color="#9aa5b1", hatch="///", edgecolor="white", label="pinned")
     if len(channels) <= MAX_NAMES:

@@ -7,9 +7,9 @@ import html
 from collections.abc import Mapping
 from pathlib import Path
 
+from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
 from eagleeye_hf.search.reading import SearchRecord
-from eagleeye_hf.search.result import Candidate
 
 SHOWN = 25
 CAPTIONS = {
@@ -42,13 +42,14 @@ for (const table of document.querySelectorAll("table")) {
 }
 document.documentElement.dataset.ready = "yes";
 """
-HEADS = ("index", "origin", "loss", "top-1", "images", "MACs", "parameters", "latency, ms")
+HEADS = ("index", "origin", "loss", "{reports}", "images", "MACs", "parameters", "latency, ms")
 
 
 def write_page(record: SearchRecord, pictures: Mapping[str, Path], path: Path) -> Path:
     """Write the page, pictures inside; it needs nothing from elsewhere."""
-    notes = [diagnose_full_model(record.facts["full"])] if record.facts.get("full") else []
-    notes.append(diagnose_scores(record.candidates, record.facts.get("full")))
+    full = record.prepared.full
+    notes = [diagnose_full_model(full)] if full else []
+    notes.append(diagnose_scores(record.candidates, full))
     parts = ["<h1>Search for thin networks</h1>", _summary(record)]
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in notes if note]
     for number in range(record.num_budgets):
@@ -73,35 +74,39 @@ def _summary(record: SearchRecord) -> str:
         f"{len(record.candidates)} candidates in {record.elapsed / 60:.1f} minutes, "
         f"{3600 * len(record.candidates) / max(record.elapsed, 1e-9):,.0f} per hour"
         + (f"; {failed} could not be scored" if failed else ""),
-        f"method {record.config['method']}, criterion {record.config.get('criterion', '?')}, "
-        f"seed {record.config['seed']}",
+        f"method {record.settings['method']}, criterion {record.settings.get('criterion', '?')}, "
+        f"seed {record.settings['seed']}",
     ]
-    full = record.facts.get("full")
+    full = record.prepared.full
     if full:
+        name = record.prepared.reports
         lines.append(
-            f"full network on the same holdout images: top-1 {full['top1']:.2%}, loss {full['loss']:.4f}; "
-            f"with recomputed statistics {full['adaptive_top1']:.2%}, {full['adaptive_loss']:.4f}"
+            f"full network on the same holdout images: {name} {full.unchanged.reported:.2%}, "
+            f"loss {full.unchanged.loss:.4f}; with recomputed statistics {full.adaptive.reported:.2%}, "
+            f"{full.adaptive.loss:.4f}"
         )
     return "<p>" + "<br>".join(html.escape(line) for line in lines) + "</p>"
 
 
 def _table(record: SearchRecord, leaders: list[Candidate]) -> str:
-    heads = "".join(f"<th>{head}</th>" for head in HEADS)
+    heads = "".join(f"<th>{head.format(reports=record.prepared.reports)}</th>" for head in HEADS)
     rows = "\n".join(_cells(record, candidate) for candidate in leaders)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table>"
 
 
 def _cells(record: SearchRecord, candidate: Candidate) -> str:
-    own, full = candidate.strategy, record.config["full"]
-    latency = candidate.latency_ms
+    full, score, latency = record.settings["full"], candidate.score, candidate.milliseconds
+    assert score is not None, "leaders have scores"
     cells = [
         (candidate.index, str(candidate.index)),
-        (own.origin, html.escape(own.origin)),
-        (candidate.loss, f"{candidate.loss:.4f}"),
-        (candidate.top1, f"{candidate.top1:.2%}"),
-        (candidate.num_images, str(candidate.num_images)),
-        (own.macs, f"{own.macs / full['macs']:.1%}"),
-        (own.params, f"{own.params / full['params']:.1%}"),
+        (candidate.origin, html.escape(candidate.origin)),
+        (score.loss, f"{score.loss:.4f}"),
+        (score.reported, f"{score.reported:.2%}"),
+        (score.num_images, str(score.num_images)),
+        (candidate.cost.macs, f"{candidate.cost.macs / full['macs']:.1%}"),
+        (candidate.cost.params, f"{candidate.cost.params / full['params']:.1%}"),
         ("" if latency is None else latency, "" if latency is None else f"{latency:.2f}"),
     ]
-    return "<tr>" + "".join(f'<td data-value="{value}">{text}</td>' for value, text in cells) + "</tr>"
+    return (
+        "<tr>" + "".join(f'<td data-value="{html.escape(str(value))}">{text}</td>' for value, text in cells) + "</tr>"
+    )

@@ -31,21 +31,21 @@ def draw_search(record: SearchRecord, folder: Path) -> dict[str, Path]:
 
 def _draw_scores(record: SearchRecord) -> Figure:
     """Loss of every candidate against what it costs."""
-    full = record.config["full"]
+    full = record.settings["full"]
     scored = [c for c in record.candidates if c.index in record.first_losses]
-    timed = [c for c in scored if c.latency_ms is not None]
+    timed = [c for c in scored if c.milliseconds is not None]
     panels: list[tuple[str, list, Any]] = [
-        ("MACs, % of the full network", scored, lambda c: 100 * c.strategy.macs / full["macs"]),
-        ("parameters, % of the full network", scored, lambda c: 100 * c.strategy.params / full["params"]),
+        ("MACs, % of the full network", scored, lambda c: 100 * c.cost.macs / full["macs"]),
+        ("parameters, % of the full network", scored, lambda c: 100 * c.cost.params / full["params"]),
     ]
     if timed:
-        panels.append(("latency of one image, ms", timed, lambda c: c.latency_ms))
+        panels.append(("latency of one image, ms", timed, lambda c: c.milliseconds))
     figure = _figure(4.2 * len(panels), 4)
     best = {record.leaders(number)[0].index for number in range(record.num_budgets) if record.leaders(number)}
     for number, (axes, (label, shown, cost)) in enumerate(zip(_row(figure, len(panels)), panels, strict=True)):
-        for origin in dict.fromkeys(c.strategy.origin for c in shown):
-            own = [c for c in shown if c.strategy.origin == origin]
-            x, y = [cost(c) for c in own], [record.first_losses[c.index] for c in own]
+        for origin in dict.fromkeys(c.origin for c in shown):
+            drawn = [c for c in shown if c.origin == origin]
+            x, y = [cost(c) for c in drawn], [record.first_losses[c.index] for c in drawn]
             axes.scatter(x, y, s=18, alpha=0.7, color=ORIGINS.get(origin, DARK), label=origin, linewidths=0)
         winners = [c for c in shown if c.index in best]
         x, y = [cost(c) for c in winners], [record.first_losses[c.index] for c in winners]
@@ -58,28 +58,31 @@ def _draw_scores(record: SearchRecord) -> Figure:
 
 
 def _draw_leaders(record: SearchRecord) -> Figure:
-    """The share of channels that each leader keeps, per group."""
+    """The fraction of channels that each leader keeps, per group."""
     chosen = [c for number in range(record.num_budgets) for c in record.leaders(number)[:LEADERS]]
-    groups = record.config["groups"]
+    groups = record.settings["groups"]
     figure = _figure(min(4 + 0.3 * len(groups), 18), 1.8 + 0.26 * max(len(chosen), 1))
     axes = figure.subplots()
     if not chosen:
         axes.set_title("no candidate has a score")
         return figure
-    shares = 100 * record.kept_shares(chosen)
-    image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+    kept = 100 * record.kept_fractions(chosen)
+    image = axes.imshow(kept, aspect="auto", cmap="viridis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="channels kept, %", pad=0.01)
     several = record.num_budgets > 1
     names = [f"{record.budget_name(c.budget)}: " if several else "" for c in chosen]
+    losses = [c.score.loss for c in chosen if c.score]
     axes.set_yticks(
-        range(len(chosen)), [f"{n}{c.index} ({c.loss:.3f})" for n, c in zip(names, chosen, strict=True)], fontsize=7
+        range(len(chosen)),
+        [f"{name}{c.index} ({loss:.3f})" for name, c, loss in zip(names, chosen, losses, strict=True)],
+        fontsize=7,
     )
     axes.set_ylabel("candidate (loss), best first")
     if len(groups) <= MAX_NAMES:
         axes.set_xticks(range(len(groups)), groups, rotation=60, ha="right", fontsize=7)
         widths = np.array([c.strategy.widths for c in chosen])
         for (row, column), width in np.ndenumerate(widths):
-            color = "white" if shares[row, column] < 60 else "black"
+            color = "white" if kept[row, column] < 60 else "black"
             axes.text(column, row, str(width), ha="center", va="center", fontsize=6, color=color)
     else:
         axes.set_xlabel("channel group, in the order of execution")
@@ -88,14 +91,14 @@ def _draw_leaders(record: SearchRecord) -> Figure:
 
 
 def _draw_ratios(record: SearchRecord) -> Figure:
-    """For the groups that matter most: the loss against the share of channels removed, and the trend."""
-    scored = [c for c in record.candidates if c.index in record.first_losses and c.strategy.origin != "uniform"]
-    shares = record.kept_shares(scored) if scored else np.ones((0, len(record.config["groups"])))
+    """For the groups that matter most: the loss against the fraction of channels removed, and the trend."""
+    scored = [c for c in record.candidates if c.index in record.first_losses and c.origin != "uniform"]
+    kept = record.kept_fractions(scored) if scored else np.ones((0, len(record.settings["groups"])))
     losses = np.array([record.first_losses[c.index] for c in scored])
     budgets = np.array([c.budget for c in scored])
     for budget in set(budgets.tolist()):  # budgets differ in loss as a whole; what counts is the rest
         losses[budgets == budget] -= losses[budgets == budget].mean()
-    effects = ratio_effects(1 - shares, losses)
+    effects = ratio_effects(1 - kept, losses)
     order = [int(i) for i in np.argsort(-np.abs(effects)) if effects[i]][:PANELS]
     columns = 4
     rows = max(1, -(-len(order) // columns))
@@ -103,7 +106,7 @@ def _draw_ratios(record: SearchRecord) -> Figure:
     figure.suptitle("What removing channels did to the loss (mean of the search = 0), strongest groups first")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, group in zip(grid, order, strict=False):
-        removed = 100 * (1 - shares[:, group])
+        removed = 100 * (1 - kept[:, group])
         axes.scatter(removed, losses, s=6, color=LIGHT)
         edges = np.unique(np.quantile(removed, np.linspace(0, 1, 7)))
         places = np.clip(np.digitize(removed, edges[1:-1]), 0, len(edges) - 2)
@@ -111,7 +114,7 @@ def _draw_ratios(record: SearchRecord) -> Figure:
         axes.plot(
             [removed[places == b].mean() for b in bins], [losses[places == b].mean() for b in bins], "o-", color=ACCENT
         )
-        axes.set_title(f"{record.config['groups'][group]} (r = {effects[group]:+.2f})", fontsize=8)
+        axes.set_title(f"{record.settings['groups'][group]} (r = {effects[group]:+.2f})", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)
     for axes in grid[len(order) :]:

@@ -1,62 +1,151 @@
-"""From a command line to a config, and from an error to an exit code."""
+"""From a command line, and a file of settings, to a config; tyro makes the flags from its fields."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import PartialState
-from torch import distributed
-from transformers import HfArgumentParser
+import tyro
+import yaml
+from tyro import _errors as events
 
+from eagleeye_hf.configs import annotations_of, describe_type, flat_dict
 from eagleeye_hf.errors import EagleEyeError
 
 Config = TypeVar("Config")
+CONFIG_FLAG = "--config"
+RUN_FILE = "run.yaml"
 
 
-def flag(default: Any, text: str) -> Any:
-    """A dataclass field that is a command line flag with this help text."""
-    return field(default=default, metadata={"help": text})
+def parse_config(config_class: type[Config], arguments: Sequence[str], description: str, prog: str) -> Config:
+    """Fill a dataclass from flags; those of the configs in it stand beside its own, and what has no default is
+    positional.
 
-
-def parse_config(
-    config_class: type[Config],
-    arguments: Sequence[str] | None,
-    description: str | None,
-    prog: str | None = None,
-    positional: Sequence[str] = (),
-) -> Config:
-    """Fill a dataclass from flags; the fields named in `positional` are given without one.
-
-    `--help` and malformed values end the program as argparse does.
+    `--config FILE.yaml` gives values by the names of the flags, which other flags replace. `--help` ends the program.
 
     Raises:
-        EagleEyeError: there are unknown flags.
+        EagleEyeError: a flag or a value is wrong.
     """
-    parser = HfArgumentParser(config_class, description=description, prog=prog)
-    for name in positional:
-        _make_positional(parser, name)
-    config, unknown = parser.parse_args_into_dataclasses(
-        None if arguments is None else list(arguments), return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        raise EagleEyeError(f"unknown arguments: {' '.join(unknown)}; see --help")
-    return config
+    arguments, file = _take_config_file(list(arguments))
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if name.startswith("--") and "_" in name:
+            raise EagleEyeError(f"unknown arguments: {name}; did you mean {name.replace('_', '-')}?")
+    default = _instance_of(config_class, _read_settings(file)) if file else tyro.MISSING_NONPROP
+    text = f"{inspect.cleandoc(description)}\n\n{CONFIG_FLAG} FILE.yaml reads settings from a file, as runs write them."
+    with events.on_parse_error(functools.partial(_refuse, arguments)):
+        return tyro.cli(
+            config_class,
+            prog=prog,
+            description=text,
+            args=arguments,
+            default=default,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+        )
 
 
-def _make_positional(parser: HfArgumentParser, name: str) -> None:
-    action = parser._option_string_actions[f"--{name}"]
-    for option in action.option_strings:
-        del parser._option_string_actions[option]
-    action.option_strings, action.metavar = [], name.upper()
+def write_settings(config: Any, folder: Path) -> None:
+    """Write the file that starts this run again."""
+    (folder / RUN_FILE).write_text(yaml.safe_dump(flat_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _take_config_file(arguments: list[str]) -> tuple[list[str], str | None]:
+    for place, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == CONFIG_FLAG:
+            taken = 1 if separator else 2
+            value = value if separator else "".join(arguments[place + 1 : place + 2])
+            if not value:
+                raise EagleEyeError(f"`{CONFIG_FLAG}` needs a file, as the {RUN_FILE} that a run writes")
+            return arguments[:place] + arguments[place + taken :], value
+    return arguments, None
+
+
+def _read_settings(file: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EagleEyeError(f"`config={file}` can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise EagleEyeError(f"`config={file}` holds no settings; they stand as `name: value`, a line each")
+    return {str(name).replace("-", "_"): value for name, value in settings.items()}
+
+
+def _instance_of(config_class: Any, settings: dict[str, Any]) -> Any:
+    """Defaults for tyro, unchecked; what must be given and is not in the file is marked as missing."""
+    unused = dict(settings)
+    instance = _fill(config_class, None, unused)
+    if unused:
+        close = difflib.get_close_matches(next(iter(unused)), _flags(config_class), n=1)
+        hint = f"; did you mean `{close[0]}`?" if close else ""
+        raise EagleEyeError(f"`config` names `{next(iter(unused))}`, which is no setting here{hint}")
+    return instance
+
+
+def _fill(config_class: Any, start: Any, unused: dict[str, Any]) -> Any:
+    instance = object.__new__(config_class)
+    for field in dataclasses.fields(config_class):
+        if start is not None:
+            value = getattr(start, field.name)
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        else:
+            value = tyro.MISSING if field.default is dataclasses.MISSING else field.default
+        if dataclasses.is_dataclass(value):
+            value = _fill(type(value), value, unused)
+        elif field.name in unused:
+            value = unused.pop(field.name)
+            value = tuple(value) if isinstance(value, list) else value
+        object.__setattr__(instance, field.name, value)
+    return instance
+
+
+def _flags(config_class: Any) -> list[str]:
+    names = []
+    for name, annotation in annotations_of(config_class).items():
+        names += _flags(annotation) if dataclasses.is_dataclass(annotation) else [name]
+    return names
+
+
+def _refuse(arguments: Sequence[str], event: events.ParseErrorEvent) -> None:
+    """One line instead of tyro's box."""
+    if isinstance(event, events.MissingArgs):
+        if event.unrecognized_tokens:
+            raise EagleEyeError(f"unknown arguments: {' '.join(event.unrecognized_tokens)}; see --help")
+        names = ", ".join(f"`{_flag(missing.arg)}`" for missing in event.missing_arguments)
+        raise EagleEyeError(f"{names} must be given; see --help")
+    if isinstance(event, events.UnrecognizedArgs):
+        raise EagleEyeError(f"unknown arguments: {' '.join(event.tokens)}; see --help")
+    if isinstance(event, events.InvalidChoice):
+        raise EagleEyeError(f"`{_flag(event.argument)}` is one of {', '.join(event.choices)}; got {event.value}")
+    if isinstance(event, events.BadValue):
+        raise EagleEyeError(f"`{_flag(event.argument)}` needs a value; see --help")
+    if isinstance(event, events.InstantiationFailure):
+        if event.argument is None:
+            raise EagleEyeError(event.message)
+        flag = _flag(event.argument)
+        value = " ".join(arguments[arguments.index(flag) + 1 :][:1]) if flag in arguments else "that"
+        raise EagleEyeError(f"`{flag}` is {describe_type(event.argument.field.type)}; got {value}")
+
+
+def _flag(argument: Any) -> str:
+    """How an argument is written on the command line."""
+    return argument.field.intern_name if argument.is_positional() else argument.lowered.name_or_flags[-1]
 
 
 def leave_processes() -> None:
     """End the connection between the processes of a run together: one that just exits can abort those still talking."""
-    if distributed.is_available() and distributed.is_initialized():
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        from accelerate import PartialState
+
         state = PartialState()
         state.wait_for_everyone()
         state.destroy_process_group()

@@ -18,20 +18,21 @@ from torch import nn
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.configs import flat_dict, flat_items
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
-from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_stages
+from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
 from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
 from eagleeye_hf.publishing.checkpoint import from_pretrained, save_pretrained, state_bytes, weights_size
 from eagleeye_hf.publishing.hub import push_to_hub
-from eagleeye_hf.runs.config import RunConfig
-from eagleeye_hf.runs.recipe import prepare_output
-from eagleeye_hf.runtimes.latency import describe_device, measure_latency
+from eagleeye_hf.runs.arguments import write_settings
+from eagleeye_hf.runs.config import HubConfig, RunConfig
+from eagleeye_hf.runs.folder import prepare_output
+from eagleeye_hf.runtimes.latency import Latency, compare_latency
 from eagleeye_hf.search.run import run_search
-from eagleeye_hf.strategies.budget import BOUNDS
-from eagleeye_hf.strategies.files import read_strategy, strategy_to_dict
-from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.strategies.files import describe_strategy, read_strategy
+from eagleeye_hf.strategies.strategy import Strategy, named_widths
 from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
@@ -52,25 +53,36 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     A run that was killed goes on when started again with the same config.
 
     Raises:
-        EagleEyeError: the output folder is taken, the budget is out of reach, or the model can't be pruned.
+        EagleEyeError: the output folder is taken, there are several budgets, the budget is out of reach, or the model
+            can't be pruned.
     """
     accelerator = Accelerator()
     folder = prepare_output(config.output)
     license_name = check_publishing(model, config)
+    if accelerator.is_main_process:
+        write_settings(config, folder)
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
-    calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
-    score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=config.criterion, seed=config.seed)
-    strategy = find_strategy(score, graph, config, folder, accelerator)
+    score = AdaptiveBNScore(
+        model,
+        graph,
+        data.calibration.cached_batches(),
+        data.holdout.cached_batches(),
+        criterion=config.importance.criterion,
+        compensate=config.scoring.score_compensated,
+        seed=config.seed,
+    )
+    strategy, origin = find_strategy(score, graph, config, folder, accelerator)
 
     def test(network: nn.Module) -> Metrics:
-        return test_model(network, data, accelerator, config.num_workers)
+        return test_model(network, data, accelerator, config.data.num_workers)
 
     metrics = {"full": test(model)}
-    pruned, stages = measure_stages(score, strategy.widths, test, config.compensate)
-    metrics |= stages
+    pruned, steps = measure_steps(score, strategy, test, config.repair.compensate)
+    metrics |= steps
     curve: list[EpochRecord] = []
-    if config.epochs:
+    if config.finetune.epochs:
+        network = {"model": config.network.model, "weights": config.network.weights}
         pruned = finetune_model(
             pruned,
             data.train,
@@ -80,15 +92,15 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
             calibration=data.calibration,
             accelerator=accelerator,
             checkpoint=folder / "training",
-            identity=config.images
-            | {"model": config.model, "weights": config.weights, "widths": list(strategy.widths)},
+            identity=config.images | network | {"widths": list(strategy.widths)},
+            num_workers=config.data.num_workers,
             on_epoch=curve.append,
         )
         metrics["fine-tuned"] = test(pruned)
     facts = CardFacts(
-        base=config.model,
+        base=config.network.model,
         graph=graph,
-        widths=strategy.widths,
+        strategy=strategy,
         dataset=data.name,
         dataset_revision=data.revision,
         metrics=metrics,
@@ -97,10 +109,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
             {key: value for key in ("epoch", "loss", "top1") if (value := getattr(record, key)) is not None}
             for record in curve
         ],
-        latency_ms=tuple(measure_latency([model, pruned], graph.input_size)),  # type: ignore[arg-type]
-        device=describe_device(accelerator.device),
-        onnx_latency_ms=_onnx_latency(model, pruned, graph) if config.onnx_latency else None,
-        settings=_settings(config, strategy),
+        latency=_measure(model, pruned, graph, config.onnx_latency),
+        settings=_settings(config, origin),
         command=_command(accelerator),
         license=license_name,
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
@@ -110,8 +120,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
         facts = save_run(pruned, facts, config, folder, data.label_names, curve)
         shutil.rmtree(folder / "training", ignore_errors=True)
         print_summary(facts, folder)
-        if config.push_to:
-            publish_run(folder, config.push_to, config)
+        if config.publishing.push_to:
+            publish_run(folder, config.publishing.push_to, config.hub)
     accelerator.wait_for_everyone()
     return RunResult(folder=folder, strategy=strategy, facts=facts)
 
@@ -127,68 +137,79 @@ def check_publishing(model: nn.Module, config: RunConfig) -> str:
     """Find out before anything takes time what would be missing at the end; returns the result's licence."""
     if config.onnx_latency and not importlib.util.find_spec("onnxruntime"):
         raise EagleEyeError("`onnx_latency` needs onnx; install it with: pip install eagleeye-hf[onnx]")
-    found = config.license or (getattr(model, "pretrained_cfg", None) or {}).get("license") or ""
-    if config.push_to and not found:
+    if not config.strategy and len(config.search.budgets) > 1:
         raise EagleEyeError(
-            f"`push_to={config.push_to}` needs a licence for the card, and `model={config.model}` tells none; "
-            "give `license`, for example mit"
+            f"a run takes one budget; got {'; '.join(map(str, config.search.budgets))}. Several in one search are for "
+            "`eagleeye search`"
+        )
+    found = config.publishing.license or (getattr(model, "pretrained_cfg", None) or {}).get("license") or ""
+    if config.publishing.push_to and not found:
+        raise EagleEyeError(
+            f"`push_to={config.publishing.push_to}` needs a licence for the card, and `model={config.network.model}` "
+            "tells none; give `license`, for example mit"
         )
     return str(found)
 
 
-def publish_run(folder: Path, repo: str, config: RunConfig) -> None:
+def publish_run(folder: Path, repo: str, hub: HubConfig) -> None:
     """Push the saved result."""
     try:
-        url = push_to_hub(folder, repo, private=config.private or None, remote_code=config.remote_code)
+        url = push_to_hub(folder, repo, private=hub.private or None, remote_code=hub.remote_code)
     except EagleEyeError as error:
         raise EagleEyeError(f"{error} The result is saved; publish it with: eagleeye push {folder} {repo}") from error
     print(f"published: {url}")
 
 
-def _onnx_latency(model: nn.Module, pruned: nn.Module, graph: ChannelGraph) -> tuple[float, float] | None:
-    from eagleeye_hf.runtimes.onnx_files import measure_onnx_latency  # needs the extra `onnx`
-
-    try:
-        full, thin = measure_onnx_latency([model, pruned], graph.input_size)
-    except Exception as error:  # the exporter raises many kinds, and a whole run must not end with them
-        warnings.warn(f"the latency in ONNX Runtime is left out: {type(error).__name__}: {error}", stacklevel=2)
-        return None
-    return full, thin
+def _measure(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, onnx: bool) -> list[Latency]:
+    """The pruned network beside the full one, in PyTorch and where wanted in ONNX Runtime."""
+    found = compare_latency(model, [pruned], graph.input_size)
+    if onnx:
+        try:
+            found += compare_latency(model, [pruned], graph.input_size, "onnxruntime")
+        except Exception as error:  # the exporter raises many kinds, and a whole run must not end with them
+            warnings.warn(f"the latency in ONNX Runtime is left out: {type(error).__name__}: {error}", stacklevel=2)
+    return found
 
 
 def find_strategy(
     score: AdaptiveBNScore, graph: ChannelGraph, config: RunConfig, folder: Path, accelerator: Accelerator
-) -> Strategy:
-    """The given strategy, or the search's best."""
+) -> tuple[Strategy, str]:
+    """The given strategy, or the search's best; and how it was found."""
     if config.strategy:
-        strategy = read_strategy(graph, config.strategy, config.divisor)
+        strategy, origin = read_strategy(graph, config.strategy, config.search.divisor), "file"
     else:
         result = run_search(
-            score, graph, config.search, output=folder, fingerprint=score.fingerprint(), accelerator=accelerator
+            score,
+            graph,
+            config.search,
+            seed=config.seed,
+            output=folder,
+            fingerprint=score.fingerprint(),
+            accelerator=accelerator,
         )
-        strategy = result.best.strategy
+        strategy, origin = result.best.strategy, result.best.origin
         if accelerator.is_main_process:
             for note in result.notes:
                 print(f"warning: {note}", file=sys.stderr)
     if accelerator.is_main_process:
-        (folder / "strategy.json").write_text(json.dumps(strategy_to_dict(graph, strategy), indent=2))
-    return strategy
+        (folder / "strategy.json").write_text(json.dumps(describe_strategy(graph, strategy, origin), indent=2))
+    return strategy, origin
 
 
-def _settings(config: RunConfig, strategy: Strategy) -> dict[str, object]:
-    settings: dict[str, object] = {"strategy": strategy.origin, "criterion": config.criterion}
-    settings["compensation"] = "least squares" if config.compensate else "none"
+def _settings(config: RunConfig, origin: str) -> dict[str, object]:
+    settings: dict[str, object] = {"strategy": origin, "criterion": config.importance.criterion}
+    settings["compensation"] = "least squares" if config.repair.compensate else "none"
     if not config.strategy:
-        settings["candidates"] = config.candidates
-        settings["budget"] = ", ".join(f"{k} {getattr(config, k)}" for k in BOUNDS if getattr(config, k))
-    settings["calibration images"] = config.calibration_images
-    if config.epochs:
+        settings["candidates"] = config.search.candidates
+        settings["budget"] = str(config.search.budgets[0])
+    settings["calibration images"] = config.held_out.calibration_images
+    if config.finetune.epochs:
         default = FinetuneConfig()
         always = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "distillation")
         settings["fine-tuning"] = ", ".join(
             f"{key} {value}"
-            for key, value in asdict(config.finetune).items()
-            if key in always or (value != getattr(default, key) and key != "num_workers")
+            for key, value in flat_items(config.finetune)
+            if key in always or value != getattr(default, key)
         )
     return settings | {"seed": config.seed}
 
@@ -218,21 +239,21 @@ def save_run(
     facts = CardFacts(**{**vars(facts), "file_bytes": (facts.file_bytes[0], size)})
     provenance = {
         "base_model": facts.base,
-        "widths": {g.name: w for g, w in zip(facts.graph.groups, facts.widths, strict=True) if g.prunable},
-        "metrics": {stage: m.to_dict() for stage, m in facts.metrics.items()},
-        "config": asdict(config),
+        "widths": named_widths(facts.graph, facts.strategy),
+        "metrics": {step: m.to_dict() for step, m in facts.metrics.items()},
+        "config": flat_dict(config),
         "training": [asdict(record) for record in curve],
     }
     if facts.picture:
         from eagleeye_hf.reports.result import draw_result  # needs the extra `plots`
 
-        draw_result(facts.graph, facts.widths, facts.metrics, folder / facts.picture, facts.training_curve)
+        draw_result(facts.graph, facts.strategy, facts.metrics, folder / facts.picture, facts.training_curve)
     save_pretrained(  # last, for a folder with a checkpoint is a finished run
         pruned,
         folder,
         label_names=label_names,
         provenance=provenance,
-        card=write_card(facts, config.push_to or str(folder), on_hub=bool(config.push_to)),
+        card=write_card(facts, config.publishing.push_to or str(folder), on_hub=bool(config.publishing.push_to)),
     )
     images = torch.randn(2, *facts.graph.input_size)
     with torch.inference_mode():
@@ -243,14 +264,14 @@ def save_run(
 
 def print_summary(facts: CardFacts, folder: Path) -> None:
     """The closing table."""
-    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.widths)
-    share = f"{pruned.macs / full.macs:.1%} of the MACs, {pruned.params / full.params:.1%} of the parameters"
-    print(f"\n{facts.base}: {share}\n")
+    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.strategy)
+    left = f"{pruned.macs / full.macs:.1%} of the MACs, {pruned.params / full.params:.1%} of the parameters"
+    print(f"\n{facts.base}: {left}\n")
     rows = cost_table(facts)
     wide = max(len(row["name"]) for row in rows) + 4
     print("top-1 on the test images")
-    for stage, metrics in facts.metrics.items():
-        print(f"  {stage:{wide}}{metrics.top1:>12.2%}")
+    for step, metrics in facts.metrics.items():
+        print(f"  {step:{wide}}{metrics.top1:>12.2%}")
     print(f"\n  {'':{wide}}{'full':>12}{'pruned':>12}")
     for row in rows:
         print(f"  {row['name']:{wide}}{row['full']:>12}{row['pruned']:>12}")

@@ -1,105 +1,162 @@
-"""What a run is told: one dataclass, from which the flags of recipes and commands are derived."""
+"""What a run is told: a tree of settings, each written once; its names are the flags of recipes and commands."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
-from eagleeye_hf.runs.arguments import flag
+from tyro.conf import arg
+
+from eagleeye_hf.configs import Within, check_fields, flat_dict
+from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutConfig
+from eagleeye_hf.evaluation.config import ScoringConfig
+from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.training.config import FinetuneConfig
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""That this process may use."""
-WORKERS = min(4, CORES)
+Seed = Annotated[int, Within("[0, inf)")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesConfig:
-    """Which dataset, and how it is read; each field is a flag."""
+class NetworkConfig:
+    """Which network."""
 
-    dataset: str = field(metadata={"help": "Hub name or local folder of an image classification dataset"})
-    dataset_config: str | None = flag(None, "configuration of a dataset that has several")
-    dataset_revision: str | None = flag(None, "branch, tag or commit of a Hub dataset")
-    streaming: bool | None = flag(
-        None, "read as a stream instead of downloading first; by default for the Hub and tars"
-    )
-    image_column: str | None = flag(None, "column of the images, where it can't be found")
-    label_column: str | None = flag(None, "column of the labels, where it can't be found")
-    label_names: list[str] | None = field(
-        default=None, metadata={"help": "class names in the order of the outputs, instead of the dataset's"}
-    )
+    model: Annotated[str, arg(metavar="MODEL")]
+    """timm name, hf-hub:USER/REPO or checkpoint folder."""
+    weights: str | None = None
+    """Safetensors file with its weights, instead of those of the Hub."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """Training of the full network, where it has no trained weights."""
+
+    adapt_epochs: Annotated[int, Within("[0, inf)")] = 0
+    """Epochs of training the full network first; the other settings are those of fine-tuning."""
+    adapt_lr: Annotated[float, Within("(0, inf)")] = 0.1
+    """Its highest learning rate."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """How a checkpoint is published on the Hub."""
+
+    private: bool = False
+    """Make a new repo private."""
+    remote_code: bool = False
+    """Publish modeling files too, so that transformers loads it without eagleeye_hf."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishConfig:
+    """Where the result goes after it is saved."""
+
+    license: str | None = None
+    """Licence of the result, as the Hub abbreviates it; by default the network's own."""
+    push_to: str | None = None
+    """Hub repo to publish the result in."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a whole run is told."""
+
+    network: NetworkConfig
+    data: DatasetConfig = DatasetConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    search: SearchConfig = SearchConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    importance: ImportanceConfig = ImportanceConfig()
+    repair: RepairConfig = RepairConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    publishing: PublishConfig = PublishConfig()
+    hub: HubConfig = HubConfig()
+    strategy: str | None = None
+    """JSON file (or FILE#NAME) with pruning ratios or widths; skips the search."""
+    onnx_latency: bool = False
+    """Measure the latency in ONNX Runtime too (needs the extra `onnx`)."""
+    seed: Seed = 0
+    """Of everything random."""
+    output: str = "outputs/compressed"
+    """Folder for the journal, the checkpoint and the card."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def splits(self) -> dict[str, Any]:
         """Arguments of `open_splits`."""
-        keys = ("streaming", "image_column", "label_column", "label_names")
-        own = {"config": self.dataset_config, "revision": self.dataset_revision}
-        return own | {key: getattr(self, key) for key in keys}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(ImagesConfig):
-    """The same, and which of its training images are set aside."""
-
-    calibration_images: int = flag(1024, "training images that recompute BatchNorm statistics")
-    holdout_images: int = flag(2048, "training images that score: candidates, the result, epochs")
-    seed: int = flag(0, "of everything random")
-
-    @property
-    def splits(self) -> dict[str, Any]:
-        return super().splits | {key: getattr(self, key) for key in ("calibration_images", "holdout_images", "seed")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingDataConfig(DataConfig):
-    """The same, and how training sees them."""
-
-    hflip: bool = flag(True, "mirror training images at random; not where left and right matter, as in writing")
-    augment: str | None = flag(None, "RandAugment and its kin in timm's words, as rand-m9-mstd0.5")
-
-    @property
-    def splits(self) -> dict[str, Any]:
-        return super().splits | {"hflip": self.hflip, "augment": self.augment}
+        return split_arguments(self.data, self.held_out, self.augmentation, self.seed)
 
     @property
     def images(self) -> dict[str, Any]:
         """All that decides which images training sees, and how."""
-        return {own.name: getattr(self, own.name) for own in fields(TrainingDataConfig)}
+        return image_identity(self.data, self.held_out, self.augmentation, self.seed)
+
+    def with_budget(self, **changes: Any) -> RunConfig:
+        """The same run with other settings of the search, as `macs`."""
+        return replace(self, search=replace(self.search, **changes))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(TrainingDataConfig, FinetuneConfig):
-    """Everything a run is told; each field is a flag of the recipes."""
+class FinetuneRunConfig:
+    """Everything that training a checkpoint further is told."""
 
-    model: str = flag("mobilenetv1_100.ra4_e3600_r224_in1k", "timm name of the trained network")
-    weights: str | None = flag(None, "safetensors file with its weights, instead of those of the Hub")
-    dataset: str = flag("ILSVRC/imagenet-1k", "Hub name or local folder of an image classification dataset")
-    macs: float | None = flag(0.5, "MACs to keep: a fraction of the full network, or an absolute number")
-    params: float | None = flag(None, "parameters to keep, likewise")
-    latency_ms: float | None = flag(None, "milliseconds of one image on this device to keep, likewise; measured")
-    tolerance: float = flag(0.005, "how far the budget may be missed, as a fraction of the full network")
-    divisor: int = flag(1, "widths are multiples of this many channels")
-    max_ratio: float = flag(0.7, "largest fraction of channels removed from a group")
-    criterion: str = flag("l1", "which channels stay: l1, l2, bn_scale, geometric_median, taylor or random")
-    method: str = flag("evolution", "how the search goes on: random, evolution, uniform or global")
-    candidates: int = flag(1000, "strategies to score")
-    compensate: bool = flag(True, "repair the readers of removed channels by least squares before fine-tuning")
-    strategy: str | None = flag(None, "JSON file (or FILE#NAME) with pruning ratios; skips the search")
-    num_workers: int = flag(WORKERS, "processes that decode training images, per training process")
-    output: str = flag("outputs/mbv1", "folder for the journal, the checkpoint and the card")
-    license: str | None = flag(None, "licence of the result, as the Hub abbreviates it; by default the network's own")
-    onnx_latency: bool = flag(False, "measure the latency in ONNX Runtime too (needs the extra `onnx`)")
-    push_to: str | None = flag(None, "Hub repo to publish the result in")
-    private: bool = flag(False, "make a new repo of `push_to` private")
-    remote_code: bool = flag(False, "publish a modeling file too, for transformers without eagleeye_hf")
+    network: NetworkConfig
+    data: DatasetConfig = DatasetConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    publishing: PublishConfig = PublishConfig()
+    hub: HubConfig = HubConfig()
+    teacher: str | None = None
+    """Trained network to learn from beside the labels, as the unpruned one."""
+    teacher_weights: str | None = None
+    """Safetensors file with the teacher's weights, instead of those of the Hub."""
+    seed: Seed = 0
+    """Of everything random."""
+    output: str = "outputs/finetuned"
+    """Folder for the new checkpoint and its card."""
 
-    @property
-    def search(self) -> SearchConfig:
-        keys = ("macs", "params", "latency_ms", "tolerance", "divisor", "max_ratio", "method", "candidates", "seed")
-        return SearchConfig(**{key: getattr(self, key) for key in keys})
+    def __post_init__(self) -> None:
+        check_fields(self)
 
-    @property
-    def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(**{f.name: getattr(self, f.name) for f in fields(FinetuneConfig)})
+
+def split_arguments(
+    data: DatasetConfig,
+    held_out: HeldOutConfig | None = None,
+    augmentation: AugmentationConfig | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Arguments of `open_splits`; without `held_out` no training images are set aside."""
+    names = ("dataset", "streaming", "image_column", "label_column", "label_names")
+    return {
+        **{name: getattr(data, name) for name in names},
+        "config": data.dataset_config,
+        "revision": data.dataset_revision,
+        **flat_dict(held_out or HeldOutConfig(calibration_images=0, holdout_images=0)),
+        **flat_dict(augmentation or AugmentationConfig()),
+        "seed": seed,
+    }
+
+
+def image_identity(
+    data: DatasetConfig, held_out: HeldOutConfig, augmentation: AugmentationConfig, seed: int
+) -> dict[str, Any]:
+    """What must stay the same where training goes on."""
+    settings = flat_dict(data) | flat_dict(held_out) | flat_dict(augmentation) | {"seed": seed}
+    return {name: value for name, value in settings.items() if name != "num_workers"}

@@ -1,69 +1,65 @@
-"""Trained networks by name, with their weights from the Hub or a file."""
+"""MODEL arguments of every kind."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import timm
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
-import eagleeye_hf.networks  # noqa: F401  registers the CIFAR networks with timm
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import batch_norms
+from eagleeye_hf.networks.load import check_name, load_from_file, load_pretrained
 from eagleeye_hf.publishing.checkpoint import from_pretrained
+from eagleeye_hf.publishing.config import base_args, read_config
+from eagleeye_hf.publishing.download import download_config
 
 
 def load_model(name: str, weights: str | None = None) -> nn.Module:
-    """A trained network of timm: its weights from a safetensors file, or from the Hub; or a checkpoint folder's.
+    """A trained network: of timm, its weights from a safetensors file or from the Hub; or a checkpoint folder's.
 
     Raises:
         EagleEyeError: the name is unknown, the weights can't be had or don't fit, or there is no BatchNorm in it.
     """
-    model = _load_model(name, weights)
+    if Path(name).is_dir():
+        if weights is not None:
+            raise EagleEyeError(f"`weights={weights}`: `model={name}` is a checkpoint, which has its own")
+        model = from_pretrained(name)
+    else:
+        model = load_pretrained(name) if weights is None else load_from_file(name, weights)
     batch_norms(model)
     return model
 
 
-def check_name(name: str) -> None:
-    """Refuse what neither timm nor the Hub can know."""
-    if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4)
-        raise EagleEyeError(
-            f"`model={name}` is no model of timm{'; did you mean ' + ', '.join(close) if close else ''}"
-        )
-
-
-def _load_model(name: str, weights: str | None) -> nn.Module:
+def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
+    """A network to look at, weights not needed; for a checkpoint its base, with the widths that it keeps."""
+    folder = find_checkpoint(name)
+    config = read_config(folder) if folder else {}
+    widths = config.get("eagleeye", {}).get("widths")
+    if widths:
+        arguments = config["model_args"]
+        shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
+        shape["pretrained_cfg_overlay"] = config["pretrained_cfg"]  # the size of an image too
+        return timm.create_model(arguments["base"], **shape, **base_args(arguments)), widths
     if Path(name).is_dir():
-        if weights is not None:
-            raise EagleEyeError(f"`weights={weights}`: `model={name}` is a checkpoint, which has its own")
-        return from_pretrained(name)
+        return from_pretrained(name), {}
     check_name(name)
-    if weights is None:
-        try:
-            return timm.create_model(name, pretrained=True)
-        except Exception as error:  # timm and the Hub raise many kinds
-            raise EagleEyeError(
-                f"`model={name}`: its trained weights can't be loaded "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "check the connection, or give a file with `weights`"
-            ) from error
     try:
-        with safe_open(weights, "pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise EagleEyeError(f"`weights={weights}` can't be read as safetensors: {error}") from error
-    classifier = timm.get_pretrained_cfg_value(name, "classifier") or "classifier"
-    classifier = classifier[0] if isinstance(classifier, (tuple, list)) else classifier
-    outputs = shapes.get(f"{classifier}.weight", [None])[0]
-    model = timm.create_model(name, **({"num_classes": outputs} if outputs else {}))
-    try:
-        model.load_state_dict(load_file(weights))
-    except RuntimeError as error:
+        return timm.create_model(name), {}
+    except Exception as error:  # timm and the Hub raise many kinds
         raise EagleEyeError(
-            f"`weights={weights}` does not fit `model={name}`: {' '.join(str(error).split())[:300]}"
+            f"`model={name}` can't be opened ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
-    return model
+
+
+def find_checkpoint(name: str) -> Path | None:
+    """Where the `config.json` of a checkpoint of ours lies: a folder, or the Hub's cache; None for other networks."""
+    if Path(name).is_dir():
+        return Path(name)
+    if not name.startswith("hf-hub:"):
+        return None
+    repo, _, revision = name.removeprefix("hf-hub:").partition("@")
+    try:
+        return download_config(repo, revision or None)
+    except EagleEyeError:  # one of timm's own, or none, which opening it tells
+        return None

@@ -16,12 +16,12 @@ from timm.layers import CondConv2d, conv2d_same
 from torch import Tensor, nn
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.tracing.trace import resolve_input_size
+from eagleeye_hf.networks.description import resolve_input_size
+from eagleeye_hf.networks.running import device_of, evaluation_mode
+from eagleeye_hf.runtimes.config import OPSET
 
 TOLERANCE = 1e-4
 """Of the outputs, relative to the largest."""
-
-OPSET = 18
 
 
 def export_onnx(
@@ -45,13 +45,13 @@ def export_onnx(
     """
     path = _check_path(path, ".onnx")
     try:
-        from eagleeye_hf.runtimes import onnx_files
+        from eagleeye_hf.runtimes import onnx_runtime
     except ImportError as error:
         raise EagleEyeError("exporting to ONNX needs onnx; install it with: pip install eagleeye-hf[onnx]") from error
 
     def write(images: Tensor, part: Path) -> Callable[[Tensor], Tensor]:
-        onnx_files.write_onnx(model, images, part, opset, dynamic=batch_size is None)
-        return lambda inputs: onnx_files.run_onnx(part, inputs)
+        onnx_runtime.write_onnx(model, images, part, opset, dynamic=batch_size is None)
+        return lambda inputs: onnx_runtime.run_onnx(part, inputs)
 
     return _export(model, path, input_size, batch_size, write)
 
@@ -102,8 +102,8 @@ def _export(
     write: Callable[[Tensor, Path], Callable[[Tensor], Tensor]],
 ) -> Path:
     size = resolve_input_size(model, tuple(input_size) if input_size else None)
-    device = next(model.parameters()).device
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _eval_mode(model), torch.no_grad():
+    device = device_of(model)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, evaluation_mode(model), torch.no_grad():
         part = Path(folder) / path.name
         try:
             with _experts_apart(model) if batch_size is None else nullcontext():
@@ -148,21 +148,10 @@ def _mix_outputs(layer: CondConv2d, x: Tensor, routing_weights: Tensor) -> Tenso
     shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
     convolve = conv2d_same if layer.dynamic_padding else F.conv2d
     outputs = [
-        share[:, None, None, None]
+        weight[:, None, None, None]
         * convolve(x, kernel.view(shape), None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        for share, kernel in zip(routing_weights.unbind(1), layer.weight.unbind(), strict=True)
+        for weight, kernel in zip(routing_weights.unbind(1), layer.weight.unbind(), strict=True)
     ]
     if layer.bias is not None:
         outputs.append((routing_weights @ layer.bias)[:, :, None, None])
     return reduce(torch.add, outputs)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -1,111 +1,126 @@
-"""Measured milliseconds, and a model of them."""
+"""Measured milliseconds."""
 
 from __future__ import annotations
 
-import platform
-import statistics
+import random
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.slicing import slice_model
-from eagleeye_hf.pruning.importance import Importance
-from eagleeye_hf.strategies.budget import LatencyModel, latency_features
-from eagleeye_hf.strategies.strategy import widths_from_ratios
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.running import device_of, evaluation_mode
+from eagleeye_hf.runtimes.torch_runtime import TorchRuntime
 
-SAMPLES = 40
-TOGETHER = 6
-"""Sub-nets that take turns with the full model."""
-RIDGE = 1e-2
+TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+"""Runtimes, and what people call them."""
+WARM_UP = 3
+"""Rounds that don't count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """A measurement: milliseconds of one forward pass, and where it was made."""
+
+    milliseconds: float
+    full_ms: float
+    """Of the full network, which took turns with this one."""
+    runtime: str
+    device: str
+    threads: int
+    batch_size: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Latency:
+        return Latency(**data)
+
+    @property
+    def place(self) -> str:
+        """Where it was measured, in words."""
+        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
+        return f"{TITLES.get(self.runtime, self.runtime)} on {self.device}{threads}"
+
+
+class Runtime(Protocol):
+    """What executes a network where it is used."""
+
+    name: str
+
+    def load(self, model: nn.Module, images: Tensor, folder: Path) -> Callable[[], object]:
+        """A function that runs the network once on these images, and waits until it has."""
+
+    def describe(self, model: nn.Module) -> tuple[str, int]:
+        """The device, and the number of threads (0 where threads don't matter)."""
+
+
+def find_runtime(name: str) -> Runtime:
+    """A runtime by its name.
+
+    Raises:
+        EagleEyeError: it is unknown, or not installed.
+    """
+    if name == "torch":
+        return TorchRuntime()
+    if name == "onnxruntime":
+        try:
+            from eagleeye_hf.runtimes.onnx_runtime import OnnxRuntime
+        except ImportError as error:
+            raise EagleEyeError(
+                "`runtime=onnxruntime` needs onnx; install it with: pip install eagleeye-hf[onnx]"
+            ) from error
+        return OnnxRuntime()
+    raise EagleEyeError(f"`runtime={name}` is unknown; choose torch or onnxruntime")
 
 
 def measure_latency(
     models: Sequence[nn.Module],
     input_size: Sequence[int],
+    runtime: str = "torch",
+    *,
     batch_size: int = 1,
     rounds: int = 20,
-    pick: Callable[[list[float]], float] = statistics.median,
 ) -> list[float]:
-    """Milliseconds of one forward pass per model, in eval mode, on the device where it lives.
+    """Milliseconds of one forward pass per model, in eval mode.
 
-    The models take turns, so that a machine that slows down slows them all.
+    The models take turns in random order, and the fastest of their rounds counts: it is the least disturbed by other
+    work on the machine.
 
     Args:
-        pick: what to report of the rounds; the minimum is the least disturbed by other work on the machine.
+        input_size: (channels, height, width) of one image.
+        runtime: `"torch"`, on the device where the models live, or `"onnxruntime"`, on the CPU.
+        batch_size: images of one pass.
+        rounds: turns that count, after a few that don't.
+    Raises:
+        EagleEyeError: the runtime is unknown or not installed.
     """
-    device = next(iter(models[0].parameters())).device
-    images = torch.randn(batch_size, *input_size, device=device)
-    times: list[list[float]] = [[] for _ in models]
-    modes = [model.training for model in models]
-    with torch.inference_mode():
-        for round_number in range(rounds + 3):
-            for model, own in zip(models, times, strict=True):
-                _wait(device)
+    kind = find_runtime(runtime)
+    images = torch.randn(batch_size, *input_size, device=device_of(models[0]))
+    fastest = [float("inf")] * len(models)
+    order, turns = list(range(len(models))), random.Random(0)
+    with tempfile.TemporaryDirectory() as folder, evaluation_mode(*models):
+        runs = [kind.load(model, images, Path(folder)) for model in models]
+        for number in range(rounds + WARM_UP):
+            turns.shuffle(order)
+            for place in order:
                 started = time.perf_counter()
-                model.eval()(images)
-                _wait(device)
-                if round_number >= 3:
-                    own.append((time.perf_counter() - started) * 1000)
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
-    return [pick(own) for own in times]
+                runs[place]()
+                if number >= WARM_UP:
+                    fastest[place] = min(fastest[place], (time.perf_counter() - started) * 1000)
+    return fastest
 
 
-def fit_latency(
-    model: nn.Module, graph: ChannelGraph, importance: Importance, max_ratio: float = 0.8, seed: int = 0
-) -> LatencyModel:
-    """Measure random sub-nets of all sizes, the full model and a very thin one, and fit a linear model to them.
-
-    Milliseconds are relative to the full model's in the same round, so that a machine under changing load misleads
-    little. A quarter of the sub-nets is kept out of the fit to tell its error, then the fit takes all.
-    """
-    random = np.random.default_rng(seed)
-    num_groups = len(graph.prunable)
-    sizes = random.random((SAMPLES, 1))
-    ratios = np.clip(sizes * max_ratio + random.normal(0, 0.2, (SAMPLES, num_groups)), 0, max_ratio)
-    ratios = np.vstack([np.zeros(num_groups), np.full(num_groups, max_ratio), ratios])
-    widths = widths_from_ratios(graph, ratios)
-    relative, full_times = [], []
-    for start in range(0, len(widths), TOGETHER):
-        thin = [slice_model(model, graph, importance.choose(row.tolist())) for row in widths[start : start + TOGETHER]]
-        full_ms, *times = measure_latency([model, *thin], graph.input_size, rounds=10, pick=min)
-        relative += [own / full_ms for own in times]
-        full_times.append(full_ms)
-    features, target = latency_features(graph, widths), np.array(relative)
-    test = np.arange(len(target)) % 4 == 2
-    guess = features[test] @ _fit(features[~test], target[~test])
-    full = statistics.median(full_times)
-    return LatencyModel(
-        coefficients=tuple((_fit(features, target) * full).tolist()),
-        full_ms=full,
-        error=float(np.median(np.abs(guess / target[test] - 1))),
-    )
-
-
-def _fit(features: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least squares, then once more without the measurements that something else disturbed."""
-    misses = np.abs(features @ _ridge(features, target) - target)
-    sound = misses <= 3 * np.median(misses) + 1e-9
-    return _ridge(features[sound], target[sound])
-
-
-def _ridge(features: np.ndarray, target: np.ndarray) -> np.ndarray:
-    penalty = RIDGE * len(target) * np.eye(features.shape[1])
-    penalty[:3, :3] *= 1e-3  # the constant and the totals explain most
-    return np.linalg.solve(features.T @ features + penalty, features.T @ target)
-
-
-def describe_device(device: torch.device) -> str:
-    """The name to print beside a latency."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def compare_latency(
+    full: nn.Module, thin: Sequence[nn.Module], input_size: Sequence[int], runtime: str = "torch", rounds: int = 20
+) -> list[Latency]:
+    """Measure networks beside the full one; one record per thin network."""
+    full_ms, *times = measure_latency([full, *thin], input_size, runtime, rounds=rounds)
+    device, threads = find_runtime(runtime).describe(full)
+    return [Latency(milliseconds=ms, full_ms=full_ms, runtime=runtime, device=device, threads=threads) for ms in times]

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
+from eagleeye_hf.channels.cost import Cost, count_cost
+from eagleeye_hf.search.candidate import Candidate, Line, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.search.methods import Proposer
-from eagleeye_hf.search.result import Candidate, rank_candidates
+from eagleeye_hf.search.methods import Proposal, Proposer
 from eagleeye_hf.search.workers import Workers
-from eagleeye_hf.strategies.sampling import Space
-from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.strategies.space import Space
 
 
 class Search:
@@ -22,17 +22,20 @@ class Search:
     Args:
         spaces: the strategies that meet each budget.
         unit_scores: as in `Proposer`.
+        reports: what is reported beside the loss, for the progress bar.
     """
 
     def __init__(
         self,
         spaces: Sequence[Space],
         config: SearchConfig,
+        seed: int,
         workers: Workers,
         unit_scores: Sequence[np.ndarray] | None = None,
+        reports: str = "score",
     ) -> None:
-        self.spaces, self.config, self.workers = spaces, config, workers
-        self.proposers = [Proposer(space, config, unit_scores) for space in spaces]
+        self.spaces, self.config, self.workers, self.reports = spaces, config, workers, reports
+        self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces]
         self.candidates: list[Candidate] = []
         self._places: dict[int, int] = {}
         self._losses: list[dict[int, float]] = [{} for _ in config.stages]
@@ -56,10 +59,10 @@ class Search:
     def leaders(self, budget: int) -> list[Candidate]:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
 
-    def take(self, row: dict) -> None:
+    def take(self, line: Line) -> None:
         """Write a line of the journal into its candidate; candidates are in the order of their index."""
-        place = self._places[row["index"]]
-        self.candidates[place] = self.candidates[place].updated(row)
+        place = self._places[line.index]
+        self.candidates[place] = line.apply(self.candidates[place])
 
     def _propose(self, generation: int) -> list[Candidate]:
         count = max(1, self.config.generation // len(self.spaces))
@@ -71,18 +74,25 @@ class Search:
             if start >= stop:
                 continue
             parents = [candidate.strategy for candidate in self.leaders(budget)]
-            seen = {c.strategy.widths for c in self.candidates if c.budget == budget}
-            strategies = proposer.propose(range(start, stop), parents if generation else [], seen)
-            for number, strategy in zip(range(start, stop), strategies, strict=True):
-                fresh.append(self._candidate(number * len(self.spaces) + budget, budget, strategy))
+            seen = {c.strategy for c in self.candidates if c.budget == budget}
+            proposals = proposer.propose(range(start, stop), parents if generation else [], seen)
+            for number, proposal in zip(range(start, stop), proposals, strict=True):
+                fresh.append(self._candidate(number * len(self.spaces) + budget, budget, proposal))
         return sorted(fresh, key=lambda candidate: candidate.index)
 
-    def _candidate(self, index: int, budget: int, strategy: Strategy) -> Candidate:
-        latency = self.spaces[budget].bounds.latency
-        predicted = None
-        if latency is not None:
-            predicted = float(latency.predict(self.spaces[budget].graph, np.array([strategy.widths]))[0])
-        return Candidate(index=index, budget=budget, strategy=strategy, latency_ms=predicted)
+    def _candidate(self, index: int, budget: int, proposal: Proposal) -> Candidate:
+        space, predicted = self.spaces[budget], None
+        cost = count_cost(space.graph, proposal.strategy)
+        if space.bounds.latency is not None:
+            predicted = float(space.bounds.latency.predict(space.graph, np.array([proposal.strategy.widths]))[0])
+        return Candidate(
+            index=index,
+            budget=budget,
+            strategy=proposal.strategy,
+            origin=proposal.origin,
+            cost=Cost(int(cost.macs), int(cost.params)),
+            predicted_ms=predicted,
+        )
 
     def _promoted(self, stage: int, num_fresh: int) -> list[Candidate]:
         """Those among the best so far at the stage before that have not been at this one, as many as are a generation's
@@ -91,20 +101,20 @@ class Search:
         chosen = []
         for budget in range(len(self.spaces)):
             losses = self._losses[stage - 1]
-            own = [c for c in self.candidates if c.budget == budget and c.index in losses]
-            own.sort(key=lambda candidate: (losses[candidate.index], candidate.index))
-            best = own[: math.ceil(self.config.promote * len(own))]
+            ranked = [c for c in self.candidates if c.budget == budget and c.index in losses]
+            ranked.sort(key=lambda candidate: (losses[candidate.index], candidate.index))
+            best = ranked[: math.ceil(self.config.promote * len(ranked))]
             chosen += [candidate for candidate in best if candidate.index not in self._tried[stage]][:places]
         return sorted(chosen, key=lambda candidate: candidate.index)
 
     def _score(self, candidates: Sequence[Candidate], stage: int) -> None:
-        for row in self.workers.run(candidates, stage, self.config.stages[stage]):
-            self.take(row)
-            self._tried[stage].add(row["index"])
-            if row["status"] == "ok":
-                self._losses[stage][row["index"]] = row["loss"]
-            self._elapsed = max(self._elapsed, row["elapsed"])
-            self._show(stage, self.candidates[self._places[row["index"]]])
+        for line in self.workers.run(candidates, stage, self.config.stages[stage]):
+            self.take(line)
+            self._tried[stage].add(line.index)
+            if line.score is not None:
+                self._losses[stage][line.index] = line.score.loss
+            self._elapsed = max(self._elapsed, line.elapsed)
+            self._show(stage, self.candidates[self._places[line.index]])
 
     def _progress(self) -> tqdm:
         limits = [proposer.num_candidates for proposer in self.proposers]
@@ -130,4 +140,7 @@ class Search:
         best = rank_candidates([*self._best, changed])[:1] if changed.budget == 0 else self._best
         if best != self._best:
             self._best = best
-            bar.set_postfix_str(f"best loss {best[0].loss:.3f}, top-1 {best[0].top1:.2%}", refresh=False)
+            score = best[0].score
+            bar.set_postfix_str(
+                f"best loss {score.loss:.3f}, {self.reports} {score.reported:.2%}" if score else "", refresh=False
+            )

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.strategies.sampling import Space, draw_random
-from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.strategies.sampling import draw_random
+from eagleeye_hf.strategies.space import Space
+from eagleeye_hf.strategies.strategy import Strategy, ratios_of
 
 PARENTS = 8
 """The best so far, whose children a generation is."""
 CROSSED = 0.5
-"""Share of children with two parents, each group's ratio from either."""
+"""Part of the children that has two parents, each group's ratio from either."""
 MUTATED = 0.3
-"""Share of a child's ratios that change."""
+"""Part of a child's ratios that changes."""
 MUTATION = 0.25
 """Standard deviation of a change, as a fraction of `max_ratio`."""
 ATTEMPTS = 30
+
+
+class Proposal(NamedTuple):
+    """A strategy to try, and how it was found."""
+
+    strategy: Strategy
+    origin: str
 
 
 class Proposer:
@@ -29,50 +38,51 @@ class Proposer:
         unit_scores: the importance of each unit, per prunable group; what the method `global` goes by.
     """
 
-    def __init__(self, space: Space, config: SearchConfig, unit_scores: Sequence[np.ndarray] | None) -> None:
-        self.space, self.config = space, config
+    def __init__(self, space: Space, config: SearchConfig, seed: int, unit_scores: Sequence[np.ndarray] | None) -> None:
+        self.space, self.config, self.seed = space, config, seed
         if config.method == "global" and unit_scores is None:
             raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
-        self._baselines = [space.uniform()]
+        self._baselines = [Proposal(space.uniform(), "uniform")]
         if config.method in ("global", "evolution") and unit_scores is not None:
-            self._baselines.append(global_strategy(space, unit_scores))
+            self._baselines.append(Proposal(global_strategy(space, unit_scores), "global"))
         only_baselines = config.method in ("uniform", "global")
         self.num_candidates = len(self._baselines) if only_baselines else config.candidates
         """How many there are to propose; None: without end."""
 
-    def propose(self, numbers: range, parents: Sequence[Strategy], seen: set[tuple[int, ...]]) -> list[Strategy]:
+    def propose(self, numbers: range, parents: Sequence[Strategy], seen: set[Strategy]) -> list[Proposal]:
         """One strategy per number.
 
         Args:
             parents: the best so far, best first; empty in the first generation.
-            seen: widths that need no second try.
+            seen: strategies that need no second try.
         """
         baselines = [self._baselines[number] for number in numbers if number < len(self._baselines)]
         rest = range(max(numbers.start, len(self._baselines)), max(numbers.stop, len(self._baselines)))
         if self.config.method != "evolution" or not parents:
-            drawn = draw_random(self.space, self.config.seed, rest, self.config.sampler)
-            return [*baselines, *(drawn[number] for number in rest)]
+            drawn = draw_random(self.space, self.seed, rest, self.config.sampler)
+            return [*baselines, *(Proposal(drawn[number], "random") for number in rest)]
         known = set(seen)
         children = []
         for number in rest:
             child = self._child(number, parents[:PARENTS], known)
-            known.add(child.widths)
+            known.add(child.strategy)
             children.append(child)
         return [*baselines, *children]
 
-    def _child(self, number: int, parents: Sequence[Strategy], known: set[tuple[int, ...]]) -> Strategy:
+    def _child(self, number: int, parents: Sequence[Strategy], known: set[Strategy]) -> Proposal:
+        ratios_of_parents = [ratios_of(self.space.graph, parent) for parent in parents]
         for attempt in range(ATTEMPTS):
-            random = np.random.default_rng((self.config.seed, number, attempt, 1))
-            first, second = (np.array(parents[i].ratios) for i in random.integers(len(parents), size=2))
+            random = np.random.default_rng((self.seed, number, attempt, 1))
+            first, second = (ratios_of_parents[i] for i in random.integers(len(parents), size=2))
             crossed = random.random() < CROSSED
             ratios = np.where(random.random(len(first)) < 0.5, first, second) if crossed else first
             mutated = random.random(len(ratios)) < MUTATED
             noise = random.normal(0, MUTATION * self.space.max_ratio, len(ratios))
             ratios = np.clip(ratios + mutated * noise, 0, self.space.max_ratio)
             widths = self.space.project(ratios, random)
-            if widths is not None and tuple(widths.tolist()) not in known:
-                return self.space.strategy(widths, "evolution")
-        return draw_random(self.space, self.config.seed, range(number, number + 1))[number]
+            if widths is not None and (child := Strategy(tuple(widths))) not in known:
+                return Proposal(child, "evolution")
+        return Proposal(draw_random(self.space, self.seed, range(number, number + 1))[number], "random")
 
 
 def global_strategy(space: Space, unit_scores: Sequence[np.ndarray]) -> Strategy:
@@ -93,4 +103,4 @@ def global_strategy(space: Space, unit_scores: Sequence[np.ndarray]) -> Strategy
     if not space.bounds.fits(widths)[0]:  # its steps are coarse: a whole group's limit, a wide group's unit
         repaired = space.repair(widths, np.random.default_rng(0))
         widths = repaired if repaired is not None else widths
-    return space.strategy(widths, "global")
+    return Strategy(tuple(widths))

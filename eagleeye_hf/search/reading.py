@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.search.journal import complete_lines
-from eagleeye_hf.search.result import Candidate, rank_candidates
-from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.search.candidate import Candidate, Scored, Timed, rank_candidates
+from eagleeye_hf.search.journal import read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord:
     """What a journal holds."""
 
-    config: dict[str, Any]
-    facts: dict[str, Any]
+    settings: dict[str, Any]
+    prepared: Preparation
     candidates: tuple[Candidate, ...]
     """In the order of their index."""
     first_losses: dict[int, float]
@@ -34,17 +34,12 @@ class SearchRecord:
     def leaders(self, budget: int = 0) -> list[Candidate]:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
 
-    def kept_shares(self, candidates: list[Candidate]) -> np.ndarray:
+    def kept_fractions(self, candidates: list[Candidate]) -> np.ndarray:
         """Shape `(num_candidates, num_groups)`."""
-        return np.array([c.strategy.widths for c in candidates]) / np.array(self.config["channels"])
+        return np.array([c.strategy.widths for c in candidates]) / np.array(self.settings["channels"])
 
     def budget_name(self, budget: int) -> str:
-        parts = []
-        for name in ("macs", "params", "latency_ms"):
-            value = self.config.get(name)
-            if value is not None:
-                parts.append(f"{name}={value[budget] if isinstance(value, list) else value}")
-        return ", ".join(parts)
+        return self.settings["budgets"][budget]
 
 
 def read_journal(path: Path) -> SearchRecord:
@@ -56,35 +51,22 @@ def read_journal(path: Path) -> SearchRecord:
     path = path / "search.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise EagleEyeError(f"`journal={path}` does not exist; give the search.jsonl of a search, or its folder")
-    head, *rows = complete_lines(path) or [{}]
-    if not rows:
+    settings, prepared, lines = read_lines(path)
+    if prepared is None or not lines:
         raise EagleEyeError(f"`journal={path}` holds no finished candidate yet")
+    scored = sorted((line for line in lines if isinstance(line, Scored)), key=lambda line: line.stage)
     candidates: dict[int, Candidate] = {}
     losses: dict[int, float] = {}
-    stages = [row for row in rows if row["stage"] != "latency"]
-    for row in sorted(stages, key=lambda row: row["stage"]) + [row for row in rows if row["stage"] == "latency"]:
-        index = row["index"]
-        if index not in candidates:
-            candidates[index] = Candidate(
-                index=index,
-                budget=row["budget"],
-                strategy=_strategy(row, head["config"]),
-                latency_ms=row["latency_ms"],
-            )
-        candidates[index] = candidates[index].updated(row)
-        if row["stage"] == 0 and row["loss"] is not None:
-            losses[index] = row["loss"]
+    for line in scored:
+        candidates[line.index] = line.apply(candidates.get(line.index, line.candidate))
+        if line.stage == 0 and line.score is not None:
+            losses[line.index] = line.score.loss
+    for timed in (line for line in lines if isinstance(line, Timed)):
+        candidates[timed.index] = timed.apply(candidates[timed.index])
     return SearchRecord(
-        config=head["config"],
-        facts=head["facts"],
+        settings=settings,
+        prepared=prepared,
         candidates=tuple(candidates[index] for index in sorted(candidates)),
         first_losses=losses,
-        elapsed=max(row["elapsed"] for row in rows),
+        elapsed=max(line.elapsed for line in lines),
     )
-
-
-def _strategy(row: dict[str, Any], config: dict[str, Any]) -> Strategy:
-    widths = tuple(row["widths"])
-    groups = zip(widths, config["channels"], config["prunable"], strict=True)
-    ratios = tuple(1 - width / channels for width, channels, prunable in groups if prunable)
-    return Strategy(ratios=ratios, widths=widths, macs=row["macs"], params=row["params"], origin=row["origin"])

@@ -1,4 +1,4 @@
-"""Pruning strategies in files: our own, and those that EagleEye's authors released."""
+"""Strategies in files: our own, and those that EagleEye's authors released."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.strategies.strategy import Strategy, strategy_from_ratios, strategy_from_widths
+from eagleeye_hf.strategies.strategy import Strategy, check_strategy, named_widths, widths_from_ratios
 
 
 def read_strategy(graph: ChannelGraph, path: str, divisor: int = 1) -> Strategy:
@@ -43,10 +44,11 @@ def read_strategy(graph: ChannelGraph, path: str, divisor: int = 1) -> Strategy:
                 f"`strategy={path}` names {sorted(unknown)[0]!r}, which is no channel group of this model"
             )
         widths = [data["widths"].get(group.name, group.channels) for group in graph.groups]
-        return strategy_from_widths(graph, widths, "file")
-    if not isinstance(data, dict) or not isinstance(data.get("ratios"), list):
+    elif isinstance(data, dict) and isinstance(data.get("ratios"), list):
+        widths, data = widths_from_ratios(graph, _ordered(graph, data), divisor).tolist(), {}
+    else:
         raise EagleEyeError(f"`strategy={path}` has neither `widths` nor `ratios`")
-    return strategy_from_ratios(graph, _ordered(graph, data), divisor, "file")
+    return check_strategy(graph, Strategy.from_dict({**data, "widths": widths}))
 
 
 def _ordered(graph: ChannelGraph, data: Mapping[str, Any]) -> list[float]:
@@ -64,7 +66,11 @@ def _ordered(graph: ChannelGraph, data: Mapping[str, Any]) -> list[float]:
     return ratios if None in matched else matched  # type: ignore[return-value]
 
 
-def strategy_to_dict(graph: ChannelGraph, strategy: Strategy) -> dict[str, Any]:
-    """What `strategy.json` of a run holds."""
-    widths = {g.name: w for g, w in zip(graph.groups, strategy.widths, strict=True) if g.prunable}
-    return {"widths": widths, "macs": strategy.macs, "params": strategy.params, "origin": strategy.origin}
+def describe_strategy(graph: ChannelGraph, strategy: Strategy, origin: str) -> dict[str, Any]:
+    """What `strategy.json` of a run holds: widths by the names of their groups, and what the network costs."""
+    return {
+        **strategy.to_dict(),
+        "widths": named_widths(graph, strategy),
+        **count_cost(graph, strategy)._asdict(),
+        "origin": origin,
+    }

@@ -1,34 +1,86 @@
-"""Pruning ratios and the widths that they give."""
+"""A strategy: everything that tells a thin network from the full one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph, check_widths
 from eagleeye_hf.errors import EagleEyeError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Strategy:
-    """One pruning ratio per prunable group, and the widths it gives."""
+    """What is kept of a network. It goes unchanged from proposal through scoring, journal, file, report and card."""
 
-    ratios: tuple[float, ...]
-    """Fraction of channels removed, ordered as `graph.prunable`."""
     widths: tuple[int, ...]
-    """Channels kept, one per group of the graph."""
-    macs: int
-    params: int
-    origin: str
-    """How it was found: uniform, random, file..."""
+    """Channels kept, one integer per group of the graph, in its order."""
+    removed_blocks: tuple[str, ...] = ()
+    """Names of the residual branches that are gone."""
+    image_size: int | None = None
+    """Side of the square input in pixels; None: the size at which the network was traced."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(map(int, self.widths)))
+        object.__setattr__(self, "removed_blocks", tuple(self.removed_blocks))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "widths": list(self.widths),
+            "removed_blocks": list(self.removed_blocks),
+            "image_size": self.image_size,
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Strategy:
+        """
+        Raises:
+            EagleEyeError: the values are none that `to_dict` gives.
+        """
+        widths, blocks, size = data.get("widths"), data.get("removed_blocks", []), data.get("image_size")
+        if not isinstance(widths, (list, tuple)) or not all(type(width) is int and width > 0 for width in widths):
+            raise EagleEyeError(f"`widths` of a strategy are positive integers; got {widths!r:.200}")
+        if not isinstance(blocks, (list, tuple)) or not all(isinstance(name, str) for name in blocks):
+            raise EagleEyeError(f"`removed_blocks` of a strategy are names of modules; got {blocks!r:.200}")
+        if size is not None and not (type(size) is int and size > 0):
+            raise EagleEyeError(f"`image_size` of a strategy is a number of pixels; got {size!r:.200}")
+        return Strategy(tuple(widths), tuple(blocks), size)
+
+
+def check_strategy(graph: ChannelGraph, strategy: Strategy) -> Strategy:
+    """The strategy, once it is known to fit the graph.
+
+    Raises:
+        EagleEyeError: widths that the groups can't have, a block that can't go, or another image size.
+    """
+    check_widths(graph, strategy.widths)
+    if strategy.removed_blocks:
+        raise EagleEyeError(f"`removed_blocks`: {strategy.removed_blocks[0]} is no block that can go in this network")
+    if strategy.image_size not in (None, *graph.input_size[1:]):
+        raise EagleEyeError(
+            f"`image_size={strategy.image_size}`: the network was traced for {graph.input_size[1]} pixels; "
+            "trace it again for another size"
+        )
+    return strategy
+
+
+def named_widths(graph: ChannelGraph, strategy: Strategy) -> dict[str, int]:
+    """Channels kept per name of a prunable group, as files for people and other versions hold them."""
+    return {group.name: width for group, width in zip(graph.groups, strategy.widths, strict=True) if group.prunable}
+
+
+def ratios_of(graph: ChannelGraph, strategy: Strategy) -> np.ndarray:
+    """The fraction of channels removed from each prunable group; shape `(num_prunable,)`."""
+    pairs = zip(strategy.widths, graph.groups, strict=True)
+    return np.array([1 - width / group.channels for width, group in pairs if group.prunable])
 
 
 def widths_from_ratios(graph: ChannelGraph, ratios: Sequence[float] | np.ndarray, divisor: int = 1) -> np.ndarray:
-    """Turn the share removed from each prunable group into integer widths.
+    """Turn the fraction removed from each prunable group into integer widths.
 
     A group of c channels keeps `c - floor(c * ratio)` of them, as the paper's code does, rounded up to a multiple of
     the divisor and of the group's step.
@@ -59,16 +111,3 @@ def widths_from_ratios(graph: ChannelGraph, ratios: Sequence[float] | np.ndarray
     widths = np.broadcast_to(np.array(graph.widths), (*array.shape[:-1], len(graph.groups))).copy()
     widths[..., prunable] = kept
     return widths
-
-
-def strategy_from_ratios(graph: ChannelGraph, ratios: Sequence[float], divisor: int = 1, origin: str = "") -> Strategy:
-    """A strategy with its widths and cost."""
-    return strategy_from_widths(graph, widths_from_ratios(graph, ratios, divisor).tolist(), origin)
-
-
-def strategy_from_widths(graph: ChannelGraph, widths: Sequence[int], origin: str = "") -> Strategy:
-    """A strategy that keeps these widths, one per group of the graph."""
-    checked = check_widths(graph, widths)
-    cost = count_cost(graph, checked)
-    ratios = tuple(1 - w / g.channels for w, g in zip(checked, graph.groups, strict=True) if g.prunable)
-    return Strategy(ratios=ratios, widths=checked, macs=int(cost.macs), params=int(cost.params), origin=origin)

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.metrics import evaluate_model
+from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loop import Training
 from eagleeye_hf.training.state import Checkpoints
@@ -58,6 +58,7 @@ def finetune_model(
     accelerator: Accelerator | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, object] | None = None,
+    num_workers: int = 0,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> nn.Module:
     """Train a pruned network; returns a new one on the CPU, in eval mode.
@@ -75,6 +76,7 @@ def finetune_model(
             inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
         identity: what else must be the same where training goes on, as the names of the model and of the images: texts,
             numbers and lists of them.
+        num_workers: processes that decode images, per process.
         on_epoch: told about each epoch; after a restart about the earlier ones again.
     Raises:
         EagleEyeError: there are fewer images than `batch_size`, the teacher has other outputs or sees images otherwise,
@@ -89,7 +91,7 @@ def finetune_model(
         _check_teacher(teacher, model)
     checkpoints = Checkpoints(checkpoint, config, accelerator, identity)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
-    training = Training(model, teacher, train, config, accelerator)
+    training = Training(model, teacher, train, config, accelerator, num_workers)
     selection = _Selection(model, holdout, calibration if calibration and calibration.count() else None, accelerator)
     tell = _Teller(config, accelerator, on_epoch, checkpoint)
     state = checkpoints.load()
@@ -109,7 +111,7 @@ def finetune_model(
         for _ in training.epoch_steps(f"epoch {training.epoch + 1}/{config.epochs}"):
             if checkpoint is not None and training.step % config.save_steps == 0 and training.step < training.steps:
                 save()
-        share = 1 - first / max(training.step, 1)
+        fraction = 1 - first / max(training.step, 1)
         loss, images = training.finish_epoch()
         seconds = time.perf_counter() - started
         record = EpochRecord(
@@ -117,7 +119,7 @@ def finetune_model(
             loss=loss,
             lr=training.optimizer.param_groups[0]["lr"],
             images=images,
-            images_per_second=round(images * share / seconds, 1),
+            images_per_second=round(images * fraction / seconds, 1),
             **selection.consider(training),
         )
         tell(record)
@@ -130,9 +132,8 @@ def finetune_model(
 
 def _check_teacher(teacher: nn.Module, model: nn.Module) -> None:
     theirs, ours = (
-        {"num_classes": getattr(network, "num_classes", None)}
-        | {key: tuple(resolve_data_config(model=network)[key]) for key in ("mean", "std")}
-        for network in (teacher, model)
+        {"num_classes": described.num_classes, "mean": described.mean, "std": described.std}
+        for described in (describe_model(teacher), describe_model(model))
     )
     for what, value in ours.items():
         if theirs[what] != value:
@@ -163,7 +164,7 @@ class _Selection:
         for name, weights in _weights(training):
             self.network.load_state_dict(weights)
             if self.calibration is not None:
-                self.seen = self.seen or list(training.view(self.calibration))
+                self.seen = self.seen or list(training.calibration_batches(self.calibration))
                 recalibrate_bn(self.network, self.seen)
             part = self.holdout[self.accelerator.process_index :: self.accelerator.num_processes]
             metrics = evaluate_model(self.network, part, self.accelerator)
@@ -177,7 +178,7 @@ class _Selection:
         """The best weights, or the last; their statistics from as many images as steady ones need."""
         self.network.load_state_dict(self.best["weights"] if self.best else list(_weights(training))[-1][1])
         if self.calibration is not None:
-            recalibrate_bn(self.network, training.view(self.calibration, STATISTICS))
+            recalibrate_bn(self.network, training.calibration_batches(self.calibration, STATISTICS))
         return self.network.cpu().eval()
 
 

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from timm.data.config import resolve_data_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from eagleeye_hf.data.batches import Batch, Share, count_steps, own_randomness, seed_everything
+from eagleeye_hf.data.batches import Portion, count_steps, own_randomness, seed_everything
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.description import describe_model
+from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loss import make_mixup, mix, training_loss
 
@@ -36,8 +37,9 @@ class Training:
         train: ImageSet,
         config: FinetuneConfig,
         accelerator: Accelerator,
+        num_workers: int = 0,
     ) -> None:
-        self.config, self.accelerator, self.train = config, accelerator, train
+        self.config, self.accelerator, self.train, self.num_workers = config, accelerator, train, num_workers
         self.steps = train.count_steps(config.batch_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = copy.deepcopy(network).to(memory_format=self.layout)
@@ -69,7 +71,7 @@ class Training:
         self.teacher = None
         if teacher is not None and config.distillation:
             self.teacher = copy.deepcopy(teacher).to(accelerator.device).to(memory_format=self.layout).eval()
-        self.mixup = make_mixup(config, int(getattr(network, "num_classes", 0)))
+        self.mixup = make_mixup(config, describe_model(network).num_classes or 0)
         self.epoch, self.step = 0, 0
         self.totals = torch.zeros(2, device=accelerator.device)
         """Summed loss and number of images of this epoch so far, on this process."""
@@ -78,7 +80,7 @@ class Training:
     def epoch_steps(self, title: str) -> Iterator[None]:
         """Train on the rest of this epoch; yields after each step."""
         self.wrapped.train()
-        share = Share(
+        portion = Portion(
             batch_size=self.config.batch_size,
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
@@ -86,7 +88,7 @@ class Training:
             start=self.step,
         )
         device = self.accelerator.device
-        batches = iter(self.train.epoch_batches(self.epoch, share, self.config.num_workers, device))
+        batches = iter(self.train.epoch_batches(self.epoch, portion, self.num_workers, device))
         bar = tqdm(
             total=self.steps,
             initial=self.step,
@@ -109,13 +111,13 @@ class Training:
 
     def _count(self, micro_batches: Sequence[Batch]) -> Tensor | float | None:
         """Images of this step on all processes, 1 where none can be used; None when the epoch is over."""
-        own = float(sum(len(labels) for _, labels in micro_batches))
+        here = float(sum(len(labels) for _, labels in micro_batches))
         if self.accelerator.num_processes == 1:
-            return max(own, 1.0) if micro_batches else None
+            return max(here, 1.0) if micro_batches else None
         if self.train.exact_steps and not micro_batches:
             return None
-        facts = torch.tensor([own, bool(micro_batches)], device=self.accelerator.device)
-        total, going_on = self.accelerator.reduce(facts)
+        counts = torch.tensor([here, bool(micro_batches)], device=self.accelerator.device)
+        total, going_on = self.accelerator.reduce(counts)
         if not self.train.exact_steps and not going_on:  # streams may end at different times
             return None
         return total.clamp(min=1)
@@ -156,17 +158,17 @@ class Training:
                 teacher_logits = self.teacher(images)
         return training_loss(self.forward(images), target, teacher_logits, self.config)
 
-    def view(self, calibration: ImageSet, images: int = 0) -> Iterator[Tensor]:
-        """Batches as training sees them, always the same: calibration images, then training's own up to about `images`.
+    def calibration_batches(self, calibration: ImageSet, images: int = 0) -> Iterator[Tensor]:
+        """Batches preprocessed as training's, always the same: calibration images, then training's up to `images`.
 
         A stream gives none of its own, for it would have to be opened once more.
         """
-        workers = self.config.num_workers
-        seen = ImageSet(calibration.rows, self.train.view, seed=self.train.seed, name=self.train.name)
-        batches = seen.epoch_batches(0, Share(batch_size=128), workers)
+        workers = self.num_workers
+        seen = ImageSet(calibration.rows, self.train.preprocessing, seed=self.train.seed, name=self.train.name)
+        batches = seen.epoch_batches(0, Portion(batch_size=128), workers)
         missing = images - calibration.count()
         if missing > 0 and self.train.exact_steps:
-            more = self.train.epoch_batches(0, Share(batch_size=128), workers)
+            more = self.train.epoch_batches(0, Portion(batch_size=128), workers)
             batches = chain(batches, islice(more, count_steps(missing, 128)))
         with own_randomness():
             seed_everything(self.train.seed)
@@ -175,7 +177,7 @@ class Training:
                     yield pixels if self.mixup is None else mix(self.mixup, pixels, labels)[0]
 
     def _blank(self) -> Batch:
-        size = resolve_data_config(model=self.network)["input_size"]
+        size = describe_model(self.network).input_size
         return torch.zeros(2, *size), torch.zeros(2, dtype=torch.long)
 
     def finish_epoch(self) -> tuple[float, int]:

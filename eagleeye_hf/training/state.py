@@ -21,7 +21,7 @@ KEPT = 2
 """Checkpoints that stay."""
 SIZE = 5
 """Bytes of a checkpoint per byte of the model: weights, two moments of the optimizer, EMA, the best epoch's weights."""
-FREE_TO_CHANGE = {"num_workers", "save_steps", "tracker", "compile", "accumulation"}
+FREE_TO_CHANGE = {"save_steps", "tracker", "compile", "accumulation"}
 """Settings that another start may have different."""
 PROBE = ".writable-"
 """How names of files begin that are only there for a moment, where the system can't do without a name."""

@@ -53,7 +53,7 @@ def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
     before, after = load_file(checkpoint / "model.safetensors"), load_file(output / "model.safetensors")
     assert {key: tensor.shape for key, tensor in before.items()} == {key: tensor.shape for key, tensor in after.items()}
     assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
-    assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors", "run.yaml"}
     thin = trace_model(from_pretrained(output))
     cost, full = count_cost(thin, thin.widths), trace_model(make_model("resnet20_cifar"), (3, 40, 40))
     card = ModelCard.load(output / "README.md")
@@ -67,7 +67,12 @@ def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--dataset", "/nowhere"], "`dataset=/nowhere` can't be opened"),
-        (["--dataset", "DATASET", "--lr", "0"], "`lr` is above 0; got 0.0"),
+        (["--dataset", "DATASET", "--lr", "0"], "`lr` is a number, above 0; got 0.0"),
+        (["--dataset", "DATASET", "--epochs", "1.5"], "`--epochs` is an integer, at least 0; got 1.5"),
+        (["--dataset", "DATASET", "--optimizer", "sdg"], "`optimizer=sdg` is not known to timm"),
+        (["--dataset", "DATASET", "--tracker", "paper"], "`tracker=paper` is unknown"),
+        (["--dataset", "DATASET", "--augment", "rnd-m9"], "`augment=rnd-m9` is not understood by timm"),
+        (["--dataset", "DATASET", "--temperature", "inf"], "`temperature` is a number, above 0; got inf"),
         (["--dataset", "DATASET", "--teacher", "resnet19"], "`model=resnet19` is no model of timm"),
         (["--dataset", "DATASET", "--image-column", "picture"], "`image_column=picture` is no column"),
         (["--dataset", "DATASET", "--output", "CHECKPOINT"], "holds a checkpoint already"),

@@ -1,9 +1,13 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
 
+import eagleeye_hf
 from eagleeye_hf import count_cost, save_pretrained, slice_model, trace_model
+from eagleeye_hf.cli import COMMANDS
 from tests.helpers import make_model, random_keep
 from tests.helpers import run_command as run
 
@@ -49,7 +53,11 @@ def test_inspect_shows_a_pruned_checkpoint_beside_its_base(capsys, tmp_path):
     [
         (["inspekt"], "there is no command 'inspekt'"),
         (["inspect", "resnet180"], "is no model of timm; did you mean resnet18"),
-        (["inspect", "resnet18", "--image-size", "-1"], "three positive integers"),
+        (["inspect", "resnet18", "--image-size", "-1"], "`image_size` is an integer, at least 1 or left out; got -1"),
+        (["export", "resnet18", "--opset", "99"], "`opset` is an integer, in [18, 23]; got 99"),
+        (["evaluate", "resnet18", "--batch-size", "0"], "`batch_size` is an integer, at least 1; got 0"),
+        (["inspect"], "`model` must be given"),
+        (["inspect", "resnet18", "--image_size", "64"], "--image_size; did you mean --image-size?"),
         (["inspect", "resnet18", "--strategy", "nowhere.json"], "`strategy=nowhere.json` can't be read"),
         (["inspect", "resnet18", "--depth", "3"], "unknown arguments: --depth 3"),
         (["inspect", "resnet18", "--plot", "/nowhere/at/all.png"], "`plot=/nowhere/at/all.png` can't be written"),
@@ -63,6 +71,21 @@ def test_bad_input_is_one_clear_line(capsys, arguments, message):
 
 
 def test_help_lists_the_commands(capsys):
-    code, _, err = run(capsys, "--help")
-    assert code == 0
-    assert "inspect" in err
+    code, out, err = run(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert "inspect" in out
+    code, out, _ = run(capsys, "--version")
+    assert (code, out) == (0, f"eagleeye_hf {eagleeye_hf.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_is_quick_and_on_standard_output(arguments):
+    """What takes seconds to import is not imported."""
+    code = "import sys; from eagleeye_hf.cli import main\ntry: main(sys.argv[1:])\nfinally: "
+    code += (
+        "print(sorted({'torch', 'timm', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == "[]\n"
+    assert "--help" in done.stdout

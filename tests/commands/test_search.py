@@ -52,13 +52,14 @@ def test_a_search_ends_with_tables_and_goes_on_as_json(inputs, searched, capsys)
     assert len(data["budgets"]) == 2
     first = data["budgets"][1]["leaders"][0]
     graph = trace_model(make_model("resnet20_cifar"))
-    assert count_cost(graph, first["widths"]).macs == first["macs"]
+    widths = first["strategy"]["widths"]
+    assert count_cost(graph, widths).macs == first["macs"]
     strategies = json.loads((searched / "strategy.json").read_text())["strategies"]
     kept = strategies["macs=0.4"]["widths"]
-    assert [kept.get(n, w) for n, w in zip(data["groups"], first["widths"], strict=True)] == first["widths"]
+    assert [kept.get(n, w) for n, w in zip(data["groups"], widths, strict=True)] == widths
 
 
-@pytest.mark.parametrize("extra", [[], ["--compensate"]], ids=["plain", "compensated"])
+@pytest.mark.parametrize("extra", [["--no-compensate"], []], ids=["plain", "compensated"])
 def test_prune_applies_a_strategy(inputs, searched, tmp_path, capsys, extra):
     strategy = f"{searched / 'strategy.json'}#macs=0.4"
     command = ["prune", *inputs, *COUNTS, "--strategy", strategy, *extra]
@@ -80,10 +81,22 @@ def test_prune_applies_a_strategy(inputs, searched, tmp_path, capsys, extra):
     [
         (["search", "resnet20_cifar", "--macs", "0.01"], "out of reach: .* the smallest model still has"),
         (["search", "resnet20_cifar", "--macs", "2.5"], "`macs` is a fraction of the full model"),
-        (["search", "resnet20_cifar", "--candidates", "0"], "give `candidates` or `minutes`"),
-        (["search", "resnet20_cifar", "--method", "magic"], "`method` is one of random, evolution"),
-        (["search", "resnet20_cifar", "--criterion", "magic"], "`criterion='magic'` is unknown"),
+        (
+            ["search", "resnet20_cifar", "--candidates", "0"],
+            "`candidates` is an integer, at least 1 or left out; got 0",
+        ),
+        (["search", "resnet20_cifar", "--candidates", "None"], "give `candidates` or `minutes`"),
+        (["search", "resnet20_cifar", "--candidates", "many"], "`--candidates` is an integer, .*; got many"),
+        (["search", "resnet20_cifar", "--seed", "-1"], "`seed` is an integer, at least 0; got -1"),
+        (["search", "resnet20_cifar", "--num-workers", "-1"], "`num_workers` is an integer, at least 0; got -1"),
+        (["search", "resnet20_cifar", "--macs_", "1"], "unknown arguments: --macs_"),
+        (
+            ["search", "resnet20_cifar", "--method", "magic"],
+            "`--method` is one of random, .*, global; got magic",
+        ),
+        (["search", "resnet20_cifar", "--criterion", "magic"], "`--criterion` is one of l1, .*; got magic"),
         (["prune", "resnet20_cifar", "--strategy", "nowhere.json"], "`strategy=nowhere.json` can't be read"),
+        (["prune", "resnet20_cifar"], "`strategy` must be given"),
         (["report", "nowhere"], "`journal=nowhere` does not exist"),
     ],
 )
@@ -135,7 +148,9 @@ def test_the_page_lives_in_a_browser(page, tmp_path):
 
 
 def test_a_journal_without_candidates_is_refused(tmp_path, capsys):
-    (tmp_path / "search.jsonl").write_text('{"config": {}, "facts": {}}\n')
+    (tmp_path / "search.jsonl").write_text(
+        '{"settings": {}, "prepared": {"full": null, "format": null, "latency": null}}\n'
+    )
     code, _, err = run(capsys, "report", str(tmp_path))
     assert code == 2
     assert "holds no finished candidate yet" in err

@@ -5,16 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from eagleeye_hf.data.batches import Share
+from eagleeye_hf.data.batches import Portion
 from eagleeye_hf.data.image_set import ImageSet
 
 
 def raw(images: ImageSet) -> ImageSet:
     """The same images as plain pixels."""
     plain = copy.copy(images)
-    channels = len(images.view.mean)
+    channels = len(images.preprocessing.mean)
     plain._cache = None
-    plain.view = replace(images.view, transform=pixels, small=None, mean=(0,) * channels, std=(1 / 255,) * channels)
+    plain.preprocessing = replace(
+        images.preprocessing, transform=pixels, small=None, mean=(0,) * channels, std=(1 / 255,) * channels
+    )
     return plain
 
 
@@ -22,12 +24,12 @@ def pixels(image) -> np.ndarray:
     return np.array(image).transpose(2, 0, 1)
 
 
-def seen(images: ImageSet, epoch: int | None = None, share: Share | None = None, workers: int = 0) -> list[bytes]:
+def seen(images: ImageSet, epoch: int | None = None, portion: Portion | None = None, workers: int = 0) -> list[bytes]:
     """The pixels of every image, in order; of one epoch where given."""
     plain = raw(images)
     if epoch is None:
         batches = plain.batches(16, num_workers=workers)
     else:
-        batches = plain.epoch_batches(epoch, share or Share(batch_size=16), workers)
+        batches = plain.epoch_batches(epoch, portion or Portion(batch_size=16), workers)
     whole = (batch.round().byte().permute(0, 2, 3, 1) for batch, labels in batches if len(labels))
     return [image.numpy().tobytes() for batch in whole for image in batch]

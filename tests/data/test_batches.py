@@ -5,7 +5,7 @@ import timm
 import torch
 
 from eagleeye_hf import open_splits
-from eagleeye_hf.data.batches import Share, even_chunks, plan_epoch
+from eagleeye_hf.data.batches import Portion, even_chunks, plan_epoch
 from tests.data.helpers import raw, seen
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset
@@ -23,27 +23,27 @@ def opened(streaming: bool = False, shards: int = 3, **options):
 def test_every_image_once_on_any_number_of_processes_and_workers():
     for streaming in (False, True):
         train = opened(streaming).train
-        whole = sorted(seen(train, 2, Share(batch_size=16)))
+        whole = sorted(seen(train, 2, Portion(batch_size=16)))
         assert len(set(whole)) == 127
         for processes, workers, micro in ((1, 2, 1), (2, 0, 1), (3, 0, 1), (2, 2, 2)):
-            shares = [
-                Share(batch_size=16, process=rank, num_processes=processes, micro_batches=micro)
+            portions = [
+                Portion(batch_size=16, process=rank, num_processes=processes, micro_batches=micro)
                 for rank in range(processes)
             ]
-            parts = [image for share in shares for image in seen(train, 2, share, workers)]
+            parts = [image for portion in portions for image in seen(train, 2, portion, workers)]
             assert sorted(parts) == whole, (streaming, processes, workers)
 
 
 def test_streams_of_many_shards_share_whole_shards():
     train = opened(True, shards=8).train
-    parts = [seen(train, 0, Share(batch_size=16, process=rank, num_processes=2)) for rank in (0, 1)]
+    parts = [seen(train, 0, Portion(batch_size=16, process=rank, num_processes=2)) for rank in (0, 1)]
     assert len(parts[0] + parts[1]) == len(set(parts[0] + parts[1])) == 127
 
 
 def test_steps_of_an_epoch_differ_by_at_most_one_image():
     for processes in (1, 2, 5):
         plans = [
-            plan_epoch(127, 0, Share(batch_size=20, process=rank, num_processes=processes, micro_batches=2))
+            plan_epoch(127, 0, Portion(batch_size=20, process=rank, num_processes=processes, micro_batches=2))
             for rank in range(processes)
         ]
         assert {len(plan) for plan in plans} == {2 * 7}
@@ -64,37 +64,37 @@ def test_epochs_differ_and_are_the_same_again():
 def test_an_epoch_goes_on_where_it_was():
     for streaming in (False, True):
         train = raw(opened(streaming).train)
-        whole = [labels.tolist() for _, labels in train.epoch_batches(1, Share(batch_size=16))]
-        rest = [labels.tolist() for _, labels in train.epoch_batches(1, Share(batch_size=16, start=3))]
+        whole = [labels.tolist() for _, labels in train.epoch_batches(1, Portion(batch_size=16))]
+        rest = [labels.tolist() for _, labels in train.epoch_batches(1, Portion(batch_size=16, start=3))]
         assert rest == whole[3:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_a_stream_goes_on_where_it_was_with_more_workers_than_a_process_has_shards():
     train = raw(opened(True, shards=8).train)
-    share = Share(batch_size=16, num_processes=2)
+    portion = Portion(batch_size=16, num_processes=2)
     whole, rest = (
         [labels.tolist() for _, labels in train.epoch_batches(1, part, num_workers=8)]
-        for part in (share, replace(share, start=3))
+        for part in (portion, replace(portion, start=3))
     )
     assert sorted(rest) == sorted(whole[3:])
 
 
 def test_random_crops_do_not_depend_on_processes_or_workers():
     train = opened().train
-    train.view = replace(train.view, small=None)  # one by one
+    train.preprocessing = replace(train.preprocessing, small=None)  # one by one
 
     def images(processes: int, workers: int) -> list[bytes]:
-        shares = [Share(batch_size=16, process=rank, num_processes=processes) for rank in range(processes)]
+        portions = [Portion(batch_size=16, process=rank, num_processes=processes) for rank in range(processes)]
         return sorted(
             image.numpy().tobytes()
-            for share in shares
-            for batch, _ in train.epoch_batches(0, share, workers)
+            for portion in portions
+            for batch, _ in train.epoch_batches(0, portion, workers)
             for image in batch
         )
 
     state = torch.get_rng_state()
     assert images(1, 0) == images(2, 2)
     torch.testing.assert_close(torch.get_rng_state(), state)
-    again = sorted(i.numpy().tobytes() for b, _ in train.epoch_batches(1, Share(batch_size=16)) for i in b)
+    again = sorted(i.numpy().tobytes() for b, _ in train.epoch_batches(1, Portion(batch_size=16)) for i in b)
     assert images(1, 0) != again

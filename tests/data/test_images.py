@@ -10,7 +10,7 @@ from PIL import Image
 
 from eagleeye_hf import EagleEyeError, open_splits
 from eagleeye_hf.data import rows as module
-from eagleeye_hf.data.batches import Share
+from eagleeye_hf.data.batches import Portion
 from eagleeye_hf.data.images import decode_image
 from tests.data.helpers import raw, seen
 from tests.helpers import digits_dataset
@@ -43,7 +43,7 @@ def test_a_network_of_one_channel_sees_gray():
     model.pretrained_cfg = model.pretrained_cfg | {"mean": (0.5,), "std": (0.5,), "input_size": (1, 32, 32)}
     data = open_splits(digits_dataset(), model, calibration_images=20, holdout_images=20)
     assert data.holdout.cached_batches()[0][0].shape == (20, 1, 32, 32)
-    assert next(data.train.epoch_batches(0, Share(batch_size=16)))[0].shape[1:] == (1, 32, 32)
+    assert next(data.train.epoch_batches(0, Portion(batch_size=16)))[0].shape[1:] == (1, 32, 32)
 
 
 def broken_dataset(num: int = 100) -> datasets.DatasetDict:
@@ -78,14 +78,14 @@ def test_broken_images_are_skipped_and_counted(workers, streaming):
         assert len(seen(data.test, workers=workers)) == 19
     train = raw(data.train)
     with pytest.warns(UserWarning, match="2 of 75"):
-        list(train.epoch_batches(0, Share(batch_size=8)))
+        list(train.epoch_batches(0, Portion(batch_size=8)))
     assert train.skipped == 2
 
 
 def test_small_images_skip_broken_ones_too():
     data = open_splits(broken_dataset(), timm.create_model("resnet20_cifar"), calibration_images=9, holdout_images=10)
     with pytest.warns(UserWarning, match="2 of 81"):
-        assert sum(len(y) for _, y in data.train.epoch_batches(0, Share(batch_size=8))) == 79
+        assert sum(len(y) for _, y in data.train.epoch_batches(0, Portion(batch_size=8))) == 79
 
 
 def test_not_one_image_is_an_error():

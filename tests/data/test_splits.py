@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from eagleeye_hf import EagleEyeError, open_splits
-from eagleeye_hf.data.batches import Share
+from eagleeye_hf.data.batches import Portion
 from tests.data.helpers import seen
 from tests.helpers import SHARED, digits_dataset, needs_shared
 
@@ -102,7 +102,7 @@ def test_small_training_images_are_shifted_and_mirrored_as_one_by_one(model):
             crop = padded[y : y + 32, x : x + 32]
             possible[(crop[:, ::-1] if mirror else crop).tobytes()] = (number % 10, y, x, mirror)
     shifts = set()
-    for images, labels in data.train.epoch_batches(0, Share(batch_size=40)):
+    for images, labels in data.train.epoch_batches(0, Portion(batch_size=40)):
         pixels = (images.permute(0, 2, 3, 1) * std + mean).mul(255).round().byte().numpy()
         for image, label in zip(pixels, labels.tolist(), strict=True):
             found, *shift = possible[image.tobytes()]
@@ -130,7 +130,7 @@ def test_bad_datasets_get_one_clear_error(model, tmp_path):
         (good, {"image_column": "picture"}, "`image_column=picture` is no column of .* it has image"),
         (good, {"augment": "rant"}, "`augment=rant` is not understood"),
         (good, {"calibration_images": 50, "holdout_images": 50}, "has 60 training images"),
-        (good, {"holdout_images": -1}, "`holdout_images` is a number of images; got -1"),
+        (good, {"holdout_images": -1}, "`holdout_images` is an integer, at least 0; got -1"),
         (str(tmp_path / "nothing"), {}, "can't be opened"),
     ]
     for dataset, options, message in cases:

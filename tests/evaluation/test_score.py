@@ -1,4 +1,6 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -6,7 +8,9 @@ import torch
 from torch import nn
 
 from eagleeye_hf import AdaptiveBNScore, Budget, choose_channels, sample_strategies, slice_model, trace_model
-from eagleeye_hf.evaluation.format import FORMATS, Format, fastest_format, rank_correlation
+from eagleeye_hf.evaluation.format import FORMATS, Format, choose_format, fastest_format, rank_correlation
+from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.search.scorer import Scorer
 from tests.helpers import make_model
 
 
@@ -19,8 +23,7 @@ def example():
         (torch.randn(16, 3, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator))
         for _ in range(6)
     ]
-    widths = [own.widths for own in sample_strategies(graph, Budget(macs=0.5), 4)]
-    return model, graph, batches[:2], batches[2:], widths
+    return model, graph, batches[:2], batches[2:], sample_strategies(graph, Budget(macs=0.5), 4)
 
 
 def by_hand(model, graph, calibration, holdout, widths) -> tuple[float, float]:
@@ -47,33 +50,34 @@ def by_hand(model, graph, calibration, holdout, widths) -> tuple[float, float]:
 
 
 def test_a_score_is_what_comes_out_by_hand(example):
-    model, graph, calibration, holdout, widths = example
+    model, graph, calibration, holdout, strategies = example
     score = AdaptiveBNScore(model, graph, calibration, holdout)
-    for own in widths:
-        loss, top1 = by_hand(model, graph, calibration, holdout, own)
-        found = score(own)
+    assert isinstance(score, Scorer)
+    for strategy in strategies:
+        loss, top1 = by_hand(model, graph, calibration, holdout, strategy.widths)
+        found = score(strategy)
         assert found.loss == pytest.approx(loss, rel=1e-4)
-        assert found.top1 == pytest.approx(top1)
+        assert found.reported == pytest.approx(top1)
         assert found.num_images == 64
-    loss, _ = by_hand(model, graph, calibration[:1], holdout[:1], widths[1])
-    found = score(widths[1], 0.25)
+    loss, _ = by_hand(model, graph, calibration[:1], holdout[:1], strategies[1].widths)
+    found = score(strategies[1], 0.25)
     assert found.num_images == 16
     assert found.loss == pytest.approx(loss, rel=1e-4)
 
 
 def test_threads_score_the_same_to_the_bit(example):
-    model, graph, calibration, holdout, widths = example
+    model, graph, calibration, holdout, strategies = example
     score = AdaptiveBNScore(model, graph, calibration, holdout, format=Format(channels_last=True, bfloat16=True))
-    alone = [score(own) for own in widths]
+    alone = [score(strategy) for strategy in strategies]
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(score, widths * 2)) == alone * 2
+        assert list(pool.map(score, strategies * 2)) == alone * 2
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_formats_agree(example, format):
-    model, graph, calibration, holdout, widths = example
-    exact = AdaptiveBNScore(model, graph, calibration, holdout)(widths[1])
-    assert AdaptiveBNScore(model, graph, calibration, holdout, format=format)(widths[1]).loss == pytest.approx(
+    model, graph, calibration, holdout, strategies = example
+    exact = AdaptiveBNScore(model, graph, calibration, holdout)(strategies[1])
+    assert AdaptiveBNScore(model, graph, calibration, holdout, format=format)(strategies[1]).loss == pytest.approx(
         exact.loss, rel=0.02
     )
 
@@ -92,33 +96,39 @@ def test_bfloat16_statistics_are_accumulated_in_float32(example):
 
 
 def test_prepare_measures_once_and_another_process_adopts(example):
-    model, graph, calibration, holdout, widths = example
+    model, graph, calibration, holdout, strategies = example
     score = AdaptiveBNScore(model, graph, calibration, holdout)
-    facts = score.prepare(widths)
-    assert facts["full"]["classes"] == 10
-    assert 0 <= facts["full"]["top1"] <= 1
+    prepared = score.prepare(strategies)
+    assert prepared.full.chance.reported == 0.1
+    assert prepared.full.chance.loss == pytest.approx(np.log(10))
+    assert 0 <= prepared.full.unchanged.reported <= 1
+    assert (prepared.ranks, prepared.reports) == ("cross-entropy", "top-1")
+    assert Preparation.from_dict(json.loads(json.dumps(asdict(prepared)))) == prepared
     other = AdaptiveBNScore(model, graph, calibration, holdout)
-    other.adopt(facts)
+    other.adopt(prepared)
     assert other.format == score.format
-    assert other(widths[0]) == score(widths[0])
+    assert other(strategies[0]) == score(strategies[0])
 
 
-def test_a_format_that_ranks_differently_is_not_taken(example, monkeypatch):
-    model, graph, calibration, holdout, widths = example
-    score = AdaptiveBNScore(model, graph, calibration, holdout)
-    speeds = {own: 1.0 + own.channels_last + 2.0 * own.bfloat16 for own in FORMATS}
-    monkeypatch.setattr("eagleeye_hf.evaluation.score.time_formats", lambda *_: speeds)
-    monkeypatch.setattr("eagleeye_hf.evaluation.score.rank_correlation", lambda *_: 0.5)
-    assert score._choose_format(widths)["chosen"] == {"channels_last": True, "bfloat16": False}
+def test_a_format_that_ranks_differently_is_not_taken():
+    speeds = {one: 1.0 + one.channels_last + 2.0 * one.bfloat16 for one in FORMATS}
+    losses = [1.0, 2.0, 3.0, 4.0]
+    alike = choose_format(speeds, lambda format: losses)
+    assert alike.chosen == Format(channels_last=True, bfloat16=True)
+    assert alike.rank_correlation == pytest.approx(1)
+    differently = choose_format(speeds, lambda format: losses[::-1] if format.bfloat16 else losses)
+    assert differently.chosen == Format(channels_last=True)
+    broken = choose_format(speeds, lambda format: [float("nan")] * 4 if format.bfloat16 else losses)
+    assert broken.chosen == Format(channels_last=True)
 
 
 def test_compensation_is_part_of_score_and_build_alike(example):
-    model, graph, calibration, holdout, widths = example
+    model, graph, calibration, holdout, strategies = example
     score = AdaptiveBNScore(model, graph, calibration, holdout, compensate=True)
-    built, filled = score.build(widths[1]), score.candidate(widths[1], Format())
+    built, filled = score.build(strategies[1]), score.builder.fill(strategies[1], True)
     for key, tensor in filled.state_dict().items():
         assert torch.equal(built.state_dict()[key], tensor), key
-    plain = score.build(widths[1], compensate=False)
+    plain = score.build(strategies[1], compensate=False)
     assert not torch.equal(plain.linear.weight, built.linear.weight)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eagleeye_hf import Metrics, save_pretrained, slice_model, trace_model
+from eagleeye_hf import Metrics, Strategy, save_pretrained, slice_model, trace_model
 from eagleeye_hf.publishing.card import CardFacts, write_card
+from eagleeye_hf.runtimes.latency import Latency
 from tests.helpers import make_model, random_keep
 
 LABELS = [f"class {number}" for number in range(10)]
@@ -34,18 +35,19 @@ def whole_facts(model: nn.Module, **changes) -> CardFacts:
     facts = {
         "base": "resnet20_cifar",
         "graph": graph,
-        "widths": [
-            max(group.step, group.channels // 2) if group.prunable else group.channels for group in graph.groups
-        ],
+        "strategy": Strategy(
+            tuple(max(group.step, group.channels // 2) if group.prunable else group.channels for group in graph.groups)
+        ),
         "dataset": "uoft-cs/cifar10",
         "dataset_revision": "0b2714987fa478483af9968de7c934580d0bb9a2",
         "metrics": {n: Metrics(top1=top1, top5=0.99, loss=0.4, num_images=100) for n, top1 in numbers.items()},
         "holdout_images": 50,
         "training_curve": [{"epoch": 1, "loss": 1.5, "top1": 0.7}, {"epoch": 2, "loss": 1.1}],
         "file_bytes": (1_100_000, 600_000),
-        "latency_ms": (2.5, 1.5),
-        "device": "CPU (x86_64, 1 threads)",
-        "onnx_latency_ms": (1.25, 0.75),
+        "latency": [
+            Latency(milliseconds=1.5, full_ms=2.5, runtime="torch", device="CPU (x86_64)", threads=1),
+            Latency(milliseconds=0.75, full_ms=1.25, runtime="onnxruntime", device="CPU (x86_64)", threads=2),
+        ],
         "settings": {"criterion": "l1", "calibration images": 50, "seed": 3},
         "command": "accelerate launch recipes/mbv1.py --macs 0.5",
         "license": "bsd-2-clause",

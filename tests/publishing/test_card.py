@@ -8,8 +8,8 @@ import timm
 import torch
 import yaml
 
-from eagleeye_hf import EagleEyeError, write_card
-from eagleeye_hf.publishing.card import check_card
+from eagleeye_hf import EagleEyeError
+from eagleeye_hf.publishing.card import check_card, write_card
 from tests.helpers import make_model
 from tests.publishing.make import whole_facts, write_checkpoint
 
@@ -29,8 +29,8 @@ def test_every_fact_is_told():
         "| MACs (papers say FLOPs) | 40.6 M | 10.",
         "| parameters | 0.270 M |",
         "| file size | 1.10 MB | 0.60 MB |",
-        "| latency, one image, CPU (x86_64, 1 threads) | 2.50 ms | 1.50 ms |",
-        "| latency, one image, ONNX Runtime, CPU | 1.25 ms | 0.75 ms |",
+        "| latency, one image, PyTorch on CPU (x86_64), 1 thread | 2.50 ms | 1.50 ms |",
+        "| latency, one image, ONNX Runtime on CPU (x86_64), 2 threads | 1.25 ms | 0.75 ms |",
         "| top-1 | 90.00% | 87.50% |",
         "| top-5 | 99.00% | 99.00% |",
         "| vanilla | 12.00% |",
@@ -79,8 +79,7 @@ def test_what_was_not_measured_is_absent():
         holdout_images=0,
         training_curve=(),
         file_bytes=None,
-        latency_ms=None,
-        onnx_latency_ms=None,
+        latency=(),
         settings={},
         command="",
         license="",
@@ -124,7 +123,7 @@ def test_the_code_on_the_card_runs_for_a_folder(tmp_path):
 def test_the_picture_is_drawn(tmp_path):
     plots = pytest.importorskip("eagleeye_hf.reports.result")
     facts = whole_facts(make_model("resnet20_cifar"))
-    path = plots.draw_result(facts.graph, facts.widths, facts.metrics, tmp_path / "a.png", facts.training_curve)
-    plain = plots.draw_result(facts.graph, facts.widths, facts.metrics, tmp_path / "b.png")
+    path = plots.draw_result(facts.graph, facts.strategy, facts.metrics, tmp_path / "a.png", facts.training_curve)
+    plain = plots.draw_result(facts.graph, facts.strategy, facts.metrics, tmp_path / "b.png")
     sizes = [int.from_bytes(png.read_bytes()[16:20], "big") for png in (path, plain)]
     assert sizes == [2250, 1650]  # pixels wide: three panels, two panels

@@ -1,10 +1,12 @@
 """transformers on a pruned checkpoint: training, resuming, and loading where this package is not installed."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,6 +15,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 
+import eagleeye_hf
 from eagleeye_hf import from_pretrained, push_to_hub, save_pretrained
 from tests.helpers import digits_dataset
 from tests.hub_server import TOKEN
@@ -88,6 +91,33 @@ def test_the_trainer_trains_resumes_and_saves(checkpoint, tmp_path):
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["label_names"] == LABELS
 
 
+PACKAGE = Path(eagleeye_hf.__file__).parent
+CODE = {
+    "modeling_eagleeye_pruned.py": PACKAGE / "publishing" / "remote" / "modeling_eagleeye_pruned.py",
+    "resizing.py": PACKAGE / "channels" / "resizing.py",
+    "cifar_resnet.py": PACKAGE / "networks" / "cifar_resnet.py",
+}
+"""What is published, and where it stands in the package."""
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("modeling_eagleeye_pruned.py", {"torch", "timm", "transformers", ".resizing", ".cifar_resnet"}),
+        ("resizing.py", {"torch"}),
+        ("cifar_resnet.py", {"torch", "timm"}),
+    ],
+)
+def test_published_code_imports_nothing_of_this_package(name, allowed):
+    found = set()
+    for node in ast.walk(ast.parse(CODE[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + node.module if node.level else node.module.split(".")[0])
+    assert found - sys.stdlib_module_names == allowed
+
+
 WITHOUT_PACKAGE = """
 import sys
 sys.modules["eagleeye_hf"] = None  # importing it fails
@@ -113,7 +143,7 @@ assert sys.modules["eagleeye_hf"] is None
 
 
 def test_remote_code_works_without_this_package(hub, tmp_path):
-    """For a network of timm, and for one that this package brings along."""
+    """For a network of timm, for one that this package brings along, and from a folder with what was published."""
     networks, images = {}, {}
     for i, name in enumerate(("resnet20_cifar", "resnetblur18")):
         folder = tmp_path / name
@@ -127,10 +157,17 @@ def test_remote_code_works_without_this_package(hub, tmp_path):
         networks[i] = model
         push_to_hub(folder, f"user/{name}", remote_code=True, token=TOKEN)
         files = hub.repos[f"user/{name}"].commits[hub.repos[f"user/{name}"].refs["main"]]
-        assert ("class CifarResNet" in files["modeling_eagleeye_pruned.py"].decode()) == ("cifar" in name)
+        assert {file: files[file] for file in files if file.endswith(".py")} == {
+            file: path.read_bytes() for file, path in CODE.items()
+        }
         assert "trust_remote_code=True" in files["README.md"].decode()
+    (tmp_path / "cloned").mkdir()
+    for file, content in files.items():
+        (tmp_path / "cloned" / file).write_bytes(content)
+    networks[2], images["2"] = networks[1], images["1"].clone()
     save_file(images, tmp_path / "images.safetensors")
-    command = [sys.executable, "-c", WITHOUT_PACKAGE, str(tmp_path), "user/resnet20_cifar", "user/resnetblur18"]
+    repos = ["user/resnet20_cifar", "user/resnetblur18", str(tmp_path / "cloned")]
+    command = [sys.executable, "-W", "error::UserWarning", "-c", WITHOUT_PACKAGE, str(tmp_path), *repos]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -150,6 +187,17 @@ def test_with_the_package_its_remote_code_is_left_alone(hub, checkpoint):
     with torch.inference_mode():
         torch.testing.assert_close(model(checkpoint[2]).logits, checkpoint[1](checkpoint[2]))
         torch.testing.assert_close(from_pretrained("user/thin")(checkpoint[2]), checkpoint[1](checkpoint[2]))
+
+
+def test_with_the_package_its_remote_code_builds_the_packages_networks(hub, checkpoint):
+    """Trusted code comes beside the package without a word: timm would warn of names that are registered twice."""
+    push_to_hub(checkpoint[0], "user/thin", remote_code=True, token=TOKEN)
+    model = AutoModelForImageClassification.from_pretrained("user/thin", trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules.")
+    assert type(model.timm_model).__module__ == "eagleeye_hf.networks.cifar_resnet"
+    assert timm.models.model_entrypoint("eagleeye_pruned").__module__.startswith("eagleeye_hf.")
+    with torch.inference_mode():
+        torch.testing.assert_close(model(checkpoint[2]).logits, checkpoint[1](checkpoint[2]))
 
 
 def test_without_the_option_no_code_is_published(hub, checkpoint):

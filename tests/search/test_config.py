@@ -13,20 +13,29 @@ def test_budgets_pair_lists_and_repeat_single_numbers():
     [
         ({"macs": [0.5, 0.25], "params": [0.5]}, "equally many numbers"),
         ({"macs": []}, "equally many numbers"),
-        ({"macs": None}, "a budget needs"),
         ({"macs": [0.5, 1.5]}, r"`macs` is a fraction .* got 1.5"),
-        ({"latency_ms": -1}, "`latency_ms` is a fraction"),
+        ({"latency": -1}, "`latency` is a fraction"),
+        ({"macs": "a lot"}, "`macs` is a fraction .* got a lot"),
+        ({"macs": True}, "`macs` is .*; got True"),
         ({"candidates": None}, "give `candidates` or `minutes`"),
-        ({"candidates": 0}, "`candidates` is at least 1; got 0"),
-        ({"minutes": 0}, "`minutes` is above 0"),
-        ({"stages": (0.5, 0.2, 1.0)}, "`stages` is rising shares"),
-        ({"stages": (0.5,)}, "`stages` is rising shares"),
-        ({"promote": 0}, "`promote` is in"),
-        ({"generation": 0}, "`generation` is at least 1"),
-        ({"method": "annealing"}, "`method` is one of random, evolution, uniform, global; got annealing"),
+        ({"candidates": 2.5}, "`candidates` is an integer, at least 1 or left out; got 2.5"),
+        ({"candidates": 0}, "`candidates` is an integer, at least 1 or left out; got 0"),
+        ({"minutes": 0}, "`minutes` is a number, above 0"),
+        ({"stages": (0.5, 0.2, 1.0)}, "`stages` are rising fractions"),
+        ({"stages": (0.5,)}, "`stages` are rising fractions"),
+        ({"promote": 0}, "`promote` is a number, in"),
+        ({"generation": 0}, "`generation` is an integer, at least 1"),
+        ({"method": "annealing"}, "`method` is one of random, evolution, uniform, global; got 'annealing'"),
         ({"sampler": "sobol"}, "`sampler` is one of projected, paper"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(settings, message):
     with pytest.raises(EagleEyeError, match=message):
         SearchConfig(**settings)
+
+
+def test_half_the_macs_where_no_budget_is_given():
+    (budget,) = SearchConfig().budgets
+    assert (budget.macs, budget.params, budget.latency) == (0.5, None, None)
+    (budget,) = SearchConfig(latency="4.2ms").budgets
+    assert (budget.macs, budget.latency) == (None, "4.2ms")

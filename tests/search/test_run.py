@@ -6,24 +6,22 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 
-from eagleeye_hf import EagleEyeError, SearchConfig, run_search, trace_model
+from eagleeye_hf import EagleEyeError, SearchConfig, Strategy, run_search, trace_model
+from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.runtimes.latency import Latency
+from eagleeye_hf.runtimes.latency_model import LatencyModel
 from eagleeye_hf.search.reading import read_journal
+from eagleeye_hf.search.scorer import FunctionScorer
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Score:
-    loss: float
-    top1: float = 0.5
-    num_images: int = 8
 
 
 @pytest.fixture(scope="module")
@@ -31,89 +29,88 @@ def graph():
     return trace_model(timm.create_model("resnet20_cifar"))
 
 
-def by_sum(widths, share=1.0) -> Score:
+def by_sum(strategy: Strategy, fraction: float = 1.0) -> Score:
     """Noisy on a part of the images, exact on all of them."""
-    noise = 0 if share == 1 else np.random.default_rng(list(widths)).normal(0, 3)
-    return Score(loss=1000 - sum(widths) + noise, num_images=round(80 * share))
+    noise = 0 if fraction == 1 else np.random.default_rng(list(strategy.widths)).normal(0, 3)
+    return Score(loss=1000 - sum(strategy.widths) + noise, reported=0.5, num_images=round(80 * fraction))
 
+
+BY_SUM = FunctionScorer(by_sum)
 
 CONFIG = SearchConfig(candidates=8, method="random", stages=(1.0,))
 STAGED = SearchConfig(candidates=40, generation=10, stages=(0.125, 1.0))
 
 
 def essence(result):
-    return [(c.index, c.budget, c.strategy, c.loss, c.num_images, c.status) for c in result.candidates]
+    return [(c.index, c.budget, c.strategy, c.origin, c.score, c.status) for c in result.candidates]
 
 
 def test_the_lowest_loss_wins(graph):
-    result = run_search(by_sum, graph, CONFIG)
+    result = run_search(BY_SUM, graph, CONFIG)
     assert sum(result.best.strategy.widths) == max(sum(c.strategy.widths) for c in result.candidates)
     assert [c.index for c in result.candidates] == list(range(8))
-    assert result.candidates[0].strategy.origin == "uniform"
+    assert result.candidates[0].origin == "uniform"
 
 
 def test_stages_give_the_better_part_all_images(graph):
-    result = run_search(by_sum, graph, STAGED)
-    full = [c for c in result.candidates if c.num_images == 80]
+    result = run_search(BY_SUM, graph, STAGED)
+    full = [c for c in result.candidates if c.score.num_images == 80]
     assert len(full) == 4  # one of each generation of ten
-    assert all(c.num_images == 10 for c in result.candidates if c not in full)
+    assert all(c.score.num_images == 10 for c in result.candidates if c not in full)
     assert result.best in full
-    assert result.best.loss == 1000 - sum(result.best.strategy.widths)
-    first = {c.index: by_sum(c.strategy.widths, 0.125).loss for c in result.candidates}
+    assert result.best.score.loss == 1000 - sum(result.best.strategy.widths)
+    first = {c.index: by_sum(c.strategy, 0.125).loss for c in result.candidates}
     for number, last in enumerate(range(9, 40, 10), 1):  # each was among the best tenth so far
         best = sorted((i for i in first if i <= last), key=first.get)[:number]
         assert len({c.index for c in full} & set(best)) >= 1
 
 
 def test_three_stages_sift_ever_fewer(graph):
-    result = run_search(by_sum, graph, SearchConfig(candidates=100, generation=50))
-    images = [c.num_images for c in result.candidates]
+    result = run_search(BY_SUM, graph, SearchConfig(candidates=100, generation=50))
+    images = [c.score.num_images for c in result.candidates]
     assert {num: images.count(num) for num in set(images)} == {5: 90, 20: 8, 80: 2}
-    assert result.best.num_images == 80
+    assert result.best.score.num_images == 80
 
 
 def test_evolution_finds_more_than_chance(graph):
-    random = run_search(by_sum, graph, replace(STAGED, method="random", candidates=120))
-    evolved = run_search(by_sum, graph, replace(STAGED, candidates=120))
-    assert evolved.best.strategy.origin == "evolution"
-    assert evolved.best.loss < random.best.loss
+    random = run_search(BY_SUM, graph, replace(STAGED, method="random", candidates=120))
+    evolved = run_search(BY_SUM, graph, replace(STAGED, candidates=120))
+    assert evolved.best.origin == "evolution"
+    assert evolved.best.score.loss < random.best.score.loss
     assert len({c.strategy.widths for c in evolved.candidates}) == 120
     assert [c.strategy for c in evolved.candidates[:10]] == [c.strategy for c in random.candidates[:10]]
 
 
 def test_baselines(graph):
-    class WithUnits:
-        def __call__(self, widths, share=1.0):
-            return by_sum(widths)
-
+    class WithUnits(FunctionScorer):
         def unit_scores(self):
             return [np.arange(len(group.units), dtype=float) for group in graph.prunable]
 
-    result = run_search(WithUnits(), graph, replace(CONFIG, method="global"))
-    assert [c.strategy.origin for c in result.candidates] == ["uniform", "global"]
-    assert len(run_search(by_sum, graph, replace(CONFIG, method="uniform")).candidates) == 1
+    result = run_search(WithUnits(by_sum), graph, replace(CONFIG, method="global"))
+    assert [c.origin for c in result.candidates] == ["uniform", "global"]
+    assert len(run_search(BY_SUM, graph, replace(CONFIG, method="uniform")).candidates) == 1
     with pytest.raises(EagleEyeError, match="needs a score that has `unit_scores`"):
-        run_search(by_sum, graph, replace(CONFIG, method="global"))
+        run_search(BY_SUM, graph, replace(CONFIG, method="global"))
 
 
 def test_several_budgets_in_one_search(graph):
-    result = run_search(by_sum, graph, replace(STAGED, macs=[0.75, 0.5, 0.25], generation=30))
+    result = run_search(BY_SUM, graph, replace(STAGED, macs=[0.75, 0.5, 0.25], generation=30))
     assert len(result.budgets) == 3
-    full = result.candidates[0].strategy.macs / 0.75
+    full = result.candidates[0].cost.macs / 0.75
     for number, share in enumerate((0.75, 0.5, 0.25)):
         own = [c for c in result.candidates if c.budget == number]
         assert len(own) == 40
-        assert result.best_of(number).strategy.macs / full == pytest.approx(share, abs=0.03)
-    alone = run_search(by_sum, graph, replace(STAGED, macs=0.5, generation=10))
+        assert result.best_of(number).cost.macs / full == pytest.approx(share, abs=0.03)
+    alone = run_search(BY_SUM, graph, replace(STAGED, macs=0.5, generation=10))
     assert [c.strategy for c in alone.candidates] == [c.strategy for c in result.candidates if c.budget == 1]
 
 
 def test_minutes_end_a_search(graph):
-    def slow(widths, share=1.0):
+    def slow(strategy, fraction):
         time.sleep(0.01)
-        return by_sum(widths)
+        return by_sum(strategy)
 
-    result = run_search(slow, graph, replace(CONFIG, candidates=None, minutes=0.005, generation=5))
+    result = run_search(FunctionScorer(slow), graph, replace(CONFIG, candidates=None, minutes=0.005, generation=5))
     assert len(result.candidates) % 5 == 0
     assert 5 <= len(result.candidates) <= 35
 
@@ -121,101 +118,115 @@ def test_minutes_end_a_search(graph):
 def test_a_killed_search_goes_on_where_it_was(graph, tmp_path):
     scored = []
 
-    def dies(widths, share):
+    def dies(strategy, fraction):
         if len(scored) == 23:
             raise KeyboardInterrupt
-        scored.append(widths)
-        return by_sum(widths, share)
+        scored.append(strategy)
+        return by_sum(strategy, fraction)
 
     with pytest.raises(KeyboardInterrupt):
-        run_search(dies, graph, STAGED, output=tmp_path)
+        run_search(FunctionScorer(dies), graph, STAGED, output=tmp_path)
     journal = tmp_path / "search.jsonl"
     with journal.open("a") as file:
         file.write('{"index": 3, "orig')  # torn by the kill
     again = []
-    result = run_search(lambda w, s: again.append(w) or by_sum(w, s), graph, STAGED, output=tmp_path)
-    expected = run_search(by_sum, graph, STAGED)
+    counted = FunctionScorer(lambda strategy, fraction: again.append(strategy) or by_sum(strategy, fraction))
+    result = run_search(counted, graph, STAGED, output=tmp_path)
+    expected = run_search(BY_SUM, graph, STAGED)
     assert essence(result) == essence(expected)
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
     assert len(scored) + len(again) == len(rows) - 1
-    keys = {"index", "origin", "widths", "macs", "params", "loss", "top1", "num_images", "seconds", "status"}
+    keys = {"index", "origin", "strategy", "macs", "params", "score", "seconds", "status"}
     assert all(keys <= set(row) for row in rows[1:])
     assert len({(row["index"], row["stage"]) for row in rows[1:]}) == len(rows) - 1
     record = read_journal(tmp_path)
-    assert [(c.index, c.strategy, c.loss, c.num_images) for c in record.candidates] == [
-        (c.index, c.strategy, c.loss, c.num_images) for c in expected.candidates
-    ]
+    assert essence(record) == essence(expected)
 
 
 def test_another_configuration_is_refused_with_the_difference(graph, tmp_path):
-    run_search(by_sum, graph, CONFIG, output=tmp_path, fingerprint={"weights": "a"})
+    run_search(BY_SUM, graph, CONFIG, output=tmp_path, fingerprint={"weights": "a"})
     head = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[0])
     assert len(head["fingerprint"]) == 16
     with pytest.raises(EagleEyeError, match="seed: 0 then, 5 now"):
-        run_search(by_sum, graph, replace(CONFIG, seed=5), output=tmp_path, fingerprint={"weights": "a"})
+        run_search(BY_SUM, graph, CONFIG, seed=5, output=tmp_path, fingerprint={"weights": "a"})
     with pytest.raises(EagleEyeError, match="weights: 'a' then, 'b' now"):
-        run_search(by_sum, graph, CONFIG, output=tmp_path, fingerprint={"weights": "b"})
+        run_search(BY_SUM, graph, CONFIG, output=tmp_path, fingerprint={"weights": "b"})
     for text in ("not json\n", '{"index": 0}\n'):
         (tmp_path / "search.jsonl").write_text(text)
         with pytest.raises(EagleEyeError, match="is not a search journal"):
-            run_search(by_sum, graph, CONFIG, output=tmp_path)
+            run_search(BY_SUM, graph, CONFIG, output=tmp_path)
 
 
 def test_a_candidate_that_fails_is_recorded_and_ends_nothing(graph, tmp_path):
     calls = []
 
-    def sometimes(widths, share):
-        calls.append(widths)
+    def sometimes(strategy, fraction):
+        calls.append(strategy)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return Score(loss=float("nan")) if len(calls) == 3 else by_sum(widths)
+        return Score(loss=float("nan"), reported=0.0, num_images=8) if len(calls) == 3 else by_sum(strategy)
 
-    result = run_search(sometimes, graph, CONFIG, output=tmp_path)
+    result = run_search(FunctionScorer(sometimes), graph, CONFIG, output=tmp_path)
     assert result.candidates[1].status == "RuntimeError: out of memory"
     assert "finite" in result.candidates[2].status
     assert len(result.leaders) == 6
-    assert essence(run_search(by_sum, graph, CONFIG, output=tmp_path)) == essence(result)  # not tried again
+    assert essence(run_search(BY_SUM, graph, CONFIG, output=tmp_path)) == essence(result)  # not tried again
 
-    def never(widths, share):
+    def never(strategy, fraction):
         raise RuntimeError("broken")
 
-    lost = run_search(never, graph, CONFIG)
+    lost = run_search(FunctionScorer(never), graph, CONFIG)
     assert "8 of 8 candidates could not be scored" in lost.notes[0]
     with pytest.raises(EagleEyeError, match=r"no candidate could be scored; the first one failed with: .*broken"):
         _ = lost.best
 
 
-class Timed:
-    """Milliseconds are the share of MACs; measurements of narrow stems are half as long again."""
-
-    def __init__(self, graph):
-        self.graph = graph
-
-    def __call__(self, widths, share=1.0):
-        return by_sum(widths)
+class Timed(FunctionScorer):
+    """Milliseconds are the fraction of MACs that stays; measurements of narrow stems are half as long again."""
 
     def prepare(self, examples, latency):
         assert latency
-        coefficients = [0.0, 10.0, 0.0, *[0.0] * len(self.graph.prunable)]
-        return {"latency": {"coefficients": coefficients, "full_ms": 10.0, "error": 0.0}}
+        coefficients = (0.0, 10.0, 0.0, *[0.0] * len(self.graph.prunable))
+        return Preparation(latency=LatencyModel(coefficients=coefficients, full_ms=10.0, error=0.0))
 
-    def adopt(self, facts):
-        self.facts = facts
-
-    def measure(self, candidates):
-        return 10.0, [7.5 if widths[0] > 10 else 5.0 for widths in candidates]
+    def measure_latency(self, strategies):
+        place = {"full_ms": 10.0, "runtime": "torch", "device": "CPU", "threads": 1}
+        return [Latency(milliseconds=7.5 if s.widths[0] > 10 else 5.0, **place) for s in strategies]
 
 
-def test_leaders_must_hold_their_latency_when_measured(graph, tmp_path):
-    config = replace(CONFIG, macs=None, latency_ms=0.5, candidates=30)
-    result = run_search(Timed(graph), graph, config, output=tmp_path)
-    assert result.best.latency_ms == 5.0
+@pytest.mark.parametrize("bound", [0.5, "5ms"])
+def test_leaders_must_hold_their_latency_when_measured(graph, tmp_path, bound):
+    config = replace(CONFIG, latency=bound, candidates=30)
+    scorer = Timed(by_sum)
+    scorer.graph = graph
+    result = run_search(scorer, graph, config, output=tmp_path)
+    assert result.best.latency.milliseconds == 5.0
     assert result.best.strategy.widths[0] <= 10
-    slow = [c for c in result.candidates if c.latency_ms == 7.5]
+    slow = [c for c in result.candidates if c.milliseconds == 7.5]
     assert slow
     assert all("measured 7.50 ms, beyond the bound of 5.00" in c.status for c in slow)
-    again = run_search(Timed(graph), graph, config, output=tmp_path)
+    again = run_search(scorer, graph, config, output=tmp_path)
     assert again.best == result.best
+    record = read_journal(tmp_path)
+    assert record.leaders()[0].latency == result.best.latency
+    assert record.budget_name(0) == f"latency={bound}"
+
+
+def test_a_scorer_that_lacks_something_is_refused_by_name(graph):
+    with pytest.raises(EagleEyeError, match=r"`score` \(function\) lacks adopt, measure_latency, .* `FunctionScorer`"):
+        run_search(by_sum, graph, CONFIG)
+    with pytest.raises(EagleEyeError, match="needs a scorer that measures them"):
+        run_search(BY_SUM, graph, replace(CONFIG, latency=0.5))
+
+
+def test_a_damaged_line_is_named(graph, tmp_path):
+    run_search(BY_SUM, graph, CONFIG, output=tmp_path)
+    journal = tmp_path / "search.jsonl"
+    whole = journal.read_text()
+    for old, new in (('"kind": "score"', '"kind": "sore"'), ('"widths": [', '"widths": [-'), ('"stage"', '"stave"')):
+        journal.write_text(whole.replace(old, new, 2))
+        with pytest.raises(EagleEyeError, match=r"search.jsonl is not a search journal \(line 2: "):
+            read_journal(tmp_path)
 
 
 SCRIPT = """
@@ -251,7 +262,7 @@ def finish(process: subprocess.Popen, folder: Path) -> list[dict]:
     _, errors = process.communicate()
     assert process.returncode == 0, errors[-2000:]
     rows = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()[1:]]
-    timeless = [{**row, "seconds": 0, "elapsed": 0} for row in rows if row["stage"] != "latency"]
+    timeless = [{**row, "seconds": 0, "elapsed": 0} for row in rows if row["kind"] == "score"]
     return sorted(timeless, key=lambda row: (row["index"], row["stage"]))
 
 

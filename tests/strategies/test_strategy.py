@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import timm
 
-from eagleeye_hf import Budget, EagleEyeError, count_cost, sample_strategies, trace_model, widths_from_ratios
-from eagleeye_hf.strategies.files import read_strategy, strategy_to_dict
+from eagleeye_hf import Budget, EagleEyeError, Strategy, count_cost, sample_strategies, trace_model
+from eagleeye_hf.strategies.files import describe_strategy, read_strategy
+from eagleeye_hf.strategies.strategy import check_strategy, ratios_of, widths_from_ratios
 from tests.helpers import SHARED, needs_shared
 
 
@@ -38,17 +39,17 @@ def test_every_strategy_meets_the_budget(graph, macs, params):
     full = count_cost(graph, graph.widths)
     strategies = sample_strategies(graph, budget, 30, seed=1)
     assert len(strategies) == 30
-    assert strategies[0].origin == "uniform"
-    assert np.ptp(strategies[0].ratios) < 0.05
+    assert np.ptp(ratios_of(graph, strategies[0])) < 0.05  # the uniform one
     for strategy in strategies:
-        assert tuple(count_cost(graph, strategy.widths)) == (strategy.macs, strategy.params)
+        cost = count_cost(graph, strategy)
+        assert cost == count_cost(graph, strategy.widths)
         over = []
         if macs is not None:
-            over.append(strategy.macs / full.macs - (macs if macs <= 1 else macs / full.macs))
+            over.append(cost.macs / full.macs - (macs if macs <= 1 else macs / full.macs))
         if params is not None:
-            over.append(strategy.params / full.params - params)
+            over.append(cost.params / full.params - params)
         assert max(over) <= 0.005
-    assert len({strategy.widths for strategy in strategies}) == 30
+    assert len(set(strategies)) == 30
 
 
 def test_strategy_i_depends_on_seed_and_i_alone(graph):
@@ -60,7 +61,7 @@ def test_strategy_i_depends_on_seed_and_i_alone(graph):
 def test_the_papers_sampler_meets_the_budget_too(graph):
     full = count_cost(graph, graph.widths)
     for strategy in sample_strategies(graph, Budget(macs=0.5), 4, sampler="paper")[1:]:
-        assert abs(strategy.macs / full.macs - 0.5) <= 0.005
+        assert abs(count_cost(graph, strategy).macs / full.macs - 0.5) <= 0.005
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,21 @@ def test_the_papers_sampler_meets_the_budget_too(graph):
     [
         (lambda g: Budget(macs=0), r"`macs` is a fraction .* got 0"),
         (lambda g: Budget(macs=1.5), r"`macs` is a fraction .* got 1.5"),
-        (lambda g: Budget(), "a budget needs `macs` or `params`"),
+        (lambda g: Budget(), "a budget needs `latency`, `macs` or `params`"),
+        (lambda g: Budget(macs="half"), r"`macs` is a fraction .* as 300M; got half"),
+        (lambda g: Budget(macs="300ms"), r"`macs` is a fraction .* got 300ms"),
+        (lambda g: Budget(params="1.5"), r"`params` is a fraction .* got 1.5"),
+        (lambda g: Budget(latency="4.2M"), r"`latency` is a fraction .* as 4.2ms; got 4.2M"),
+        (lambda g: Budget(latency="-1ms"), r"`latency` is a fraction .* got -1ms"),
+        (lambda g: Budget(macs=True), r"`macs` is .*; got True"),
+        (lambda g: Budget(macs=float("nan")), r"`macs` is .*; got nan"),
+        (lambda g: Budget(macs=0.5, tolerance=0), r"`tolerance` is a number, in \(0, 1\); got 0"),
+        (lambda g: check_strategy(g, Strategy(g.widths, ("blocks.0",))), "`removed_blocks`: blocks.0 is no block"),
+        (lambda g: check_strategy(g, Strategy(g.widths, (), 96)), "`image_size=96`: the network was traced for 64"),
+        (lambda g: check_strategy(g, Strategy((3,))), "one integer per group"),
+        (lambda g: Strategy.from_dict({"widths": [0]}), "positive integers"),
+        (lambda g: Strategy.from_dict({"widths": [4], "removed_blocks": "a"}), "names of modules"),
+        (lambda g: Strategy.from_dict({"widths": [4], "image_size": 0}), "number of pixels"),
         (lambda g: sample_strategies(g, Budget(macs=0.01), 3), r"out of reach: .* still has 0\.\d+ of the MACs"),
         (lambda g: sample_strategies(g, Budget(macs=0.5, tolerance=1e-9), 3, divisor=32), "Raise `tolerance`"),
         (lambda g: sample_strategies(g, Budget(macs=0.5), 0), "`num` is the number of strategies"),
@@ -85,24 +100,50 @@ def test_errors_say_what_to_do(graph, call, message):
 def test_the_authors_mobilenet_costs_what_they_recorded():
     graph = trace_model(timm.create_model("mobilenetv1_100"))
     strategy = read_strategy(graph, f"{SHARED / 'data' / 'paper_strategies.json'}#mobilenetv1_50")
-    assert round(strategy.macs / count_cost(graph, graph.widths).macs, 5) == 0.50805
+    assert round(count_cost(graph, strategy).macs / count_cost(graph, graph.widths).macs, 5) == 0.50805
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "share"), [("resnet50_25", 0.25), ("resnet50_50", 0.5), ("resnet50_75", 0.75)])
-def test_the_authors_resnets_are_matched_by_layer(name, share):
+@pytest.mark.parametrize(("name", "fraction"), [("resnet50_25", 0.25), ("resnet50_50", 0.5), ("resnet50_75", 0.75)])
+def test_the_authors_resnets_are_matched_by_layer(name, fraction):
     graph = trace_model(timm.create_model("resnet50"))
     strategy = read_strategy(graph, f"{SHARED / 'data' / 'paper_strategies.json'}#{name}")
-    assert strategy.macs / count_cost(graph, graph.widths).macs == pytest.approx(share, abs=0.02)
+    assert count_cost(graph, strategy).macs / count_cost(graph, graph.widths).macs == pytest.approx(fraction, abs=0.02)
 
 
 def test_a_strategy_file_round_trips(graph, tmp_path):
     strategy = sample_strategies(graph, Budget(macs=0.5), 2)[1]
     file = tmp_path / "strategy.json"
-    file.write_text(json.dumps(strategy_to_dict(graph, strategy)))
-    assert read_strategy(graph, str(file)).widths == strategy.widths
+    file.write_text(json.dumps(describe_strategy(graph, strategy, "random")))
+    assert read_strategy(graph, str(file)) == strategy
     file.write_text('{"widths": {"nothing": 3}}')
     with pytest.raises(EagleEyeError, match="no channel group"):
         read_strategy(graph, str(file))
     with pytest.raises(EagleEyeError, match="can't be read"):
         read_strategy(graph, str(tmp_path / "missing.json"))
+
+
+def test_a_strategy_is_one_value_from_proposal_to_file():
+    strategy = Strategy([8, 16], ["layer1.1"], 160)  # lists become tuples
+    assert strategy == Strategy((8, 16), ("layer1.1",), 160)
+    assert Strategy.from_dict(json.loads(json.dumps(strategy.to_dict()))) == strategy
+    assert len({strategy, Strategy((8, 16)), Strategy((8, 16), (), 160)}) == 3
+    with pytest.raises(AttributeError):
+        strategy.widths = (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("bound", "same"),
+    [("300M", 300e6), ("4.1G", 4.1e9), ("12K", 12_000), ("25000000", 25e6), ("0.5", 0.5), (1, 1.0), (2, 2.0)],
+)
+def test_bounds_may_carry_a_unit(bound, same):
+    limit = Budget(macs=bound).limits["macs"]
+    assert limit.value == same
+    assert limit.is_fraction == (same <= 1)
+
+
+def test_units_make_milliseconds_below_one_possible():
+    assert Budget(latency=0.8).limits["latency"] == (0.8, True)
+    assert Budget(latency="0.8ms").limits["latency"] == (0.8, False)
+    assert Budget(latency="800us").limits["latency"].value == pytest.approx(0.8)
+    assert Budget(latency=4.2).limits["latency"] == (4.2, False)

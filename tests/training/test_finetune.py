@@ -139,7 +139,7 @@ def test_a_step_is_the_gradient_of_all_its_images(data):
     results = [finetune_model(model, data.train, replace(config, accumulation=n)) for n in (1, 8)]
     for key, tensor in results[0].state_dict().items():
         torch.testing.assert_close(tensor, results[1].state_dict()[key], rtol=1e-3, atol=1e-5)
-    images, labels = next(data.train.epoch_batches(0, loop.Share(batch_size=160)))
+    images, labels = next(data.train.epoch_batches(0, loop.Portion(batch_size=160)))
     torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
     expected = model.linear.weight - 0.1 * model.linear.weight.grad
     torch.testing.assert_close(results[0].linear.weight, expected, rtol=1e-4, atol=1e-6)
@@ -176,8 +176,8 @@ def test_the_holdout_chooses_the_epoch_and_statistics_are_recomputed(data, monke
     trained = finetune_model(
         new_model(), data.train, config, holdout=data.holdout, calibration=data.calibration, on_epoch=curve.append
     )
-    seen = ImageSet(data.calibration.rows, data.train.view, seed=data.train.seed)
-    all_images = loop.Share(batch_size=1000)
+    seen = ImageSet(data.calibration.rows, data.train.preprocessing, seed=data.train.seed)
+    all_images = loop.Portion(batch_size=1000)
     shifted = [next(images.epoch_batches(0, all_images))[0] for images in (seen, data.train)]
     assert [len(part) for part in shifted] == [20, 160]
     mean, variance = _moments_of_bn1(trained, torch.cat(shifted) if statistics else shifted[0])
@@ -194,8 +194,8 @@ def test_statistics_are_those_of_mixed_images_where_training_mixes(data):
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     for alpha in (0.0, 1.0):
         training = loop.Training(new_model(), None, data.train, replace(CONFIG, mixup=alpha), Accelerator())
-        images.append(next(training.view(data.calibration)))
-        assert torch.equal(next(training.view(data.calibration)), images[-1])
+        images.append(next(training.calibration_batches(data.calibration)))
+        assert torch.equal(next(training.calibration_batches(data.calibration)), images[-1])
     assert np.array_equal(np.random.get_state()[1], state), "training's own random numbers stay as they were"  # noqa: NPY002
     plain, mixed = images
     paired = (plain - plain.flip(0)).flatten()  # timm mixes with the batch in reverse
@@ -207,7 +207,7 @@ def test_statistics_are_those_of_mixed_images_where_training_mixes(data):
 def test_statistics_come_from_enough_images_and_not_from_more(data):
     training = loop.Training(new_model(), None, data.train, CONFIG, Accelerator())
     for images, given in ((0, 20), (20, 20), (50, 20 + 80), (1000, 180)):  # two batches of 80 are an epoch
-        assert sum(map(len, training.view(data.calibration, images))) == given
+        assert sum(map(len, training.calibration_batches(data.calibration, images))) == given
 
 
 def _moments_of_bn1(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,13 +1,11 @@
-"""ONNX files: written, run and timed. The only module that needs onnx and ONNX Runtime, from the extra `onnx`."""
+"""ONNX files, written and run. The only module that needs onnx and ONNX Runtime, from the extra `onnx`."""
 
 from __future__ import annotations
 
 import logging
-import statistics
-import tempfile
-import time
+import platform
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +13,9 @@ import onnxruntime
 import onnxscript  # noqa: F401  torch needs it to export
 import torch
 from torch import Tensor, nn
+
+from eagleeye_hf.networks.running import device_of
+from eagleeye_hf.runtimes.config import OPSET
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -41,26 +42,19 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(_session(path).run([OUTPUT], {INPUT: images.cpu().numpy()})[0])
 
 
-def measure_onnx_latency(models: Sequence[nn.Module], input_size: Sequence[int], rounds: int = 20) -> list[float]:
-    """Median milliseconds per model for one image in ONNX Runtime, on as many CPU threads as torch has.
+class OnnxRuntime:
+    """Runs the network in ONNX Runtime, on as many threads of the CPU as torch has."""
 
-    The models take turns, so that a machine that slows down slows them all.
-    """
-    images = torch.randn(1, *input_size)
-    times: list[list[float]] = [[] for _ in models]
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = []
-        for number, model in enumerate(models):
-            path = Path(folder) / f"{number}.onnx"
-            write_onnx(model, images.to(next(model.parameters()).device), path, 18, dynamic=False)
-            sessions.append(_session(path))
-        for round_number in range(rounds + 3):
-            for session, own in zip(sessions, times, strict=True):
-                started = time.perf_counter()
-                session.run([OUTPUT], {INPUT: images.numpy()})
-                if round_number >= 3:
-                    own.append((time.perf_counter() - started) * 1000)
-    return [statistics.median(own) for own in times]
+    name = "onnxruntime"
+
+    def load(self, model: nn.Module, images: Tensor, folder: Path) -> Callable[[], object]:
+        path = folder / f"{len(list(folder.iterdir()))}.onnx"
+        write_onnx(model, images.to(device_of(model)), path, OPSET, dynamic=False)
+        session, inputs = _session(path), {INPUT: images.cpu().numpy()}
+        return lambda: session.run([OUTPUT], inputs)
+
+    def describe(self, model: nn.Module) -> tuple[str, int]:
+        return f"CPU ({platform.machine()})", torch.get_num_threads()
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

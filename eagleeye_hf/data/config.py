@@ -1,0 +1,83 @@
+"""Which images, how they are read and what they are used for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from eagleeye_hf.configs import Within, check_fields
+from eagleeye_hf.errors import EagleEyeError
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""That this process may use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Which dataset, and how it is read."""
+
+    dataset: str = "ILSVRC/imagenet-1k"
+    """Hub name or local folder of an image classification dataset."""
+    dataset_config: str | None = None
+    """Configuration of a dataset that has several."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a Hub dataset."""
+    streaming: bool | None = None
+    """Read as a stream instead of downloading first; None: for the Hub and tars."""
+    image_column: str | None = None
+    """Column of the images, where it can't be found."""
+    label_column: str | None = None
+    """Column of the labels, where it can't be found."""
+    label_names: tuple[str, ...] | None = None
+    """Class names in the order of the outputs, instead of the dataset's."""
+    num_workers: Annotated[int, Within("[0, inf)")] = min(4, CORES)
+    """Processes that decode images, per process of the run."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.dataset:
+            raise EagleEyeError("`dataset` is a Hub name or a folder; got an empty text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Which training images are set aside."""
+
+    calibration_images: Annotated[int, Within("[0, inf)")] = 1024
+    """Training images that recompute BatchNorm statistics."""
+    holdout_images: Annotated[int, Within("[0, inf)")] = 2048
+    """Training images that score: candidates, the result, epochs."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """How training sees its images."""
+
+    hflip: bool = True
+    """Mirror training images at random; `--no-hflip` where left and right matter, as in writing."""
+    augment: str | None = None
+    """RandAugment and its kin in timm's words, as rand-m9-mstd0.5."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.augment is not None:
+            check_augment(self.augment)
+
+
+def check_augment(augment: str) -> None:
+    """
+    Raises:
+        EagleEyeError: timm does not understand it.
+    """
+    from timm.data.transforms_factory import create_transform  # takes a second to import
+
+    try:
+        create_transform(32, is_training=True, auto_augment=augment)
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        raise EagleEyeError(
+            f"`augment={augment}` is not understood by timm ({error}); an example is rand-m9-mstd0.5"
+        ) from error

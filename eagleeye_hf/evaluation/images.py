@@ -1,0 +1,58 @@
+"""The images that score: in one format, converted once, on the device where there is room."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.networks.running import Batch
+
+
+class ScoringImages:
+    """Calibration and holdout batches.
+
+    Args:
+        device: where they are wanted.
+    """
+
+    def __init__(self, calibration: Sequence[Batch], holdout: Sequence[Batch], device: torch.device) -> None:
+        self.calibration, self.holdout, self.device = calibration, holdout, device
+        self._converted: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, format: Format, fraction: float = 1.0) -> tuple[list[Tensor], list[Batch]]:
+        """The first batches of both, as many as this fraction of them, at least one."""
+        with self._lock:
+            if format not in self._converted:
+                home = self._home(format)
+                calibration = [format.convert(images.to(home)) for images, _ in self.calibration]
+                holdout = [(format.convert(images.to(home)), labels) for images, labels in self.holdout]
+                self._converted = {format: (calibration, holdout)}  # one format at a time: memory is bounded
+            calibration, holdout = self._converted[format]
+        return calibration[: _part(calibration, fraction)], holdout[: _part(holdout, fraction)]
+
+    def fingerprint(self) -> str:
+        """A short hash of all pixels and labels."""
+        images_hash = hashlib.sha256()
+        for images, labels in (*self.calibration, *self.holdout):
+            images_hash.update(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
+        return images_hash.hexdigest()[:16]
+
+    def _home(self, format: Format) -> torch.device:
+        """The accelerator, where all images take less than half of its free memory, else the CPU."""
+        if self.device.type != "cuda":
+            return self.device
+        values = sum(images.numel() for images, _ in (*self.calibration, *self.holdout))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        fits = values * (2 if format.bfloat16 else 4) < free / 2
+        return self.device if fits else torch.device("cpu")
+
+
+def _part(batches: Sequence[object], fraction: float) -> int:
+    return max(1, math.ceil(len(batches) * fraction - 1e-9))

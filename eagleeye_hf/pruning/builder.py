@@ -1,0 +1,83 @@
+"""From a strategy to a network: the channels that stay, cut out, and repaired where that is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.refill import RefilledModel
+from eagleeye_hf.channels.slicing import slice_model
+from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
+from eagleeye_hf.pruning.config import Criterion
+from eagleeye_hf.pruning.importance import Importance
+from eagleeye_hf.strategies.strategy import Strategy
+
+
+class Builder:
+    """Builds the candidates of one network; importance and moments are computed once.
+
+    Args:
+        calibration: batches of training images, for compensation and the criterion `taylor`.
+        seed: of the criterion `random`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        calibration: Sequence[Batch],
+        criterion: Criterion = "l1",
+        seed: int = 0,
+    ) -> None:
+        self.model, self.graph, self.calibration = model, graph, calibration
+        with one_thread():
+            batches = calibration if criterion == "taylor" else None
+            self.importance = Importance(model, graph, criterion, batches, seed)
+        self._moments: dict[str, Moments] | None = None
+        self._of_thread = threading.local()
+        self._lock = threading.Lock()
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        """Of the readers' inputs in the full network, over the calibration images."""
+        with self._lock, one_thread():
+            if self._moments is None:
+                self._moments = collect_moments(self.model, self.graph, self.calibration)
+        return self._moments
+
+    def build(self, strategy: Strategy, compensate: bool) -> nn.Module:
+        """A thin model of its own, with the full model's statistics, to be trained or saved."""
+        keep = self.importance.choose(strategy.widths)
+        thin = slice_model(self.model, self.graph, keep)
+        if compensate:
+            changed = compensate_readers(self.model, self.graph, keep, self.moments)
+            repaired = RefilledModel(self.model, self.graph).fill(keep, changed)
+            thin.load_state_dict(repaired.state_dict())
+        return thin
+
+    def fill(self, strategy: Strategy, compensate: bool, channels_last: bool = False) -> nn.Module:
+        """The same in modules that are built once per thread; good until this thread's next call."""
+        models: dict[bool, RefilledModel] = vars(self._of_thread).setdefault("models", {})
+        if channels_last not in models:
+            with self._lock:
+                models[channels_last] = RefilledModel(self.model, self.graph, channels_last)
+        keep = self.importance.choose(strategy.widths)
+        changed = compensate_readers(self.model, self.graph, keep, self.moments) if compensate else None
+        return models[channels_last].fill(keep, changed)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums of floating point numbers depend on how many threads share them, and scores must not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,133 @@
+"""Training a pruned network further, from a checkpoint to a new one."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.configs import flat_dict
+from eagleeye_hf.data.splits import Splits, open_splits
+from eagleeye_hf.evaluation.metrics import Metrics
+from eagleeye_hf.publishing.card import CardFacts, write_card
+from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
+from eagleeye_hf.publishing.config import read_config
+from eagleeye_hf.runs.arguments import write_settings
+from eagleeye_hf.runs.compress import publish_run, test_model
+from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
+from eagleeye_hf.runs.folder import prepare_output
+from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
+from eagleeye_hf.runtimes.latency import compare_latency
+from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.tracing.trace import trace_model
+from eagleeye_hf.training.finetune import EpochRecord, finetune_model
+
+
+def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
+    """Train further, save the result with its card, and publish it where that is wanted.
+
+    Returns:
+        Test metrics before and after, in the main process; None in others.
+    """
+    folder = prepare_output(config.output)
+    set_seed(config.seed)
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        write_settings(config, folder)
+    name = config.network.model
+    model = load_model(name, config.network.weights)
+    teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
+    images = config.data, config.held_out, config.augmentation, config.seed
+    data = open_splits(like=model, **split_arguments(*images))
+    curve = list[EpochRecord]()
+
+    def test(network: nn.Module) -> Metrics:
+        return test_model(network, data, accelerator, config.data.num_workers)
+
+    history = _history(name)
+    metrics = {step: Metrics(**values) for step, values in history.get("metrics", {}).items()}
+    before = test(model)
+    if "full" not in metrics and teacher is not None:
+        metrics = {"full": test(teacher)} | metrics
+    networks = {"model": name, "weights": config.network.weights}
+    networks |= {"teacher": config.teacher, "teacher_weights": config.teacher_weights}
+    trained = finetune_model(
+        model,
+        data.train,
+        config.finetune,
+        teacher=teacher,
+        holdout=data.holdout,
+        calibration=data.calibration,
+        accelerator=accelerator,
+        checkpoint=folder / "training",
+        identity=image_identity(*images) | networks,
+        num_workers=config.data.num_workers,
+        on_epoch=curve.append,
+    )
+    metrics["fine-tuned"] = test(trained)
+    if not accelerator.is_main_process:
+        return None
+    facts = _facts(config, history, data, trained, metrics, curve)
+    history["metrics"] = {step: found.to_dict() for step, found in metrics.items()}
+    push_to = config.publishing.push_to
+    save_pretrained(
+        trained.cpu(),
+        folder,
+        label_names=data.label_names,
+        provenance=history | {"finetune": flat_dict(config), "training": [asdict(record) for record in curve]},
+        card=write_card(facts, push_to or config.output, on_hub=bool(push_to)),
+    )
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    if push_to:
+        publish_run(folder, push_to, config.hub)
+    return {"before": before, "fine-tuned": metrics["fine-tuned"]}
+
+
+def _history(model: str) -> dict[str, Any]:
+    """What a checkpoint tells about how it was made."""
+    folder = find_checkpoint(model)
+    return dict(read_config(folder)["eagleeye"]) if folder else {}
+
+
+def _facts(
+    config: FinetuneRunConfig,
+    history: dict[str, Any],
+    data: Splits,
+    trained: nn.Module,
+    metrics: dict[str, Metrics],
+    curve: list[EpochRecord],
+) -> CardFacts:
+    base, kept = open_model(config.network.model)
+    base, trained = base.eval(), trained.cpu()
+    graph: ChannelGraph = trace_model(base)
+    told = (history.get("config") or {}).get("license") or (getattr(base, "pretrained_cfg", None) or {}).get("license")
+    training = config.finetune
+    return CardFacts(
+        base=history.get("base_model", config.network.model),
+        graph=graph,
+        strategy=Strategy(tuple(kept.get(group.name, group.channels) for group in graph.groups)),
+        dataset=data.name,
+        dataset_revision=data.revision,
+        metrics=metrics,
+        holdout_images=config.held_out.holdout_images,
+        training_curve=[asdict(record) for record in curve],
+        file_bytes=(state_bytes(base), state_bytes(trained)),
+        latency=compare_latency(base, [trained], graph.input_size),
+        settings={
+            "epochs": training.epochs,
+            "learning rate": training.lr,
+            "batch size": training.batch_size,
+            "teacher": config.teacher or "none",
+            "calibration images": config.held_out.calibration_images,
+            "seed": config.seed,
+        },
+        command=shlex.join(["eagleeye", *sys.argv[1:]]),
+        license=str(config.publishing.license or told or ""),
+    )

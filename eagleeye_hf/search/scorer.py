@@ -1,0 +1,83 @@
+"""What a search needs of whatever scores its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.runtimes.latency import Latency
+from eagleeye_hf.strategies.strategy import Strategy
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores strategies; `AdaptiveBNScore` is one, `FunctionScorer` makes one of a function."""
+
+    @property
+    def workers(self) -> int:
+        """Candidates that one process scores at a time, each in a thread of its own."""
+
+    def __call__(self, strategy: Strategy, fraction: float = 1.0) -> Score:
+        """The score on this fraction of the images. Raises RuntimeError where a candidate can't be scored."""
+
+    def prepare(self, examples: Sequence[Strategy], latency: bool = False) -> Preparation:
+        """Measure what is needed once per search; called in the main process, in the first life of a search.
+
+        Args:
+            examples: strategies like those that the search will score.
+            latency: whether the budget bounds milliseconds.
+        """
+
+    def adopt(self, prepared: Preparation) -> None:
+        """Take what `prepare` found; called in every process, in every life."""
+
+    def unit_scores(self) -> list[np.ndarray] | None:
+        """The importance of each unit, one array per prunable group, where channels can be ranked across groups."""
+
+    def measure_latency(self, strategies: Sequence[Strategy]) -> list[Latency]:
+        """Milliseconds of each; an empty list where they can't be measured."""
+
+
+class FunctionScorer:
+    """Ranks strategies by any function: `FunctionScorer(lambda strategy, fraction: Score(...))`."""
+
+    workers = 1
+
+    def __init__(self, function: Callable[[Strategy, float], Score]) -> None:
+        self.function = function
+
+    def __call__(self, strategy: Strategy, fraction: float = 1.0) -> Score:
+        return self.function(strategy, fraction)
+
+    def prepare(self, examples: Sequence[Strategy], latency: bool = False) -> Preparation:
+        if latency:
+            raise EagleEyeError("a budget of milliseconds needs a scorer that measures them, as AdaptiveBNScore does")
+        return Preparation()
+
+    def adopt(self, prepared: Preparation) -> None:
+        """There is nothing to take."""
+
+    def unit_scores(self) -> list[np.ndarray] | None:
+        return None
+
+    def measure_latency(self, strategies: Sequence[Strategy]) -> list[Latency]:
+        return []
+
+
+def check_scorer(score: object) -> None:
+    """
+    Raises:
+        EagleEyeError: something of `Scorer` is missing.
+    """
+    if not isinstance(score, Scorer):
+        needed = ["__call__", "adopt", "measure_latency", "prepare", "unit_scores", "workers"]
+        missing = [name for name in needed if not hasattr(score, name)]
+        raise EagleEyeError(
+            f"`score` ({type(score).__name__}) lacks {', '.join(missing)} of a `Scorer`; "
+            "make one of a plain function with `FunctionScorer`"
+        )

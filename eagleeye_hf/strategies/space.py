@@ -1,0 +1,123 @@
+"""The strategies that meet a budget: drawn in it, moved to it, repaired into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.strategies.budget import Bounds
+from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
+
+REPAIRS = 60
+"""Single steps of widths that may bring a strategy within the tolerance."""
+MAX_TILT = 3000.0
+
+
+class Space:
+    """The strategies of one network that meet one budget.
+
+    Args:
+        divisor: widths are multiples of it.
+        max_ratio: the largest fraction removed from a group.
+    Raises:
+        EagleEyeError: there are none; the message says what is possible.
+    """
+
+    def __init__(self, bounds: Bounds, divisor: int = 1, max_ratio: float = 0.7) -> None:
+        if not 0 < max_ratio < 1:
+            raise EagleEyeError(f"`max_ratio` is the largest fraction removed, in (0, 1); got {max_ratio}")
+        graph = bounds.graph
+        if not graph.prunable:
+            raise EagleEyeError("`graph` has no prunable group: every channel is pinned; `graph.groups` says why")
+        self.bounds, self.divisor, self.max_ratio = bounds, divisor, max_ratio
+        self.graph, self.num_groups = graph, len(graph.prunable)
+        self.prunable = np.array([number for number, group in enumerate(graph.groups) if group.prunable])
+        self.multiples = np.array([math.lcm(divisor, graph.groups[number].step) for number in self.prunable])
+        self.smallest = self.widths(np.full(self.num_groups, max_ratio))
+        if float(bounds.excess(self.smallest)[0]) > bounds.budget.tolerance:
+            raise EagleEyeError(
+                f"the budget ({bounds.budget}) is out of reach: with `max_ratio={max_ratio}` and `divisor={divisor}` "
+                f"the smallest model still has {bounds.describe(self.smallest.tolist())}. "
+                f"Raise the budget, or raise `max_ratio`{', or lower `divisor`' if divisor > 1 else ''}."
+            )
+        self._tilt = bounds.weights()
+
+    def widths(self, ratios: np.ndarray) -> np.ndarray:
+        return widths_from_ratios(self.graph, ratios, self.divisor)
+
+    def uniform(self) -> Strategy:
+        """The same ratio everywhere; where its steps are too coarse for the tolerance, just below the bound."""
+
+        def along(t: np.ndarray) -> np.ndarray:
+            return np.repeat(t[:, None] * self.max_ratio, self.num_groups, axis=1)
+
+        return Strategy(tuple(self.widths(along(self.bisect(along, np.zeros(1), np.ones(1))))[0]))
+
+    def project(self, ratios: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
+        """Widths that meet the budget, near these ratios of one strategy; None where none was found."""
+        widths = self.widths(self.shift(ratios[None]))
+        return widths[0] if self.bounds.fits(widths)[0] else self.repair(widths[0], random)
+
+    def shift(self, ratios: np.ndarray) -> np.ndarray:
+        """Move ratios, shape `(num, num_prunable)`, to the budget's surface, all groups of a strategy together.
+
+        Each ratio goes where it would lie had it been drawn from an exponential density instead of a uniform one, the
+        steeper the more its group costs. Uniform draws that happen to meet a bound on a sum are distributed so (Gibbs'
+        conditioning principle); neither is one corner of the space preferred, nor do draws pile up at a limit.
+        """
+        place = np.clip(ratios / self.max_ratio, 1e-6, 1 - 1e-6)
+
+        def along(t: np.ndarray) -> np.ndarray:
+            return self.max_ratio * _tilted(place, t[:, None] * self._tilt)
+
+        limit = np.full(len(ratios), MAX_TILT)
+        return along(self.bisect(along, -limit, limit))
+
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        """Ratios uniform in `[0, max_ratio]` (paper, section 3.2), not yet projected."""
+        return random.random(self.num_groups) * self.max_ratio
+
+    def bisect(self, along: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """The smallest parameter, hence the heaviest network, that is within the budget."""
+        for _ in range(40):
+            middle = (low + high) / 2
+            fits = self.bounds.excess(self.widths(along(middle))) <= 0
+            low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+        return high
+
+    def repair(self, widths: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
+        """Change single widths by a step, in random order, until the budget is met."""
+        full = np.array(self.graph.widths)
+        miss = abs(float(self.bounds.excess(widths)[0]))
+        for _ in range(REPAIRS):
+            moves = np.tile(widths, (2 * self.num_groups, 1))
+            rows = np.arange(self.num_groups)
+            moves[rows, self.prunable] -= self.multiples
+            top = moves[self.num_groups + rows, self.prunable] // self.multiples * self.multiples + self.multiples
+            moves[self.num_groups + rows, self.prunable] = np.minimum(top, full[self.prunable])
+            moves = moves[np.all(moves >= self.smallest, axis=1)]
+            misses = np.abs(self.bounds.excess(moves)) if len(moves) else np.array([])
+            inside, better = misses <= self.bounds.budget.tolerance, misses < miss
+            if not better.any():
+                return None
+            pick = random.choice(np.flatnonzero(inside if inside.any() else better))
+            widths, miss = moves[pick], float(misses[pick])
+            if inside.any():
+                return self._aligned(widths)
+        return None
+
+    def _aligned(self, widths: np.ndarray) -> np.ndarray | None:
+        """Stepping down from a full width that is no multiple itself would break the divisor."""
+        own, full = widths[self.prunable], np.array(self.graph.widths)[self.prunable]
+        return widths if np.all((own % self.multiples == 0) | (own == full)) else None
+
+
+def _tilted(place: np.ndarray, tilt: np.ndarray) -> np.ndarray:
+    """The quantile at `place` of the density proportional to `exp(tilt * x)` on `[0, 1]`."""
+    up = np.where(tilt >= 0, place, 1 - place)
+    steep = np.maximum(np.abs(tilt), 1e-6)
+    x = 1 + np.log(up + (1 - up) * np.exp(-steep)) / steep
+    return np.clip(np.where(tilt >= 0, x, 1 - x), 0, 1 - 1e-12)
