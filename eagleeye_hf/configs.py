@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import types
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from eagleeye_hf.errors import EagleEyeError
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,19 @@ def check_fields(config: Any) -> None:
         EagleEyeError: a value has another type, or is out of its range.
     """
     for name, annotation in annotations_of(config.__class__).items():
-        value = getattr(config, name)
-        if isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(config, name, value)
-        if not _fits(value, annotation):
-            raise EagleEyeError(f"`{name}` is {describe_type(annotation)}; got {value!r}")
+        object.__setattr__(config, name, check_value(name, getattr(config, name), annotation))
+
+
+def check_value(name: str, value: Any, annotation: Any) -> Any:
+    """The value of a field, a list as a tuple.
+
+    Raises:
+        EagleEyeError: it has another type, or is out of its range.
+    """
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(value, annotation):
+        raise EagleEyeError(f"`{name}` is {describe_type(annotation)}; got {value!r}")
+    return value
 
 
 @functools.lru_cache
@@ -116,30 +120,3 @@ def flat_items(config: Any) -> Iterator[tuple[str, Any]]:
 def flat_dict(config: Any) -> dict[str, Any]:
     """The same as what JSON and YAML can hold; names are those of the flags."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat_items(config)}
-
-
-def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with other values, by flat names.
-
-    Raises:
-        EagleEyeError: a name is unknown, or a value is out of range.
-    """
-    known = [name for name, _ in flat_items(config)]
-    for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            raise EagleEyeError(
-                f"there is no setting `{name}`" + (f"; did you mean `{close[0]}`?" if close else f"; there are {known}")
-            )
-    return _with_values(config, values)
-
-
-def _with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    changes = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            changes[field.name] = _with_values(value, values)
-        elif field.name in values:
-            changes[field.name] = values[field.name]
-    return replace(config, **changes)

@@ -54,10 +54,10 @@ def changed_sizes(full: nn.Module, thin: nn.Module) -> Sizes:
             if value != counts.get(path, value):
                 changes[path] = value
         if not isinstance(module, tuple(STANDARD)):
-            own = dict(_own_tensors(base))
+            before = dict(_own_tensors(base))
             for key, tensor in _own_tensors(module):
-                if key in own and tensor.shape != own[key].shape:
-                    pairs = zip(tensor.shape, own[key].shape, strict=True)
+                if key in before and tensor.shape != before[key].shape:
+                    pairs = zip(tensor.shape, before[key].shape, strict=True)
                     changes[key] = [new if new != old else None for new, old in pairs]
         if changes:
             sizes[name] = changes

@@ -11,6 +11,7 @@ from torch import nn
 from eagleeye_hf.channels.cut import thin_copy
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.description import unwrap_model
 
 
 def slice_model(
@@ -45,4 +46,4 @@ def slice_model(
         if not np.array_equal(whole.all(1), whole.any(1)):
             raise EagleEyeError(f"`keep[{name!r}]` splits channels that go together by {group.step}; see `group.units`")
         chosen[name] = kept
-    return thin_copy(model, graph, chosen)
+    return thin_copy(unwrap_model(model), graph, chosen)

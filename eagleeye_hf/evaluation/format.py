@@ -77,7 +77,9 @@ def time_formats(
                 times.setdefault(candidate, []).append(time.perf_counter() - started)
             except RuntimeError:  # an operator without this precision on this device
                 times.pop(candidate, None)
-    return {candidate: len(images) / statistics.median(own[1:]) for candidate, own in times.items() if len(own) > 1}
+    return {
+        candidate: len(images) / statistics.median(turns[1:]) for candidate, turns in times.items() if len(turns) > 1
+    }
 
 
 def fastest_format(speeds: Mapping[Format, float]) -> Format:

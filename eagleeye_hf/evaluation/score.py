@@ -18,6 +18,7 @@ from eagleeye_hf.evaluation.format import Format, FormatChoice, choose_format, t
 from eagleeye_hf.evaluation.images import ScoringImages
 from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score
+from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, device_of
 from eagleeye_hf.pruning.builder import Builder, one_thread
 from eagleeye_hf.pruning.config import Criterion
@@ -97,6 +98,7 @@ class AdaptiveBNScore:
         objective: Objective | None = None,
         seed: int = 0,
     ) -> None:
+        model = unwrap_model(model)
         batch_norms(model)  # refuses a network without any
         self.model, self.graph = model, graph
         self.criterion, self.momentum, self.compensate, self.seed = criterion, momentum, compensate, seed
@@ -175,7 +177,7 @@ class AdaptiveBNScore:
 
         with one_thread():
             speeds = time_formats(build, self.images.calibration[0][0][:32], self.device)
-        return choose_format(speeds, lambda format: [self._score(own, LEAST, format).loss for own in examples])
+        return choose_format(speeds, lambda format: [self._score(example, LEAST, format).loss for example in examples])
 
     def _full_scores(self) -> FullScores:
         format, full = self.format or Format(), Strategy(self.graph.widths)

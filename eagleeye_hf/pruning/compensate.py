@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eagleeye_hf.channels.cut import kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import device_of, evaluation_mode, images_of
 
 RIDGE = 1e-4
@@ -63,6 +64,7 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
 
         return hook
 
+    model = unwrap_model(model)
     readers = find_readers(model, graph)
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_pre_hook(collect(name)) for name in readers]
@@ -106,12 +108,12 @@ def compensate_readers(
     A constant is part of the fit where it can be stored, in the reader's own bias, or where a BatchNorm that follows
     takes it out again.
     """
-    tensors = {name: tensor.detach() for name, tensor in named_tensors(model)}
+    tensors = {name: tensor.detach() for name, tensor in named_tensors(unwrap_model(model))}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     places = kept_places(graph, {name: np.asarray(kept) for name, kept in keep.items()}, shapes)
     normed = _followed_by_norm(graph)
     changed: dict[str, Tensor] = {}
-    for name, own in moments.items():
+    for name, moment in moments.items():
         weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
         kept = places.get((f"{name}.weight", 1))
         if kept is None or len(kept) == weight.shape[1]:
@@ -119,7 +121,7 @@ def compensate_readers(
         constant = bias is not None or f"{name}.weight" in normed
         removed = np.setdiff1d(np.arange(weight.shape[1]), kept)
         kept_index, removed_index = (torch.from_numpy(i).to(weight.device) for i in (kept, removed))
-        mixing, offset = _solve(own, kept_index, removed_index, constant)
+        mixing, offset = _solve(moment, kept_index, removed_index, constant)
         gone = weight.index_select(1, removed_index)
         repaired = weight.clone()
         extra = torch.einsum("or...,kr->ok...", gone.double(), mixing).to(weight.dtype)
@@ -131,9 +133,9 @@ def compensate_readers(
     return changed
 
 
-def _solve(own: Moments, kept: Tensor, removed: Tensor, constant: bool) -> tuple[Tensor, Tensor]:
+def _solve(moments: Moments, kept: Tensor, removed: Tensor, constant: bool) -> tuple[Tensor, Tensor]:
     """Mixing, shape `(kept, removed)`, and offset, shape `(removed,)`, in float64."""
-    products, mean = own.products.double() / own.count, own.total.double() / own.count
+    products, mean = moments.products.double() / moments.count, moments.total.double() / moments.count
     if constant:  # least squares with a free constant is least squares on what is left without the means
         products = products - torch.outer(mean, mean)
     gram = products.index_select(0, kept).index_select(1, kept)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, Member, check_widths
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, device_of, evaluation_mode
 from eagleeye_hf.pruning.config import Criterion
 
@@ -49,6 +50,7 @@ class Importance:
         if criterion == "taylor" and batches is None:
             raise EagleEyeError("`criterion='taylor'` needs `batches` of images and labels for its gradients")
         self.graph, self.criterion, self.seed = graph, criterion, seed
+        model = unwrap_model(model)
         self._tensors = dict(named_tensors(model))
         self._effects = filter_effects(model, batches) if criterion == "taylor" and batches is not None else {}
         self._units: dict[int, np.ndarray] = {}

@@ -12,6 +12,7 @@ import timm
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.publishing.config import (
     ARCHITECTURE,
     CARD,
@@ -47,7 +48,7 @@ def save_pretrained(
     Raises:
         EagleEyeError: the folder holds a checkpoint, or the model can't be rebuilt from a timm architecture.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unwrap_model(model)
     check_free(folder)
     config = build_config(model, label_names, provenance)
     folder.mkdir(parents=True, exist_ok=True)

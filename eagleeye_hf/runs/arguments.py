@@ -16,12 +16,16 @@ import tyro
 import yaml
 from tyro import _errors as events
 
-from eagleeye_hf.configs import annotations_of, describe_type, flat_dict
+from eagleeye_hf.configs import annotations_of, check_value, describe_type, flat_dict
 from eagleeye_hf.errors import EagleEyeError
 
 Config = TypeVar("Config")
 CONFIG_FLAG = "--config"
 RUN_FILE = "run.yaml"
+
+
+class MissingArgumentError(EagleEyeError):
+    """Something that has no default was not given."""
 
 
 def parse_config(config_class: type[Config], arguments: Sequence[str], description: str, prog: str) -> Config:
@@ -38,13 +42,23 @@ def parse_config(config_class: type[Config], arguments: Sequence[str], descripti
         name = argument.split("=")[0]
         if name.startswith("--") and "_" in name:
             raise EagleEyeError(f"unknown arguments: {name}; did you mean {name.replace('_', '-')}?")
-    default = _instance_of(config_class, _read_settings(file)) if file else tyro.MISSING_NONPROP
     text = f"{inspect.cleandoc(description)}\n\n{CONFIG_FLAG} FILE.yaml reads settings from a file, as runs write them."
+    parse = functools.partial(_parse, config_class, arguments, text, prog)
+    if file is None:
+        return parse(tyro.MISSING_NONPROP)
+    settings = _read_settings(file)
+    try:  # what is positional, from the command line or else from the file
+        return parse(_instance_of(config_class, settings, positional=False))
+    except MissingArgumentError:
+        return parse(_instance_of(config_class, settings, positional=True))
+
+
+def _parse(config_class: type[Config], arguments: Sequence[str], description: str, prog: str, default: Any) -> Config:
     with events.on_parse_error(functools.partial(_refuse, arguments)):
         return tyro.cli(
             config_class,
             prog=prog,
-            description=text,
+            description=description,
             args=arguments,
             default=default,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
@@ -78,10 +92,14 @@ def _read_settings(file: str) -> dict[str, Any]:
     return {str(name).replace("-", "_"): value for name, value in settings.items()}
 
 
-def _instance_of(config_class: Any, settings: dict[str, Any]) -> Any:
-    """Defaults for tyro, unchecked; what must be given and is not in the file is marked as missing."""
+def _instance_of(config_class: Any, settings: dict[str, Any], positional: bool) -> Any:
+    """Defaults for tyro; what must be given and is not in the file is marked as missing.
+
+    Args:
+        positional: whether the file gives what must be given.
+    """
     unused = dict(settings)
-    instance = _fill(config_class, None, unused)
+    instance = _fill(config_class, None, unused, positional)
     if unused:
         close = difflib.get_close_matches(next(iter(unused)), _flags(config_class), n=1)
         hint = f"; did you mean `{close[0]}`?" if close else ""
@@ -89,20 +107,18 @@ def _instance_of(config_class: Any, settings: dict[str, Any]) -> Any:
     return instance
 
 
-def _fill(config_class: Any, start: Any, unused: dict[str, Any]) -> Any:
-    instance = object.__new__(config_class)
+def _fill(config_class: Any, start: Any, unused: dict[str, Any], positional: bool) -> Any:
+    instance, annotations = object.__new__(config_class), annotations_of(config_class)
     for field in dataclasses.fields(config_class):
-        if start is not None:
-            value = getattr(start, field.name)
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        else:
-            value = tyro.MISSING if field.default is dataclasses.MISSING else field.default
-        if dataclasses.is_dataclass(value):
-            value = _fill(type(value), value, unused)
+        annotation = annotations[field.name]
+        value = field.default if start is None else getattr(start, field.name)
+        if dataclasses.is_dataclass(annotation):
+            value = _fill(annotation, None if value is dataclasses.MISSING else value, unused, positional)
         elif field.name in unused:
-            value = unused.pop(field.name)
-            value = tuple(value) if isinstance(value, list) else value
+            given = check_value(field.name, unused.pop(field.name), annotation)
+            value = given if positional or value is not dataclasses.MISSING else tyro.MISSING
+        elif value is dataclasses.MISSING:
+            value = tyro.MISSING
         object.__setattr__(instance, field.name, value)
     return instance
 
@@ -120,7 +136,7 @@ def _refuse(arguments: Sequence[str], event: events.ParseErrorEvent) -> None:
         if event.unrecognized_tokens:
             raise EagleEyeError(f"unknown arguments: {' '.join(event.unrecognized_tokens)}; see --help")
         names = ", ".join(f"`{_flag(missing.arg)}`" for missing in event.missing_arguments)
-        raise EagleEyeError(f"{names} must be given; see --help")
+        raise MissingArgumentError(f"{names} must be given; see --help")
     if isinstance(event, events.UnrecognizedArgs):
         raise EagleEyeError(f"unknown arguments: {' '.join(event.tokens)}; see --help")
     if isinstance(event, events.InvalidChoice):

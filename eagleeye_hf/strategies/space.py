@@ -111,8 +111,8 @@ class Space:
 
     def _aligned(self, widths: np.ndarray) -> np.ndarray | None:
         """Stepping down from a full width that is no multiple itself would break the divisor."""
-        own, full = widths[self.prunable], np.array(self.graph.widths)[self.prunable]
-        return widths if np.all((own % self.multiples == 0) | (own == full)) else None
+        kept, full = widths[self.prunable], np.array(self.graph.widths)[self.prunable]
+        return widths if np.all((kept % self.multiples == 0) | (kept == full)) else None
 
 
 def _tilted(place: np.ndarray, tilt: np.ndarray) -> np.ndarray:

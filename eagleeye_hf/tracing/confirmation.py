@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
+import torch
 
-from eagleeye_hf.channels.cut import thin_copy, to_eval
+from eagleeye_hf.channels.cut import clear_caches
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.tracing.groups import Solution
-from eagleeye_hf.tracing.ids import Checker, MismatchError
+from eagleeye_hf.channels.resizing import resize_modules
+from eagleeye_hf.tracing.groups import Grouping
+from eagleeye_hf.tracing.ids import Checker, Dim, Dims, MismatchError, Product
 from eagleeye_hf.tracing.run import Shadow
 
 
-def confirm_groups(model: nn.Module, full: Shadow, solution: Solution) -> ChannelGraph:
+def confirm_groups(full: Shadow, grouping: Grouping, graph: ChannelGraph) -> ChannelGraph:
     """Pin the groups whose removal breaks the model, found by bisection.
 
-    Layers of the same name but for numbers (the blocks of a stage) are likely to fail alike. So the bisection goes over
+    Layers of the same name but for numbers (in blocks of one kind) are likely to fail alike. So the bisection goes over
     such kinds first, and where the first and the last group of a kind both fail, the whole kind is pinned.
+
+    Args:
+        full: a finished run; its model gets other sizes.
     """
-    graph = solution.graph
     kinds: dict[str, list[int]] = {}
     for number, group in enumerate(graph.groups):
         if group.prunable:
             kinds.setdefault(re.sub(r"\d+", "#", group.name), []).append(number)
-    problem_of = functools.partial(_try_removing, model, full, solution)
+    shapes = {name: tensor.shape for name, tensor in full.tensors.items()}
+    problem_of = functools.partial(_try_removing, full, shapes, grouping, graph)
     reasons: dict[int, str] = {}
     _bisect(list(kinds.values()), problem_of, reasons)
     if reasons:
@@ -66,32 +71,51 @@ def _bisect(sets: list[list[int]], problem_of: Callable[[list[int]], str], reaso
             _bisect(halves, problem_of, reasons)
 
 
-def _try_removing(model: nn.Module, full: Shadow, solution: Solution, numbers: list[int]) -> str:
+def _try_removing(
+    full: Shadow, shapes: dict[str, torch.Size], grouping: Grouping, graph: ChannelGraph, numbers: list[int]
+) -> str:
     """Thin these groups at random and run; return what goes wrong, or nothing."""
     if not numbers:
         return ""
-    graph = solution.graph
     random = np.random.default_rng(0)
-    keep: dict[str, np.ndarray] = {}
-    removed = np.zeros(len(solution.roots), dtype=bool)
+    is_left = np.ones(len(grouping.roots), dtype=bool)
     for number in numbers:
-        group = graph.groups[number]
-        order = random.permutation(len(group.units))
+        order = random.permutation(grouping.unit_roots[number])
         # about half, but different numbers in different groups, so that sizes agree only where they must
         least, most = max(2, len(order) // 3), max(2, len(order) * 2 // 3)
-        num_kept = min(least + number % (most - least + 1), len(order) - 1)
-        keep[group.name] = np.sort(group.units[order[:num_kept]].ravel())
-        removed[solution.unit_roots[number][order[num_kept:]]] = True
+        is_left[order[min(least + number % (most - least + 1), len(order) - 1) :]] = False
     try:
-        thin = to_eval(thin_copy(model, graph, keep, meta=True))
-        check = Shadow(thin, Checker(*solution.kept(removed)), following=iter(full.choices))
+        kept = _thin_tensors(full, shapes, grouping, is_left)
+        clear_caches(full.model)
+        ids_of = full.sizes.found_ids
+        places = {(a.module, a.path): is_left[grouping.roots[ids_of[a.module, a.path]]] for a in graph.attributes}
+        resize_modules(full.model, {path: int(left.sum()) for path, left in places.items()})
+        check = Shadow(full.model, Checker(kept, grouping.pinned), following=iter(full.choices))
         check.run(graph.input_size)
     except MismatchError as error:
         return f"removing channels breaks the model: {error}"
-    except Exception as error:  # the model's own code, any error is possible
+    except Exception as error:  # raised by the code of the model, so any is possible
         return f"removing channels breaks the model: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
     if check.log != full.log:
         return "removing channels changes what the model computes"
     if check.shapes != full.shapes:
         return "removing channels changes the shape of the output"
     return ""
+
+
+def _thin_tensors(
+    full: Shadow, shapes: dict[str, torch.Size], grouping: Grouping, is_left: np.ndarray
+) -> dict[str, Dims]:
+    """Give the model's tensors, thinned before or not, the sizes that are left; return the roots along each."""
+    left = [same.roots[is_left[same.roots]] for same in grouping.label_sets]
+    kept: dict[str, Dims] = {}
+    for name, tensor in full.tensors.items():
+        sizes, dims = list(shapes[name]), list[Dim]()
+        for dim in range(len(sizes)):
+            factors = tuple((len(left[i]), left[i]) for i in grouping.sets_along.get((name, dim), []))
+            if factors:
+                sizes[dim] = math.prod(size for size, _ in factors)
+            dims.append(Product(factors) if len(factors) > 1 else factors[0][1] if factors else None)
+        tensor.data = torch.empty(sizes, dtype=tensor.dtype, device="meta")
+        kept[name] = tuple(dims)
+    return kept

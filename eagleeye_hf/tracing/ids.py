@@ -39,9 +39,9 @@ class Label:
     tensor: str
     dim: int
     start: int
-    """Its number: the first of its ids, unless it shares those of the data."""
+    """Its number: the first of its ids, unless it takes those of the data."""
     ids: np.ndarray
-    """`start, start + 1, ...`, or those it shares."""
+    """`start, start + 1, ...`, or those it takes."""
     positions: np.ndarray
     """Shape `(num_ids, k)`."""
 
@@ -59,13 +59,10 @@ class Recorder:
     num_ids: int = 0
     labels: dict[int, Label] = field(default_factory=dict)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    adopted: dict[int, np.ndarray] = field(default_factory=dict)
-    """Per first id of a label, older ids to which its own are tied: nearly all ties, and the cheapest to solve."""
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     producers: list[np.ndarray] = field(default_factory=list)
     factored: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     free_starts: set[int] = field(default_factory=set)
-    _asked: tuple[np.ndarray | None, int] = (None, 0)
 
     def fresh(self, num: int) -> np.ndarray:
         ids = np.arange(self.num_ids, self.num_ids + num)
@@ -97,21 +94,8 @@ class Recorder:
         return tuple(dims)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        if a is b or not len(b):
-            return
-        start = int(b[0])
-        label = self.labels.get(start)
-        is_label = label is not None and (label.ids is b or np.array_equal(label.ids, b))
-        if is_label and start not in self.adopted and self._last_of(a) < start:
-            self.adopted[start] = a
-        else:
+        if a is not b:
             self.ties.append((a, b))
-
-    def _last_of(self, ids: np.ndarray) -> int:
-        """The largest id; of one array several times in a row, as a BatchNorm asks."""
-        if ids is not self._asked[0]:
-            self._asked = ids, int(ids.max())
-        return self._asked[1]
 
     def join(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         self.tie(a, b)
@@ -151,8 +135,6 @@ class Recorder:
     def roots(self) -> np.ndarray:
         """The smallest id of each id's tied set; shape `(num_ids,)`."""
         parent = np.arange(self.num_ids)
-        for start, older in sorted(self.adopted.items()):
-            parent[start : start + len(older)] = parent[older]
         if not self.ties:
             return parent
         left, right = (np.concatenate([pair[side] for pair in self.ties]) for side in (0, 1))

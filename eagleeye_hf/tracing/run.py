@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,18 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.tracing.ids import Dim, Dims, Recorder, Store
 from eagleeye_hf.tracing.rules.operators import apply_rule
-from eagleeye_hf.tracing.rules.register import argument_names, operator_name
+from eagleeye_hf.tracing.rules.register import argument_names
 from eagleeye_hf.tracing.sizes import SizeFinder
 
-CONVOLUTION = torch.ops.aten.convolution.default
-CONCATENATE = torch.ops.aten.cat.default
-EMPTY = torch.ops.aten.empty.memory_format
-BATCH_NORM = torch.ops.aten.native_batch_norm.default
-ACTIVATIONS = ("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "hardsigmoid", "hardtanh")
-SHAPE_STAYS = {*ACTIVATIONS, "sigmoid", "tanh", "clamp_min"}
-
-NOTHING = torch.empty(0, device="meta")
-"""The batch's statistics, which normalisations give beside their result and nobody reads."""
+ATEN = torch.ops.aten
+EMPTY = ATEN.empty.memory_format
 NO_DATA: Mapping[int, Dim] = {}
 OUTPUT = "carries the model's output"
 
@@ -137,11 +129,6 @@ class Shadow:
 
 
 class _Dispatch(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: nothing compiles a shadow run, and PyTorch's guard against it takes as long as a rule."""
-        return False
-
     def __init__(self, shadow: Shadow) -> None:
         super().__init__()
         self.shadow = shadow
@@ -150,79 +137,26 @@ class _Dispatch(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is EMPTY:  # the most frequent of all, and nothing is known of its result
             return func(*args, **kwargs)
-        out = _quick_result(func, args)
-        if out is None:
-            out = func(*args, **kwargs)
+        out = _run_on_meta(func, args, kwargs)
         self.shadow.see(func, args, kwargs, out)
         return out
 
 
-def _quick_result(func: Any, args: Sequence[Any]) -> Any:
-    """What an operator gives that PyTorch would compute in Python on `meta`, slowly; nothing for the others."""
-    name = operator_name(func)
-    if func is BATCH_NORM and not args[5]:
-        return _normalised(*args)
-    if func is CONVOLUTION and not args[6] and args[0].is_contiguous() and args[1].is_contiguous():
-        return _convolved(*args)
-    if func is CONCATENATE and all(t.is_contiguous() and t.ndim == args[0][0].ndim for t in args[0]):
-        return _concatenated(*args)
-    if name == "native_layer_norm" and tuple(args[0].shape[-len(args[1]) :]) == tuple(args[1]):
-        return _empty_like(args[0]), NOTHING, NOTHING
-    if name.removesuffix("_") in SHAPE_STAYS and not any(isinstance(value, Tensor) for value in args[1:]):
-        return args[0] if name.endswith("_") else _empty_like(args[0])
-    return None
+def _run_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+    """Call an operator, or a quick one whose result has the same shape where PyTorch works that out in Python.
 
-
-def _empty_like(data: Tensor) -> Tensor:
-    is_dense = data.is_contiguous()
-    return torch.empty(data.shape, dtype=data.dtype, device="meta") if is_dense else torch.empty_like(data)
-
-
-def _normalised(data: Tensor, *own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm in eval mode; PyTorch's own takes most of a shadow run, being decomposed in Python."""
-    running_mean = own[2]
-    if running_mean is None or running_mean.shape != data.shape[1:2]:
-        raise RuntimeError(
-            f"BatchNorm of {0 if running_mean is None else len(running_mean)} channels reads {data.shape[1]}"
-        )
-    return _empty_like(data), NOTHING, NOTHING
-
-
-def _convolved(
-    data: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Convolution; PyTorch works its shape out in Python."""
-    num_out, num_in, *kernel = weight.shape
-    if data.ndim != weight.ndim or data.shape[1] != num_in * groups or num_out % groups:
-        raise RuntimeError(f"convolution with weight {tuple(weight.shape)} in {groups} groups reads {data.shape[1]}")
-    if bias is not None and len(bias) != num_out:
-        raise RuntimeError(f"convolution to {num_out} channels has {len(bias)} biases")
-    sizes = [
-        (size + 2 * pad - spread * (length - 1) - 1) // step + 1
-        for size, length, step, pad, spread in zip(data.shape[2:], kernel, stride, padding, dilation, strict=True)
-    ]
-    if min(sizes) <= 0:
-        raise RuntimeError(f"convolution with kernel {tuple(kernel)} reads images of {tuple(data.shape[2:])}")
-    return torch.empty((data.shape[0], num_out, *sizes), dtype=data.dtype, device="meta")
-
-
-def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Concatenation of contiguous tensors; PyTorch's own is slow on `meta`, too."""
-    shapes = [list(tensor.shape) for tensor in tensors]
-    total = sum(shape.pop(dim) for shape in shapes)
-    shape = shapes[0]
-    if shapes.count(shape) < len(shapes):
-        raise RuntimeError(f"can't concatenate shapes {[tuple(tensor.shape) for tensor in tensors]}")
-    shape.insert(dim % (len(shape) + 1), total)
-    return torch.empty(shape, dtype=functools.reduce(torch.promote_types, {t.dtype for t in tensors}), device="meta")
+    With efficientnet_b0, a run takes 13 ms instead of 43, and tracing as long as Torch-Pruning instead of twice that.
+    """
+    if func is ATEN.native_batch_norm.default and not args[5] and args[3] is not None:
+        if args[3].shape == args[0].shape[1:2]:
+            return args[0].clone(), *[torch.empty(0, device="meta")] * 2
+    elif func in (ATEN.hardtanh_.default, ATEN.silu_.default):
+        return args[0]
+    elif func is ATEN.mean.dim:
+        return ATEN.sum.dim_IntList(*args, **kwargs)
+    elif func in (ATEN.add.Tensor, ATEN.mul.Tensor) and isinstance(args[1], Tensor) and args[0].dtype == args[1].dtype:
+        return torch.broadcast_tensors(*args)[0].clone()
+    return func(*args, **kwargs)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

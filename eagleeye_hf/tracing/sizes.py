@@ -12,7 +12,7 @@ from torch.nn.modules import module as hooks
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from eagleeye_hf.channels.cut import named_modules
+from eagleeye_hf.channels.resizing import Path, integer_attributes
 from eagleeye_hf.tracing.ids import Dim, Dims
 
 INPUT_SIZES = ("in_channels", "in_chs", "in_features", "in_dim", "inplanes", "dim_in")
@@ -25,8 +25,6 @@ NOT_SIZES = frozenset(
     | {"filt_size", "output_stride", "depth"}
 )
 """Integers that never count channels, though they may happen to equal a number of them."""
-
-Path = tuple[str | int, ...]
 
 
 class SizeFinder:
@@ -45,7 +43,7 @@ class SizeFinder:
     def listen(self, dims: Callable[[Tensor], Dims]) -> Iterator[None]:
         """Follow which module runs and what goes in and out, as `dims` describes it."""
         self._dims = dims
-        self._modules = named_modules(self.model)
+        self._modules = list(self.model.named_modules())
         self._names = {id(module): name for name, module in self._modules}
         forward_features = getattr(self.model, "forward_features", None)
         if forward_features is not None:
@@ -84,7 +82,9 @@ class SizeFinder:
     def has_heads(self, number: int) -> bool:
         """Whether the running module says that it has this many attention heads."""
         module = self._stack[-1] if self._stack else None
-        return module is not None and any(value == number and _fits(path, "head") for path, value in _integers(module))
+        return module is not None and any(
+            value == number and _fits(path, "head") for path, value in integer_attributes(module)
+        )
 
     def running_inputs(self, size: int) -> list[np.ndarray]:
         """Ids of the channels that the running module reads, where it reads `size` of them."""
@@ -96,8 +96,8 @@ class SizeFinder:
         """The running code used `size`: look for it among the attributes of the modules that are running.
 
         Args:
-            role: `"groups"` of a convolution, `"head"` for attention heads, `"shape"` for the target of a view; those
-                attributes count nothing else.
+            role: `"groups"` of a convolution, `"head"` for attention heads, `"shape"` for what a tensor is reshaped to;
+                those attributes count nothing else.
         Returns:
             The ids that the same attribute already counts, which have to be tied to these, if there are any.
         """
@@ -114,7 +114,7 @@ class SizeFinder:
             if isinstance(module, (_ConvNd, _NormBase, nn.Linear)):
                 continue
             taken = None
-            for path, value in _integers(module):
+            for path, value in integer_attributes(module):
                 if value == size and _fits(path, role):
                     known = self.found_ids.setdefault((name, path), ids)
                     if np.array_equal(known, ids):
@@ -202,13 +202,3 @@ def _fits(path: Path, role: str) -> bool:
 def _array(dim: Dim) -> np.ndarray:
     assert isinstance(dim, np.ndarray)
     return dim
-
-
-def _integers(module: nn.Module) -> Iterator[tuple[Path, int]]:
-    for name, value in vars(module).items():
-        if type(value) is int:
-            yield (name,), value
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                if type(item) is int:
-                    yield (name, i), item

@@ -107,9 +107,9 @@ def batch_norm(tracer: Tracer, args: dict[str, Any], out: Any) -> None:
     if args.get("training") or args.get("running_mean") is None:
         pin_all(tracer, [*dims[:1], *dims[2:]], "normalised over")
     if data.shape[1] > 1:
-        own = [args.get(key) for key in ("weight", "bias", "running_mean", "running_var")]
-        own_dims = [tracer.dims(tensor, {0: dims[1]})[0] for tensor in own if isinstance(tensor, Tensor)]
-        dims[1] = join(tracer, [dims[1], *own_dims], "normalised by a layer of fixed size")
+        vectors = [args.get(key) for key in ("weight", "bias", "running_mean", "running_var")]
+        vector_dims = [tracer.dims(tensor, {0: dims[1]})[0] for tensor in vectors if isinstance(tensor, Tensor)]
+        dims[1] = join(tracer, [dims[1], *vector_dims], "normalised by a layer of fixed size")
     tracer.set_dims(out[0] if isinstance(out, (tuple, list)) else out, dims)
 
 

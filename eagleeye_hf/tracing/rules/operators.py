@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import eagleeye_hf.tracing.rules.joining
 import eagleeye_hf.tracing.rules.layers
-import eagleeye_hf.tracing.rules.shapes  # noqa: F401  both register their rules
+import eagleeye_hf.tracing.rules.shapes  # noqa: F401  all three register their rules
 from eagleeye_hf.tracing.ids import Dim
 from eagleeye_hf.tracing.rules.register import NO_RULE, RULES, Tracer, join, operator_name, pin_all, rule
 

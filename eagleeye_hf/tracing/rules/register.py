@@ -18,7 +18,7 @@ class Tracer(Protocol):
     store: Store
 
     def dims(self, tensor: Tensor, beside: Mapping[int, Dim] = ...) -> Dims:
-        """Of a tensor; a parameter met for the first time shares the ids of the data that it will be tied to.
+        """Of a tensor; a parameter met for the first time takes the ids of the data that it will be tied to.
 
         Args:
             beside: that data's dim, per dimension of the tensor.
