@@ -10,7 +10,6 @@ The paper (Li et al. 2020, table 5) reaches 91.89% top-1 at 26.5 M, 91.44% at 12
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import timm
 
@@ -56,8 +55,7 @@ def main(config: Cifar10MobileNetV1Config) -> None:
         output = f"{config.output}-{budget.macs}"
         push_to = config.publishing.push_to and f"{config.publishing.push_to}-{budget.macs}"
         publishing = replace(config.publishing, push_to=push_to)
-        if not (Path(output) / "config.json").exists():
-            compress_model(model, data, replace(config, search=search, output=output, publishing=publishing))
+        compress_model(model, data, replace(config, search=search, output=output, publishing=publishing))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from eagleeye_hf import EagleEyeError, from_pretrained, load_model
-from eagleeye_hf.runs.folder import prepare_output
 from tests.helpers import SHARED, needs_shared
 from tests.hub_server import TOKEN
 
@@ -48,6 +46,7 @@ def test_quickstart_from_training_to_publishing(tmp_path, hub):
     for word in ("full", "vanilla", "adaptive", "fine-tuned", "MACs", "parameters", "file size", "latency"):
         assert word in done.stdout
     assert {path.name for path in output.iterdir()} == {
+        ".eagleeye",
         "README.md",
         "config.json",
         "model.safetensors",
@@ -62,26 +61,6 @@ def test_quickstart_from_training_to_publishing(tmp_path, hub):
     assert "holds a checkpoint already" in again.stderr
 
 
-def test_processes_prepare_their_folder_at_once(tmp_path):
-    with ThreadPoolExecutor(8) as processes:
-        for number in range(50):
-            folders = list(processes.map(prepare_output, [str(tmp_path / str(number))] * 8))
-            assert not list(folders[0].iterdir())
-
-
-def test_a_run_that_was_killed_while_it_saved_goes_on(tmp_path):
-    (tmp_path / "README.md").write_text("about something else")
-    with pytest.raises(EagleEyeError, match=r"not empty \(it holds README.md\)"):
-        prepare_output(str(tmp_path))
-    for name in ("strategy.json", "model.safetensors", "config.json.tmp", ".writable-abc"):
-        (tmp_path / name).touch()
-    assert prepare_output(str(tmp_path)) == tmp_path
-    assert {path.name for path in tmp_path.iterdir()} == {"strategy.json", ".writable-abc"}
-    (tmp_path / "config.json").touch()
-    with pytest.raises(EagleEyeError, match="holds a checkpoint already; publish it with `eagleeye push`"):
-        prepare_output(str(tmp_path))
-
-
 @needs_shared
 def test_the_main_recipe_on_real_images(tmp_path):
     strategy = tmp_path / "strategy.json"
@@ -90,10 +69,14 @@ def test_the_main_recipe_on_real_images(tmp_path):
     flags = [*RESNET, *CIFAR, *SHORT, "--epochs", "0", "--strategy", str(strategy), "--output", str(output)]
     done = run("mbv1.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((output / "config.json").read_text())["eagleeye"]["metrics"]
+    told = json.loads((output / "config.json").read_text())["eagleeye"]
+    metrics, steps = told["metrics"], told["holdout_metrics"]
     assert metrics["full"]["top1"] == pytest.approx(0.8828, abs=0.002)
-    assert metrics["full"]["num_images"] == 10_000
-    assert metrics["vanilla"]["top1"] < metrics["adaptive"]["top1"] < metrics["full"]["top1"]
+    assert list(metrics) == ["full", "compensated"]  # the test images are read twice
+    assert {found["num_images"] for found in metrics.values()} == {10_000}
+    assert {found["num_images"] for found in steps.values()} == {32}
+    assert list(steps) == ["vanilla", "adaptive", "compensated"]
+    assert metrics["compensated"]["top1"] < metrics["full"]["top1"]
 
 
 @needs_shared
@@ -144,6 +127,7 @@ def test_two_processes_run_a_recipe_and_say_so(tmp_path):
     assert done.stdout.count("saved in") == 1
     found = json.loads((tmp_path / "run" / "config.json").read_text())["eagleeye"]
     assert {m["num_images"] for m in found["metrics"].values()} == {360}
+    assert {m["num_images"] for m in found["holdout_metrics"].values()} == {32}
     assert [record["images"] for record in found["training"]] == [1437 - 64]
     rows = [json.loads(line) for line in (tmp_path / "run" / "search.jsonl").read_text().splitlines()[1:]]
     assert sorted({row["index"] for row in rows}) == [0, 1, 2]

@@ -18,7 +18,8 @@ class RefilledModel:
     """Gives what `slice_model` gives, without copying the full model each time.
 
     The modules are one copy of the model's; tensors that no candidate cuts are the model's own. So a candidate lives
-    until the next `fill`, and its weights are not to be trained; its BatchNorm statistics are its own.
+    until the next `fill`, and its weights are not to be trained; its BatchNorm statistics are its own. Half precision
+    becomes float32, in which statistics and scores are computed.
 
     Args:
         channels_last: weights of convolutions get this memory format.
@@ -26,7 +27,7 @@ class RefilledModel:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, channels_last: bool = False) -> None:
         self.graph, self.channels_last = graph, channels_last
-        self._full = {name: tensor.detach() for name, tensor in named_tensors(model)}
+        self._full = {name: _at_least_float32(tensor.detach()) for name, tensor in named_tensors(model)}
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._full.items()}
         names = {id(tensor): name for name, tensor in named_tensors(model)}
         self._model = copy.deepcopy(model, {id(tensor): tensor for _, tensor in named_tensors(model)})
@@ -66,3 +67,7 @@ class RefilledModel:
         if self.channels_last and tensor.ndim == 4:
             return tensor.contiguous(memory_format=torch.channels_last)
         return tensor
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

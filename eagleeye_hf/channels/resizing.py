@@ -43,11 +43,17 @@ def integer_attributes(module: nn.Module) -> Iterator[tuple[Path, int]]:
 
 
 def changed_sizes(full: nn.Module, thin: nn.Module) -> Sizes:
-    """What rebuilding `thin` from `full` takes: every channel count and tensor shape in which they differ."""
+    """What rebuilding `thin` from `full` takes: every channel count and tensor shape in which they differ.
+
+    Raises:
+        ValueError: `thin` has a module that `full` lacks, or a tensor of another number of dimensions.
+    """
     modules = dict(full.named_modules())
     sizes: Sizes = {}
     for name, module in thin.named_modules():
-        base = modules[name]
+        base = modules.get(name)
+        if base is None:
+            raise ValueError(f"it has {name} ({type(module).__name__}), which the base network lacks")
         changes: dict[str, Any] = {}
         counts = _channel_counts(base)
         for path, value in _channel_counts(module).items():
@@ -57,6 +63,8 @@ def changed_sizes(full: nn.Module, thin: nn.Module) -> Sizes:
             before = dict(_own_tensors(base))
             for key, tensor in _own_tensors(module):
                 if key in before and tensor.shape != before[key].shape:
+                    if tensor.ndim != before[key].ndim:
+                        raise ValueError(f"its {name}.{key} has the shape {tuple(tensor.shape)}")
                     pairs = zip(tensor.shape, before[key].shape, strict=True)
                     changes[key] = [new if new != old else None for new, old in pairs]
         if changes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.commands.printing import PrintConfig
@@ -48,12 +47,14 @@ def run(config: Config) -> None:
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.evaluation.metrics import evaluate_model
     from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
-    from eagleeye_hf.publishing.checkpoint import check_free, save_pretrained
+    from eagleeye_hf.publishing.checkpoint import save_pretrained
+    from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
+    from eagleeye_hf.runs.folder import SAVED, open_run
     from eagleeye_hf.runs.models import load_model
+    from eagleeye_hf.runs.processes import is_main
     from eagleeye_hf.tracing.trace import trace_model
 
-    folder = Path(config.output)
-    check_free(folder)
+    run = open_run(config.output, "prune")
     device = Accelerator().device
     model = load_model(config.network.model, config.network.weights).to(device).eval()
     graph = trace_model(model)
@@ -75,12 +76,19 @@ def run(config: Config) -> None:
         "holdout_metrics": scores,
         "config": flat_dict(config),
     }
-    save_pretrained(pruned.cpu().eval(), folder, label_names=data.label_names, provenance=provenance)
+    if not is_main():
+        return
+    run.write(RUN_FILE, settings_text(config))
+    run.claim(*SAVED)
+    if run.has_result:  # whole, though the run was killed before it said so
+        run.remove(*SAVED)
+    save_pretrained(pruned.cpu().eval(), run.path, label_names=data.label_names, provenance=provenance)
+    run.note(finished=True)
     if config.printing.json:
-        print(json.dumps({"folder": str(folder), "full": full, "kept": kept, "holdout": scores}))
+        print(json.dumps({"folder": str(run.path), "full": full, "kept": kept, "holdout": scores}))
         return
     left = f"{kept['macs'] / full['macs']:.1%} of the MACs, {kept['params'] / full['params']:.1%} of the parameters"
     print(f"{config.network.model}: {left}\n\ntop-1 on {metrics['full'].num_images} holdout images")
     for step, found in metrics.items():
         print(f"  {step:<12}{found.top1:>8.2%}")
-    print(f"\nsaved in {folder}; fine-tune it next")
+    print(f"\nsaved in {run.path}; fine-tune it next")

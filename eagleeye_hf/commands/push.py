@@ -26,6 +26,8 @@ class Config:
     """Open a pull request instead of committing."""
     commit_message: str | None = None
     """Message of the commit."""
+    license: str | None = None
+    """Of the result, for the card, where that tells none: mit, apache-2.0..."""
     printing: PrintConfig = PrintConfig()
 
     def __post_init__(self) -> None:
@@ -44,5 +46,6 @@ def run(config: Config) -> None:
         create_pr=config.create_pr,
         commit_message=config.commit_message or MESSAGE,
         remote_code=config.hub.remote_code,
+        license=config.license,
     )
     print(json.dumps({"url": url}) if config.printing.json else f"published: {url}")

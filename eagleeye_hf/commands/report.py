@@ -29,19 +29,20 @@ class Config:
 def run(config: Config) -> None:
     """Draw what a search found: scores against costs, widths of the leaders, what each layer's ratios did."""
     from eagleeye_hf.reports.search_page import write_page
+    from eagleeye_hf.runs.folder import RunFolder
     from eagleeye_hf.search.reading import read_journal
+    from eagleeye_hf.training.state import make_folder
 
     record = read_journal(Path(config.journal))
     journal = Path(config.journal)
     folder = Path(config.output) if config.output else (journal if journal.is_dir() else journal.parent)
     try:
-        from eagleeye_hf.reports.search_plots import draw_search
+        from eagleeye_hf.reports.search_plots import PICTURES, draw_search
     except ImportError as error:
         raise EagleEyeError("`report` needs matplotlib; install it with: pip install eagleeye-hf[plots]") from error
-    try:
-        pictures = draw_search(record, folder)
-        page = write_page(record, pictures, folder / "search.html")
-    except OSError as error:
-        raise EagleEyeError(f"`output={folder}` can't be written: {error}") from error
+    make_folder(folder, "output")
+    RunFolder(folder, "report").claim("search.html", *PICTURES)
+    pictures = draw_search(record, folder)
+    page = write_page(record, pictures, folder / "search.html")
     paths = {name: str(path) for name, path in pictures.items()} | {"page": str(page)}
     print(json.dumps(paths) if config.printing.json else "\n".join(paths.values()))

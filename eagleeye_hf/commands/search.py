@@ -54,11 +54,13 @@ def run(config: Config) -> None:
 
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.evaluation.score import AdaptiveBNScore
-    from eagleeye_hf.runs.arguments import write_settings
+    from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
+    from eagleeye_hf.runs.folder import open_run
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.search.run import run_search
     from eagleeye_hf.tracing.trace import trace_model
 
+    folder = open_run(config.output, "search")
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights)
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed))
@@ -73,34 +75,35 @@ def run(config: Config) -> None:
         compensate=config.scoring.score_compensated,
         seed=config.seed,
     )
-    folder = Path(config.output)
+    if accelerator.is_main_process:
+        folder.write(RUN_FILE, settings_text(config))
+        folder.claim("search.jsonl")
     result = run_search(
         score,
         graph,
         config.search,
         seed=config.seed,
-        output=folder,
+        output=folder.path,
         fingerprint=score.fingerprint(),
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        write_settings(config, folder)
-        write_strategies(graph, result, folder)
-        text = to_json(graph, result, folder) if config.printing.json else format_result(graph, result, folder)
-        print(text)
+        folder.write("strategy.json", describe_best(graph, result))
+        show = to_json if config.printing.json else format_result
+        print(show(graph, result, folder.path))
         for note in result.notes:
             print(f"warning: {note}", file=sys.stderr)
     accelerator.wait_for_everyone()
 
 
-def write_strategies(graph: ChannelGraph, result: SearchResult, folder: Path) -> None:
-    """The best strategy of the search, or of each budget by its name."""
+def describe_best(graph: ChannelGraph, result: SearchResult) -> str:
+    """A file with the best strategy of the search, or of each budget by its name."""
     best = []
     for number, budget in enumerate(result.budgets):
         found = result.best_of(number)
         best.append({**describe_strategy(graph, found.strategy, found.origin), "budget": str(budget)})
     several = {"strategies": {one["budget"].replace(", ", ","): one for one in best}}
-    (folder / "strategy.json").write_text(json.dumps(best[0] if len(best) == 1 else several, indent=2))
+    return json.dumps(best[0] if len(best) == 1 else several, indent=2)
 
 
 def to_json(graph: ChannelGraph, result: SearchResult, folder: Path) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import functools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.networks.running import Batch, device_of, evaluation_mode, images_of
+from eagleeye_hf.networks.running import (
+    AnyBatch,
+    device_of,
+    dtype_of,
+    evaluation_mode,
+    join_single,
+    run_model,
+    to_float64,
+)
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -28,62 +40,152 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return layers
 
 
-def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor | Batch], momentum: float | None = None) -> nn.Module:
+def warn_of_frozen(model: nn.Module) -> None:
+    """Say which layers keep their statistics: those that look like BatchNorm and are none, as timm's frozen ones."""
+    frozen = [
+        name
+        for name, module in model.named_modules()
+        if not isinstance(module, _BatchNorm) and isinstance(getattr(module, "running_mean", None), Tensor)
+    ]
+    if frozen:
+        warnings.warn(
+            f"{len(frozen)} frozen BatchNorm layers ({', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''}) keep "
+            "their statistics, which belong to another network once channels are removed; thaw them first, with "
+            "`timm.utils.unfreeze`",
+            stacklevel=3,
+        )
+
+
+def recalibrate_bn(model: nn.Module, batches: Iterable[AnyBatch], momentum: float | None = None) -> nn.Module:
     """Recompute the running statistics of every BatchNorm layer from a few forward passes, without gradients.
 
     Each layer normalises by the statistics of the batch at hand while its own are collected, as in training. Only
-    BatchNorm layers change; modes and momenta are restored, and after an error the statistics too.
+    BatchNorm layers change; modes and momenta are restored, and after an error the statistics too. A network in half
+    precision computes them in float32.
 
     Args:
-        batches: images of shape `(N, C, H, W)`, alone or followed by labels, which are not used.
+        batches: images of shape `(N, C, H, W)`, alone or with labels, which are not used. A last single image joins the
+            batch before.
         momentum: None takes the exact mean and variance over all images of all batches, batches weighted by their
             size. A number m in [0, 1) is the paper's eq. 4, `m * old + (1 - m) * batch`, starting from the present
-            statistics (PyTorch's own momentum is `1 - m`).
+            statistics (PyTorch's own momentum is `1 - m`), or from those of a fresh layer where they are not finite.
     Returns:
         The same model.
     Raises:
-        EagleEyeError: the model has no BatchNorm with running statistics, there is no batch, or `momentum` is out of
-            range.
+        EagleEyeError: the model has no BatchNorm with running statistics, there is no batch, `momentum` is out of
+            range, a batch is a single image where that tells nothing, or images or statistics are not finite.
     """
     layers = batch_norms(model)
+    warn_of_frozen(model)
     if momentum is not None and not 0 <= momentum < 1:
         raise EagleEyeError(f"`momentum` is the weight of the old statistics, in [0, 1), or None; got {momentum}")
-    momenta = {layer: layer.momentum for layer in layers}
-    before = {layer: {name: b.clone() for name, b in layer.named_buffers(recurse=False)} for layer in layers}
-    moments = {layer: _Moments() for layer in layers} if momentum is None else {}
+    if dtype_of(model) in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(device_of(model).type):
+        precise = recalibrate_bn(copy.deepcopy(model).float(), batches, momentum)
+        for layer, same in zip(layers, batch_norms(precise), strict=True):
+            for name, buffer in same.named_buffers(recurse=False):
+                getattr(layer, name).copy_(buffer)
+        return model
+    with _restored_on_error(layers):
+        _collect(model, layers, batches, momentum)
+        _check_finite(model, layers)
+    return model
+
+
+def _collect(
+    model: nn.Module, layers: Sequence[_BatchNorm], batches: Iterable[AnyBatch], momentum: float | None
+) -> None:
+    moments = {layer: _Moments(layer) for layer in layers} if momentum is None else {}
     handles = [layer.register_forward_hook(moments[layer].add) for layer in moments]
-    device = device_of(model)
-    num_batches = 0
+    momenta = {layer: layer.momentum for layer in layers}
+    finite: Tensor | None = None
     try:
-        with evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model), _unsynchronised(layers), torch.no_grad():
             for layer in layers:
                 layer.train()
                 # momentum 1 leaves the batch's own statistics in the buffers, for `_Moments` to read
                 layer.momentum = 1.0 if momentum is None else 1 - momentum
-            for batch in batches:
-                model(images_of(batch).to(device))
-                num_batches += 1
-        if not num_batches:
-            raise EagleEyeError("`batches` is empty; give at least one batch of calibration images")
-        for layer, collected in moments.items():
-            collected.write(layer, before[layer])
-    except BaseException:
-        for layer, buffers in before.items():
-            for name, buffer in buffers.items():
-                getattr(layer, name).copy_(buffer)
-        raise
+                _reset(layer, only_broken=momentum is not None)
+            for images in join_single(batches):
+                here = images.isfinite().all()
+                finite = here if finite is None else finite.to(here.device) & here
+                _run(model, images)
+            if finite is None:
+                raise EagleEyeError("`batches` is empty; give at least one batch of calibration images")
+            if not finite:
+                raise EagleEyeError("`batches` hold images with values that are not finite numbers")
+            for collected in moments.values():
+                collected.write()
     finally:
         for handle in handles:
             handle.remove()
         for layer, value in momenta.items():
             layer.momentum = value
-    return model
+
+
+def _run(model: nn.Module, images: Tensor) -> None:
+    try:
+        run_model(model, images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise EagleEyeError(
+            f"`batches` have one of {len(images)} image, which tells no variance where a map is 1 x 1; "
+            "give batches of at least 2"
+        ) from error
+
+
+def _reset(layer: _BatchNorm, only_broken: bool) -> None:
+    """Those of a fresh layer, for what is not finite survives any average."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    if not only_broken or not (layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()):
+        layer.running_mean.zero_()
+        layer.running_var.fill_(1)
+
+
+def _check_finite(model: nn.Module, layers: Sequence[_BatchNorm]) -> None:
+    names = {id(module): name for name, module in model.named_modules()}
+    for layer in layers:
+        if not (layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()):  # type: ignore[union-attr]
+            raise EagleEyeError(
+                f"the statistics of {names[id(layer)]} are not finite numbers on these images; check the weights of "
+                "the layers before it, and the images' mean and standard deviation"
+            )
+
+
+@contextmanager
+def _restored_on_error(layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    before = [(layer, {name: b.clone() for name, b in layer.named_buffers(recurse=False)}) for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, buffers in before:
+            for name, buffer in buffers.items():
+                getattr(layer, name).copy_(buffer)
+        raise
+
+
+@contextmanager
+def _unsynchronised(layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    """SyncBatchNorm waits for other processes, which may be busy with another network."""
+    synchronised = [layer for layer in layers if isinstance(layer, nn.SyncBatchNorm)]
+    for layer in synchronised:
+        layer.forward = functools.partial(_BatchNorm.forward, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in synchronised:
+            del layer.forward
 
 
 class _Moments:
     """Pooled mean and variance of one layer's inputs, in float64, from the statistics of each batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: _BatchNorm) -> None:
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        self.before = layer.running_mean.clone(), layer.running_var.clone()
+        self.statistics = layer.running_mean, layer.running_var
         self.count = 0
         self.mean: Tensor | None = None
         self.sum_squares: Tensor | None = None
@@ -91,10 +193,8 @@ class _Moments:
 
     def add(self, layer: _BatchNorm, inputs: tuple[Any, ...], output: Any) -> None:
         count = inputs[0].numel() // inputs[0].shape[1]
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        mean = layer.running_mean.double()
-        sum_squares = layer.running_var.double() * (count - 1)
+        mean, variance = map(to_float64, self.statistics)
+        sum_squares = variance * (count - 1)
         if self.mean is None or self.sum_squares is None:
             self.count, self.mean, self.sum_squares = count, mean, sum_squares
             return
@@ -104,12 +204,11 @@ class _Moments:
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
-    def write(self, layer: _BatchNorm, before: dict[str, Tensor]) -> None:
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
+    def write(self) -> None:
+        mean, variance = self.statistics
         if self.mean is None or self.sum_squares is None:  # not used in this forward pass
-            layer.running_mean.copy_(before["running_mean"])
-            layer.running_var.copy_(before["running_var"])
+            mean.copy_(self.before[0])
+            variance.copy_(self.before[1])
             return
-        layer.running_mean.copy_(self.mean)
-        layer.running_var.copy_(self.sum_squares / (self.count - 1))
+        mean.copy_(self.mean)
+        variance.copy_(self.sum_squares / (self.count - 1))

@@ -22,7 +22,7 @@ class ScoringImages:
     """
 
     def __init__(self, calibration: Sequence[Batch], holdout: Sequence[Batch], device: torch.device) -> None:
-        self.calibration, self.holdout, self.device = calibration, holdout, device
+        self.calibration, self.holdout, self.device = _without_single(calibration), holdout, device
         self._converted: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
         self._lock = threading.Lock()
 
@@ -56,3 +56,11 @@ class ScoringImages:
 
 def _part(batches: Sequence[object], fraction: float) -> int:
     return max(1, math.ceil(len(batches) * fraction - 1e-9))
+
+
+def _without_single(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """A last batch of a single image joins the one before, for it tells no variance where a map is 1 x 1."""
+    if len(batches) < 2 or len(batches[-1][0]) > 1:
+        return batches
+    images, labels = (torch.cat(parts) for parts in zip(*batches[-2:], strict=True))
+    return [*batches[:-2], (images, labels)]

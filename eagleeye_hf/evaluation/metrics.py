@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.networks.running import Batch, device_of, evaluation_mode
+from eagleeye_hf.networks.running import AnyBatch, evaluation_mode, images_of, labels_of, run_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +28,20 @@ class Metrics:
         return asdict(self)
 
 
-def evaluate_model(model: nn.Module, batches: Iterable[Batch], accelerator: Accelerator | None = None) -> Metrics:
+def evaluate_model(model: nn.Module, batches: Iterable[AnyBatch], accelerator: Accelerator | None = None) -> Metrics:
     """Score a classifier in eval mode; its modes are restored.
 
     Args:
-        batches: images of shape `(N, C, H, W)` and labels of shape `(N,)`.
+        batches: images of shape `(N, C, H, W)` and labels of shape `(N,)`, as a pair or as transformers has them.
         accelerator: where given, `batches` is this process's part, and the metrics are those of all processes' images.
     Raises:
         EagleEyeError: there are no images, or a label is not among the model's outputs.
     """
-    device = device_of(model)
     sums = torch.zeros(4, dtype=torch.float64)
     with evaluation_mode(model), torch.inference_mode():
-        for images, labels in batches:
-            logits = model(images.to(device)).float().cpu()
+        for batch in batches:
+            labels = labels_of(batch).cpu()
+            logits = run_model(model, images_of(batch)).float().cpu()
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
                 raise EagleEyeError(
                     f"a label is {int(labels.max())}, but `model` has {logits.shape[1]} outputs; "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.networks.running import Batch, device_of
+from eagleeye_hf.networks.running import Batch, run_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,5 +58,5 @@ class Classification:
 
     def chance(self, model: nn.Module, batch: Batch) -> Score:
         with torch.no_grad():
-            outputs = model(batch[0][:1].to(device_of(model))).shape[1]
+            outputs = run_model(model, batch[0][:1]).shape[1]
         return Score(loss=math.log(outputs), reported=1 / outputs, num_images=0)

@@ -24,7 +24,7 @@ from eagleeye_hf.pruning.builder import Builder, one_thread
 from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.runtimes.latency import Latency, compare_latency
 from eagleeye_hf.runtimes.latency_model import LatencyModel, fit_latency
-from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.strategies.strategy import Strategy, as_strategy
 
 LEAST = 1e-3
 """A fraction of the images that is one batch."""
@@ -119,21 +119,23 @@ class AdaptiveBNScore:
         groups = enumerate(self.graph.groups)
         return [self.builder.importance.unit_scores(i) for i, group in groups if group.prunable]
 
-    def build(self, strategy: Strategy, compensate: bool | None = None) -> nn.Module:
+    def build(self, strategy: Strategy | Sequence[int], compensate: bool | None = None) -> nn.Module:
         """A thin model of its own, with the full model's statistics, to be trained or saved.
 
         Args:
+            strategy: or its widths alone.
             compensate: instead of the score's own setting.
         """
-        return self.builder.build(strategy, self.compensate if compensate is None else compensate)
+        return self.builder.build(as_strategy(strategy), self.compensate if compensate is None else compensate)
 
-    def __call__(self, strategy: Strategy, fraction: float = 1.0) -> Score:
+    def __call__(self, strategy: Strategy | Sequence[int], fraction: float = 1.0) -> Score:
         """Score a candidate.
 
         Args:
+            strategy: or its widths alone.
             fraction: use only this fraction of the calibration and of the holdout batches, from the first on.
         """
-        return self._score(strategy, fraction, self.format or Format())
+        return self._score(as_strategy(strategy), fraction, self.format or Format())
 
     def _score(self, strategy: Strategy, fraction: float, format: Format) -> Score:
         with one_thread():

@@ -1,15 +1,23 @@
-"""Running a network on batches: in evaluation mode and back, on its own device."""
+"""Running a network on batches, whatever form they have: in evaluation mode and back, on its own device and type."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eagleeye_hf.errors import EagleEyeError
+
 Batch = tuple[Tensor, Tensor]
 """Images of shape `(N, C, H, W)` and labels of shape `(N,)`."""
+AnyBatch = Tensor | Batch | Mapping[str, Any]
+"""Images alone, with labels, or as transformers has them: `{"pixel_values": ..., "labels": ...}`."""
+
+IMAGES, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
+"""Names in a batch that is a dictionary."""
 
 
 @contextmanager
@@ -32,12 +40,75 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def images_of(batch: Tensor | Batch) -> Tensor:
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The floating-point type of its first parameter; float32 where it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def images_of(batch: AnyBatch) -> Tensor:
     """The images of a batch, which may be followed by labels."""
-    return batch if isinstance(batch, Tensor) else batch[0]
+    if isinstance(batch, Tensor):
+        return batch
+    return _entry(batch, IMAGES) if isinstance(batch, Mapping) else batch[0]
+
+
+def labels_of(batch: AnyBatch) -> Tensor:
+    """The labels of a batch.
+
+    Raises:
+        EagleEyeError: it has none.
+    """
+    if isinstance(batch, Mapping):
+        return _entry(batch, LABELS)
+    if isinstance(batch, Tensor):
+        raise EagleEyeError("`batches` hold images alone; labels are needed here: give (images, labels)")
+    return batch[1]
+
+
+def _entry(batch: Mapping[str, Any], names: tuple[str, ...]) -> Tensor:
+    for name in names:
+        if name in batch:
+            return batch[name]
+    raise EagleEyeError(f"a batch has {', '.join(map(str, batch))}, but none of {', '.join(names)}")
+
+
+def run_model(model: nn.Module, images: Tensor) -> Tensor:
+    """The network's outputs on images, which are brought to its device and type first.
+
+    Networks of transformers give an object with `logits`, some give a tuple whose first part are the outputs.
+    """
+    device = device_of(model)
+    if torch.is_autocast_enabled(device.type) or not images.is_floating_point():
+        images = images.to(device)
+    else:
+        images = images.to(device, dtype_of(model))
+    outputs = model(images)
+    if isinstance(outputs, Mapping):
+        outputs = outputs["logits"]
+    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+
+def join_single(batches: Iterable[AnyBatch]) -> Iterator[Tensor]:
+    """The images of each batch; a last single image joins the batch before, for no statistics are of one image."""
+    before: Tensor | None = None
+    for batch in batches:
+        images = images_of(batch)
+        if before is not None:
+            if len(images) == 1:
+                images = torch.cat([before, images])
+            else:
+                yield before
+        before = images
+    if before is not None:
+        yield before
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has no such type, as Apple's."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()

@@ -58,7 +58,7 @@ class Builder:
         if compensate:
             changed = compensate_readers(self.model, self.graph, keep, self.moments)
             repaired = RefilledModel(self.model, self.graph).fill(keep, changed)
-            thin.load_state_dict(repaired.state_dict())
+            thin.load_state_dict(repaired.state_dict())  # in the type of the full model
         return thin
 
     def fill(self, strategy: Strategy, compensate: bool, channels_last: bool = False) -> nn.Module:

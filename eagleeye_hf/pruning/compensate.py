@@ -19,7 +19,7 @@ from eagleeye_hf.channels.cut import kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import unwrap_model
-from eagleeye_hf.networks.running import device_of, evaluation_mode, images_of
+from eagleeye_hf.networks.running import AnyBatch, evaluation_mode, images_of, run_model, to_float64
 
 RIDGE = 1e-4
 """Added to the diagonal of the kept channels' moments, as a fraction of their mean."""
@@ -36,7 +36,7 @@ class Moments:
     """Sums of products, shape `(channels, channels)`."""
 
 
-def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any]) -> dict[str, Moments]:
+def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[AnyBatch]) -> dict[str, Moments]:
     """One forward pass of the full network over the calibration images; per name of a reader.
 
     Readers are dense convolutions and linear layers whose inputs can be pruned; a convolution in groups mixes no
@@ -68,12 +68,11 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     readers = find_readers(model, graph)
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_pre_hook(collect(name)) for name in readers]
-    device = device_of(model)
     num_batches = 0
     try:
         with evaluation_mode(model), torch.no_grad():
             for batch in batches:
-                model(images_of(batch).to(device))
+                run_model(model, images_of(batch))
                 num_batches += 1
     finally:
         for handle in handles:
@@ -124,18 +123,19 @@ def compensate_readers(
         mixing, offset = _solve(moment, kept_index, removed_index, constant)
         gone = weight.index_select(1, removed_index)
         repaired = weight.clone()
-        extra = torch.einsum("or...,kr->ok...", gone.double(), mixing).to(weight.dtype)
+        extra = torch.einsum("or...,kr->ok...", to_float64(gone), mixing).to(weight)
         repaired.index_add_(1, kept_index, extra)
         changed[f"{name}.weight"] = repaired
         if bias is not None and constant:
             taps = gone.flatten(2).sum(2) if gone.ndim > 2 else gone
-            changed[f"{name}.bias"] = bias + (taps.double() @ offset).to(bias.dtype)
+            changed[f"{name}.bias"] = bias + (to_float64(taps) @ offset).to(bias)
     return changed
 
 
 def _solve(moments: Moments, kept: Tensor, removed: Tensor, constant: bool) -> tuple[Tensor, Tensor]:
     """Mixing, shape `(kept, removed)`, and offset, shape `(removed,)`, in float64."""
-    products, mean = moments.products.double() / moments.count, moments.total.double() / moments.count
+    products, mean = to_float64(moments.products) / moments.count, to_float64(moments.total) / moments.count
+    kept, removed = kept.to(mean.device), removed.to(mean.device)
     if constant:  # least squares with a free constant is least squares on what is left without the means
         products = products - torch.outer(mean, mean)
     gram = products.index_select(0, kept).index_select(1, kept)

@@ -15,7 +15,15 @@ from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, Member, check_widths
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import unwrap_model
-from eagleeye_hf.networks.running import Batch, device_of, evaluation_mode
+from eagleeye_hf.networks.running import (
+    AnyBatch,
+    device_of,
+    evaluation_mode,
+    images_of,
+    labels_of,
+    run_model,
+    to_float64,
+)
 from eagleeye_hf.pruning.config import Criterion
 
 
@@ -42,7 +50,7 @@ class Importance:
         model: nn.Module,
         graph: ChannelGraph,
         criterion: Criterion = "l1",
-        batches: Iterable[Batch] | None = None,
+        batches: Iterable[AnyBatch] | None = None,
         seed: int = 0,
     ) -> None:
         if criterion not in CRITERIA:
@@ -82,7 +90,7 @@ class Importance:
                 continue
             weight = self._tensors[member.tensor].detach().float().movedim(member.dim, 0)
             scores = CRITERIA[self.criterion](weight.flatten(1) if weight.ndim > 1 else weight)
-            by_channel = scores.double().cpu().numpy()[member.index].sum(1)
+            by_channel = scores.cpu().double().numpy()[member.index].sum(1)
             total += by_channel / max(by_channel.mean(), 1e-12)
         return total
 
@@ -111,7 +119,7 @@ def choose_channels(
     widths: Sequence[int],
     criterion: Criterion = "l1",
     *,
-    batches: Iterable[Batch] | None = None,
+    batches: Iterable[AnyBatch] | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Pick the most important channels of every group that shrinks.
@@ -128,7 +136,7 @@ def choose_channels(
     return {name: torch.from_numpy(kept) for name, kept in importance.choose(widths).items()}
 
 
-def filter_effects(model: nn.Module, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+def filter_effects(model: nn.Module, batches: Iterable[AnyBatch]) -> dict[str, np.ndarray]:
     """Squared change of the loss when a filter is set to zero, to first order, averaged over the batches.
 
     Returns:
@@ -138,16 +146,16 @@ def filter_effects(model: nn.Module, batches: Iterable[Batch]) -> dict[str, np.n
     """
     weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.is_floating_point()}
     device = device_of(model)
-    totals = {name: torch.zeros(len(p), dtype=torch.float64, device=device) for name, p in weights.items()}
+    totals = {name: to_float64(torch.zeros(len(p), device=device)) for name, p in weights.items()}
     num_batches = 0
     with evaluation_mode(model), _trainable(weights.values()):
-        for images, labels in batches:
+        for batch in batches:
             with torch.enable_grad():
-                loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
+                loss = F.cross_entropy(run_model(model, images_of(batch)).float(), labels_of(batch).to(device))
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 if gradient is not None:
-                    totals[name] += (weight.detach() * gradient).flatten(1).sum(1).double().square()
+                    totals[name] += to_float64((weight.detach() * gradient).flatten(1).sum(1)).square()
             num_batches += 1
     if not num_batches:
         raise EagleEyeError("`batches` is empty; `criterion='taylor'` needs images and labels")

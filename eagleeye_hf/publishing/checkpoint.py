@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
+from timm.layers import FrozenBatchNormAct2d, unfreeze_batch_norm_2d
 from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import unwrap_model
-from eagleeye_hf.publishing.config import (
-    ARCHITECTURE,
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    base_args,
-    clean_pretrained_cfg,
-    read_config,
-)
+from eagleeye_hf.networks.running import device_of
+from eagleeye_hf.publishing.claims import check_claims, find_input, rebuild_empty
+from eagleeye_hf.publishing.config import CARD, CONFIG, MAX_CONFIG_BYTES, WEIGHTS, read_config
+from eagleeye_hf.publishing.confirmation import confirm_outputs
 from eagleeye_hf.publishing.download import download_checkpoint
-from eagleeye_hf.publishing.rebuild import apply_sizes, build_empty, changed_sizes
-from eagleeye_hf.publishing.weights import load_weights, save_weights
+from eagleeye_hf.publishing.files import write_files
+from eagleeye_hf.publishing.recording import build_config
+from eagleeye_hf.publishing.weights import check_finite, check_weights, load_weights, save_weights, widest_type
 
 
 def save_pretrained(
@@ -37,93 +35,68 @@ def save_pretrained(
 ) -> Path:
     """Write `model.safetensors`, `config.json` and, where given, the model card.
 
-    All files are written before any is renamed to its place, `config.json` last: a folder that has it is whole.
+    The network that loading will build is built first and run on random images: nothing is saved that would load as
+    another. All files are written before any is renamed to its place, `config.json` last: a folder that has it is
+    whole.
 
     Args:
-        model: a network of timm, pruned by `slice_model` or not.
+        model: a network of timm, pruned by `slice_model` or not, its branches merged by
+            `timm.utils.reparameterize_model` or not. Its floating-point type is kept; of several, loading gives the
+            widest. BatchNorm that `timm.utils.freeze` froze is saved, and loads, as BatchNorm.
         folder: must not hold a checkpoint yet.
         label_names: class names, one per output.
         provenance: facts about how the model was made, kept in the `eagleeye` block of `config.json`.
         card: text of the model card, from `write_card`.
     Raises:
-        EagleEyeError: the folder holds a checkpoint, or the model can't be rebuilt from a timm architecture.
+        EagleEyeError: the folder holds a checkpoint or can't be written, the model holds NaN, it can't be rebuilt from
+            a timm architecture, or what is rebuilt gives other outputs.
     """
     folder, model = Path(folder), unwrap_model(model)
-    check_free(folder)
-    config = build_config(model, label_names, provenance)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {CARD: card, CONFIG: json.dumps(config, indent=2)}
-    names = [WEIGHTS, *(name for name, text in texts.items() if text is not None)]
-    parts = [folder / (name + ".tmp") for name in names]
-    try:
-        save_weights(model, parts[0])
-        for name, part in zip(names[1:], parts[1:], strict=True):
-            part.write_text(texts[name] or "", encoding="utf-8")
-        for name, part in zip(names, parts, strict=True):
-            os.replace(part, folder / name)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    check_free(folder, card is not None)
+    check_finite(model)
+    whole = _thaw_statistics(model)
+    config, rebuilt = build_config(whole, label_names, provenance)
+    text = json.dumps(config, indent=2, allow_nan=False)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise EagleEyeError(f"`provenance` makes config.json larger than {MAX_CONFIG_BYTES >> 20} MiB; keep less of it")
+    size = find_input(rebuilt, config["model_args"], config["pretrained_cfg"])
+    confirm_outputs(model, _with_tensors(rebuilt, whole), size)
+    writers: dict[str, Callable[[Path], object]] = {WEIGHTS: partial(save_weights, whole)}
+    if card is not None:
+        writers[CARD] = partial(Path.write_text, data=card, encoding="utf-8")
+    write_files(folder, writers | {CONFIG: partial(Path.write_text, data=text, encoding="utf-8")})
     return folder
 
 
-def check_free(folder: Path) -> None:
-    """Refuse a folder that holds a checkpoint already, or that is a file."""
+def check_free(folder: Path, card: bool = False) -> None:
+    """Refuse a folder that holds a checkpoint already (with `card`, a card), or that is a file."""
     if folder.exists() and not folder.is_dir():
         raise EagleEyeError(f"`folder={folder}` is a file; give a folder")
     if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
         raise EagleEyeError(f"`folder={folder}` holds a checkpoint already; choose another, or move that away")
+    if card and (folder / CARD).exists():
+        raise EagleEyeError(f"`folder={folder}` holds a {CARD} already; choose another, or move that away")
 
 
-def build_config(
-    model: nn.Module, label_names: Sequence[str] | None = None, provenance: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The `config.json` of a pruned network, in timm's layout."""
-    cfg = dict(getattr(model, "pretrained_cfg", None) or {})
-    arguments = dict(getattr(model, "_model_args", {}))
-    base = cfg.get("architecture")
-    in_chans = int(arguments.get("in_chans") or (cfg.get("input_size") or (3,))[0])
-    if base == ARCHITECTURE:  # loaded by timm from a checkpoint of ours
-        base, arguments = arguments.get("base"), base_args(arguments)
-    if not base or not timm.is_model(base):
-        raise EagleEyeError(
-            f"`model` ({type(model).__name__}) was not made by `timm.create_model`, so no loader could rebuild it; "
-            "register its architecture with timm first (`timm.models.register_model`)"
-        )
-    num_classes = int(getattr(model, "num_classes", cfg.get("num_classes") or 0))
-    arguments = {key: value for key, value in arguments.items() if key not in ("num_classes", "in_chans")}
-    full = build_empty(base, arguments, num_classes=num_classes, in_chans=in_chans)
-    sizes = changed_sizes(full, model)
-    rebuilt = apply_sizes(full, json.loads(json.dumps(sizes)))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
-    if expected != found:
-        different = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        raise EagleEyeError(
-            f"`model` can't be rebuilt from timm's {base}: {', '.join(different[:5])} would differ; "
-            "save a model that `slice_model` made"
-        )
-    pretrained_cfg = clean_pretrained_cfg(cfg) | {"num_classes": num_classes}
-    if "input_size" in pretrained_cfg:
-        pretrained_cfg["input_size"] = (in_chans, *pretrained_cfg["input_size"][1:])
-    config: dict[str, Any] = {
-        "architecture": ARCHITECTURE,
-        "num_classes": num_classes,
-        "num_features": int(getattr(model, "num_features", 0)),
-        "model_args": {"base": base, "sizes": sizes} | ({"base_args": arguments} if arguments else {}),
-        "pretrained_cfg": pretrained_cfg,
-        "image_processor_type": "TimmWrapperImageProcessor",
-        "eagleeye": dict(provenance or {}),
-    }
-    if in_chans != 3:
-        config["model_args"]["in_chans"] = in_chans
-    if label_names is None and len(cfg.get("label_names") or ()) == num_classes:
-        label_names = cfg.get("label_names")  # of the checkpoint that the model came from
-    if label_names:
-        if len(label_names) != num_classes:
-            raise EagleEyeError(f"`label_names` has {len(label_names)} names for {num_classes} outputs")
-        config["label_names"] = list(label_names)
-    return config
+def _thaw_statistics(model: nn.Module) -> nn.Module:
+    """The network with BatchNorm where that is frozen, so that its tensors have the names of timm's."""
+    frozen = FrozenBatchNorm2d, FrozenBatchNormAct2d
+    if not any(isinstance(module, frozen) for module in model.modules()):
+        return model
+    model = copy.deepcopy(model).cpu()
+    for module in model.modules():
+        if isinstance(module, frozen):
+            module.num_features, module.affine = len(module.weight), True  # torchvision's own have neither
+    return unfreeze_batch_norm_2d(model)
+
+
+def _with_tensors(rebuilt: nn.Module, model: nn.Module) -> nn.Module:
+    """The empty network with the tensors of the model, as loading would give them."""
+    tensors = model.state_dict()
+    dtype = widest_type(tensor.dtype for tensor in tensors.values())
+    shared = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    rebuilt.load_state_dict(shared, assign=True)
+    return rebuilt.to(device_of(model), dtype)
 
 
 def from_pretrained(
@@ -133,10 +106,10 @@ def from_pretrained(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> nn.Module:
-    """Load a pruned network from a folder or a Hub repo, in eval mode.
+    """Load a pruned network from a folder or a Hub repo, in eval mode and in the floating-point type of its file.
 
-    Nothing from the checkpoint is run or unpickled: sizes are checked against the base architecture, then tensors
-    against the sizes.
+    Nothing from the checkpoint is run or unpickled: sizes are checked against the base architecture, what the network
+    then says of its channels against a pass without values, and tensors against the sizes.
 
     Raises:
         EagleEyeError: there is no checkpoint, or it is damaged, or its tensors don't fit its `config.json`.
@@ -144,17 +117,36 @@ def from_pretrained(
     folder = Path(path_or_repo)
     if not folder.is_dir():
         folder = download_checkpoint(str(path_or_repo), revision, token, cache_dir)
-    config = read_config(folder)
+    config, model = open_checkpoint(folder)
+    load_weights(model, folder)
     arguments = config["model_args"]
-    shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
-    model = build_empty(arguments["base"], base_args(arguments), **shape)
-    load_weights(apply_sizes(model, arguments.get("sizes", {})), folder)
     cfg = {**getattr(model, "pretrained_cfg", {}), **config["pretrained_cfg"], "num_classes": config["num_classes"]}
     model.pretrained_cfg = model.default_cfg = cfg | {  # type: ignore[assignment]
         "architecture": arguments["base"],
         "label_names": config["label_names"],
     }
     return model.eval()
+
+
+def open_checkpoint(folder: Path) -> tuple[dict[str, Any], nn.Module]:
+    """The checked config of a folder and its network, whose parameters have no values yet.
+
+    Raises:
+        EagleEyeError: there is no config, or it does not describe a network.
+    """
+    config = read_config(folder)
+    arguments, num_classes = config["model_args"], config["num_classes"]
+    try:
+        model = rebuild_empty(arguments, num_classes)
+        told = config.get("num_features") or getattr(model, "num_features", 0)
+        if told != getattr(model, "num_features", told):
+            raise EagleEyeError(f"`num_features={told}`, but the network has {model.num_features}")
+        check_weights(model, folder)
+        check_claims(model, arguments, config["pretrained_cfg"], num_classes)
+    except EagleEyeError as error:
+        where = "" if str(folder) in str(error) else f"{folder / CONFIG}: "
+        raise EagleEyeError(f"{where}{error}") from error
+    return config, model
 
 
 def state_bytes(model: nn.Module) -> int:

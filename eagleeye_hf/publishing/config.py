@@ -17,8 +17,8 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ARCHITECTURE = "eagleeye_pruned"
 
 MAX_CONFIG_BYTES = 16 << 20
-MAX_CLASSES, MAX_CHANNELS, MAX_PIXELS = 100_000, 1024, 1024
-"""Of outputs, input channels and (where a network is built for one) image size; far beyond what networks have."""
+MAX_CLASSES, MAX_CHANNELS, MAX_PIXELS, MAX_FEATURES = 100_000, 1024, 1024, 1 << 20
+"""Of outputs, input channels, (where a network is built for one) image size and features; beyond what networks have."""
 
 Check = Callable[[Any], bool]
 
@@ -97,6 +97,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise EagleEyeError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB, which no checkpoint needs")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EagleEyeError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EagleEyeError(f"{path} is not JSON in UTF-8 (byte {error.start})") from error
     except (ValueError, RecursionError) as error:
         raise EagleEyeError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
@@ -105,8 +109,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("model_args"), dict):
         raise EagleEyeError(f"{path} has no `model_args`; the checkpoint is damaged")
+    try:
+        return check_config(config)
+    except EagleEyeError as error:
+        raise EagleEyeError(f"{path}: {error}") from error
+
+
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with what may be missing filled in, and without what is not kept."""
     check_model_args(config["model_args"])
     check_num_classes(config.get("num_classes"))
+    _check("num_features", config.get("num_features", 0), is_count(0, MAX_FEATURES))
     cfg = config.get("pretrained_cfg", {})
     _check("pretrained_cfg", cfg, lambda value: isinstance(value, dict))
     config["pretrained_cfg"] = clean_pretrained_cfg(cfg)
@@ -121,7 +134,8 @@ def check_model_args(arguments: Mapping[str, Any]) -> None:
     check_base(arguments.get("base"))
     check_base_args(arguments.get("base_args", {}))
     _check("in_chans", arguments.get("in_chans", 3), is_count(1, MAX_CHANNELS))
-    for key in set(arguments) - {"base", "base_args", "sizes", "in_chans"}:  # timm's own `save_for_hf` adds some
+    _check("fused", arguments.get("fused", False), is_flag)
+    for key in set(arguments) - {"base", "base_args", "fused", "sizes", "in_chans"}:  # timm's own `save_for_hf` adds some
         if key != "num_classes" and key not in BASE_ARGS:
             raise EagleEyeError(f"`model_args` has {reprlib.repr(key)}, which no checkpoint of ours has")
         _check(key, arguments[key], BASE_ARGS.get(key, is_count(0, MAX_CLASSES)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from timm.models._features import FeatureGetterNet, FeatureHookNet
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.publishing.claims import check_claims, rebuild_empty
 from eagleeye_hf.publishing.config import (
     ARCHITECTURE,
     WEIGHTS,
@@ -19,25 +20,50 @@ from eagleeye_hf.publishing.config import (
     check_num_classes,
     clean_pretrained_cfg,
 )
-from eagleeye_hf.publishing.rebuild import build_empty, build_thin
+from eagleeye_hf.publishing.download import download_weights
+from eagleeye_hf.publishing.rebuild import build_empty, build_lean, build_thin
+from eagleeye_hf.publishing.weights import check_weights
 
-SAVED_ARGS = ("base", "base_args", "sizes", "in_chans")
+SAVED_ARGS = ("base", "base_args", "fused", "sizes", "in_chans")
 
 
 def build_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A pruned network for timm's register, which calls it `eagleeye_pruned`.
 
+    It is built without values first: what the config says, and the header of the weights where they are known, is
+    compared with that before memory is spent.
+
     Args:
-        kwargs: `base`, `base_args` and `sizes` of the checkpoint's `model_args`, and what timm gives beside them.
+        kwargs: `base`, `base_args`, `fused` and `sizes` of the checkpoint's `model_args`, and what timm gives beside
+            them.
     """
     if "base" not in kwargs:
         raise EagleEyeError(f"`{ARCHITECTURE}` is built from a checkpoint: timm.create_model('local-dir:FOLDER')")
-    check_model_args(kwargs.get("pretrained_model_args") or {k: kwargs[k] for k in SAVED_ARGS if k in kwargs})
+    saved = kwargs.get("pretrained_model_args") or {k: kwargs[k] for k in SAVED_ARGS if k in kwargs}
+    check_model_args(saved)
+    cfg: dict[str, Any] = {}
     if kwargs.get("pretrained_cfg"):
-        kwargs["pretrained_cfg"] = _safe_cfg(dict(kwargs["pretrained_cfg"]))
+        kwargs["pretrained_cfg"] = cfg = _safe_cfg(dict(kwargs["pretrained_cfg"]))
+    num_classes = cfg.get("num_classes", kwargs.get("num_classes", 0))
+    check_num_classes(num_classes)
+    empty = rebuild_empty(saved, num_classes)
+    folder = _weights_folder(cfg, pretrained, kwargs.get("cache_dir"))
+    if folder is not None:
+        check_weights(empty, folder)
+    check_claims(empty, saved, cfg, num_classes)
     features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", None)
-    model = build_model_with_cfg(build_thin, ARCHITECTURE, pretrained, **kwargs)
+    model = build_model_with_cfg(build_lean if pretrained else build_thin, ARCHITECTURE, pretrained, **kwargs)
     return _feature_net(model, kwargs, out_indices) if features_only else model
+
+
+def _weights_folder(cfg: Mapping[str, Any], pretrained: bool, cache_dir: str | Path | None) -> Path | None:
+    """Where the weights of a folder, or of a Hub repo that will be loaded, lie."""
+    if cfg.get("source") == "local-dir":
+        return Path(cfg["file"])
+    if cfg.get("source") == "hf-hub" and pretrained:
+        repo, _, revision = str(cfg["hf_hub_id"]).partition("@")
+        return download_weights(repo, revision or None, cache_dir=cache_dir)
+    return None
 
 
 def _safe_cfg(cfg: dict[str, Any]) -> dict[str, Any]:

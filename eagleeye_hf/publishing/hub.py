@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.utils import validate_repo_id
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.card import address_card, check_card
-from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS, read_config
+from eagleeye_hf.publishing.card import address_card, check_card, license_card
+from eagleeye_hf.publishing.checkpoint import open_checkpoint
+from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS
 from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILES
+from eagleeye_hf.publishing.retrying import BROKEN, BUSY, describe_cause, find_status, retry_call
 
 FILES = (WEIGHTS, CONFIG, CARD, "search.jsonl", "*.png")
 """What of a folder is published; never anything pickled."""
@@ -30,9 +32,6 @@ model = AutoModelForImageClassification.from_pretrained("{repo}", trust_remote_c
 """
 """What the card says more, before `MADE`, where code is published."""
 
-ATTEMPTS = 4
-"""How often a commit is tried; huggingface_hub itself tries again what comes before it."""
-
 
 def push_to_hub(
     folder: str | Path,
@@ -43,6 +42,7 @@ def push_to_hub(
     create_pr: bool = False,
     commit_message: str = MESSAGE,
     remote_code: bool = False,
+    license: str | None = None,
     token: str | bool | None = None,
 ) -> str:
     """Publish a folder written by `save_pretrained` as one commit.
@@ -56,14 +56,16 @@ def push_to_hub(
         create_pr: open a pull request instead of committing.
         remote_code: add a modeling file, so that transformers loads the model without this package, for those who
             pass `trust_remote_code=True`.
+        license: for the card's metadata, where the card tells none.
     Returns:
         Address of the commit or pull request.
     Raises:
-        EagleEyeError: the folder is no checkpoint, its card lacks a fact, or the Hub can't be reached or refuses.
+        EagleEyeError: the folder is no checkpoint or a damaged one, its card lacks a fact, or the Hub can't be reached or refuses.
     """
     if create_pr and revision:
         raise EagleEyeError(f"`revision={revision}` and `create_pr` exclude each other: pull requests go to main")
-    contents = _contents(Path(folder), repo, remote_code)
+    _check_repo(repo)
+    contents = _contents(Path(folder), repo, remote_code, license)
     api = HfApi(token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -82,14 +84,26 @@ def push_to_hub(
     return str(info.pr_url or info.commit_url)
 
 
-def _contents(folder: Path, repo: str, remote_code: bool) -> dict[str, Path | bytes]:
+def _check_repo(repo: str) -> None:
+    """Refuse what can't be the name of a repo, before anything is sent."""
+    try:
+        validate_repo_id(repo)
+    except ValueError as error:
+        raise EagleEyeError(f"`repo={repo}` is no name of a Hub repo: {' '.join(str(error).split())}") from error
+    if "/" not in repo:
+        raise EagleEyeError(f"`repo={repo}` has to be USER/REPO or ORGANIZATION/REPO")
+
+
+def _contents(folder: Path, repo: str, remote_code: bool, license: str | None) -> dict[str, Path | bytes]:
     """Everything to publish, by its name in the repo, after a check that it is whole."""
-    read_config(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise EagleEyeError(f"`folder={folder}` has no {WEIGHTS}; the checkpoint is damaged")
+    open_checkpoint(folder)
     if not (folder / CARD).is_file():
         raise EagleEyeError(f"`folder={folder}` has no model card ({CARD}); write one with `save_pretrained(card=...)`")
-    card = address_card((folder / CARD).read_text(encoding="utf-8"), repo)
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EagleEyeError(f"{folder / CARD} can't be read as UTF-8: {error}") from error
+    card = license_card(address_card(text, repo), license) if license else address_card(text, repo)
     check_card(card, str(folder / CARD))
     contents: dict[str, Path | bytes] = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
     if remote_code:
@@ -109,48 +123,28 @@ def _commit(
     message: str,
 ) -> CommitInfo:
     """Commit, and again after a fault that may pass; what had arrived after all is then found unchanged."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return api.create_commit(
-                repo,
-                [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()],
-                commit_message=message,
-                revision=revision,
-                create_pr=create_pr,
-            )
-        except Exception as error:
-            if attempt == ATTEMPTS - 1 or not _may_pass(error, create_pr):
-                raise
-            time.sleep(2**attempt)
-    raise AssertionError("unreachable")
 
+    def commit() -> CommitInfo:
+        return api.create_commit(
+            repo,
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
-def _may_pass(error: Exception, create_pr: bool) -> bool:
-    """Whether the commit is worth another try; a pull request is not, where the first may have been opened."""
-    status = _status(error)
-    if status in (412, 429, 503):  # somebody else's commit came first, or the Hub is busy: nothing was done
-        return True
-    broken = status is None and not isinstance(error, (ValueError, TypeError, RuntimeError))
-    return not create_pr and (broken or status in (500, 502, 504))
+    def may_pass(error: Exception) -> bool:
+        """A pull request is not worth another try where the first may have been opened."""
+        status = find_status(error)
+        broken = status is None and not isinstance(error, (ValueError, TypeError, RuntimeError))
+        return status in BUSY or (not create_pr and (broken or status in BROKEN))
 
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, if there was an answer at all."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if (response := getattr(cause, "response", None)) is not None:
-            return response.status_code
-        cause = cause.__cause__
-    return None
+    return retry_call(commit, may_pass)
 
 
 def _explain(error: BaseException) -> str:
     """One line: what happened, and what helps."""
-    status = _status(error)
-    if status is None:
-        while error.__cause__ is not None:
-            error = error.__cause__
-    what = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
+    status, what = find_status(error), describe_cause(error)
     if status in (401, 403, 404):
         return f"{what}. Log in with `hf auth login`, or give a `token` that may write there."
     if not isinstance(error, (ValueError, TypeError)) and (status is None or status == 429 or status >= 500):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ DTYPES = {
 }
 """What networks consist of, by its name in the header."""
 
+Header = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and type of each tensor."""
+
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write all parameters and buffers."""
@@ -33,8 +37,31 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Give a model, whose parameters may be empty, the tensors of a checkpoint; the floating-point type is the model's.
+def load_weights(model: nn.Module, folder: Path) -> nn.Module:
+    """Give a model, whose parameters may be empty, the tensors of a checkpoint.
+
+    Returns:
+        The model, in the widest floating-point type of the file.
+    Raises:
+        EagleEyeError: the file is missing or damaged, or its tensors are not exactly those of the model.
+    """
+    path = folder / WEIGHTS
+    header = check_weights(model, folder)
+    dtype = widest_type(DTYPES[kind] for _, kind in header.values())
+    expected = model.state_dict()
+    types = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in expected.items()}
+    try:
+        with safe_open(path, "pt") as file:
+            # copies: what lies in the file may not be aligned, and convolutions then sum in another order
+            tensors = {name: file.get_tensor(name).to(types[name], copy=True) for name in header}
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise EagleEyeError(f"{path} is no safetensors file: {error}") from error
+    model.load_state_dict(tensors, assign=True)
+    return model.to(dtype)
+
+
+def check_weights(model: nn.Module, folder: Path) -> Header:
+    """Compare the header of a checkpoint's weights with a model, which may be empty.
 
     Raises:
         EagleEyeError: the file is missing or damaged, or its tensors are not exactly those of the model.
@@ -42,20 +69,37 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     path = folder / WEIGHTS
     if not path.is_file():
         raise EagleEyeError(f"{folder} has no {WEIGHTS}; the checkpoint is damaged")
-    expected = model.state_dict()
     try:
         _check_header_size(path)
         with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            found = {name: (tuple((part := file.get_slice(name)).get_shape()), part.get_dtype()) for name in names}
-            _compare(path, expected, found)
-            # copies: what lies in the file may not be aligned, and convolutions then sum in another order
-            tensors = {name: file.get_tensor(name).to(expected[name].dtype, copy=True) for name in names}
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            header = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, EagleEyeError):
             raise
         raise EagleEyeError(f"{path} is no safetensors file: {error}") from error
-    model.load_state_dict(tensors, assign=True)
+    _compare(path, model.state_dict(), header)
+    return header
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse to go on with tensors that hold NaN or infinite values."""
+    broken = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise EagleEyeError(
+            f"`model` holds NaN or infinite values in {', '.join(broken[:5])}"
+            f"{f' and {len(broken) - 5} more' if len(broken) > 5 else ''}; training diverged, or statistics overflowed"
+        )
+
+
+def widest_type(types: Iterable[torch.dtype]) -> torch.dtype:
+    """The floating-point type that holds the values of all these; others do not count."""
+    floating = [kind for kind in types if kind.is_floating_point]
+    return reduce(torch.promote_types, floating) if floating else torch.float32
 
 
 def _check_header_size(path: Path) -> None:
@@ -66,7 +110,7 @@ def _check_header_size(path: Path) -> None:
         raise EagleEyeError(f"{path} is no safetensors file: its header can't be {size} bytes long")
 
 
-def _compare(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+def _compare(path: Path, expected: Mapping[str, Tensor], found: Header) -> None:
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name[:100]} is unknown" for name in found if name not in expected]
     for name, (shape, dtype) in found.items():

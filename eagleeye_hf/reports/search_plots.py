@@ -13,6 +13,7 @@ from eagleeye_hf.reports.result import ACCENT, DARK, LIGHT, MAX_NAMES
 from eagleeye_hf.search.reading import SearchRecord
 
 ORIGINS = {"random": "#9aa5b1", "evolution": DARK, "uniform": "#edae49", "global": "#3caea3"}
+PICTURES = ("search_scores.png", "search_widths.png", "search_ratios.png")
 LEADERS = 10
 PANELS = 12
 """Groups whose ratios are drawn against the loss, those that matter most."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.runs.config import RunConfig
+from eagleeye_hf.runs.folder import open_run
+from eagleeye_hf.runs.processes import is_main
 from eagleeye_hf.training.finetune import finetune_model
+
+BASE = "training-base"
+"""Checkpoints of this training, in the run's folder."""
 
 
 def adapt_model(model: nn.Module, data: Splits, config: RunConfig) -> nn.Module:
@@ -17,12 +21,15 @@ def adapt_model(model: nn.Module, data: Splits, config: RunConfig) -> nn.Module:
 
     A run that was killed goes on when started again with the same config.
     """
+    run = open_run(config.output, "compress")
+    if is_main():
+        run.claim(BASE)
     training = replace(config.finetune, epochs=config.adapt.adapt_epochs, lr=config.adapt.adapt_lr)
     return finetune_model(
         model,
         data.train,
         training,
         holdout=data.holdout,
-        checkpoint=Path(config.output) / "training-base",
+        checkpoint=run.path / BASE,
         num_workers=config.data.num_workers,
     )

@@ -18,6 +18,7 @@ from tyro import _errors as events
 
 from eagleeye_hf.configs import annotations_of, check_value, describe_type, flat_dict
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.runs.processes import is_main, leave_processes, watch_launcher
 
 Config = TypeVar("Config")
 CONFIG_FLAG = "--config"
@@ -65,9 +66,9 @@ def _parse(config_class: type[Config], arguments: Sequence[str], description: st
         )
 
 
-def write_settings(config: Any, folder: Path) -> None:
-    """Write the file that starts this run again."""
-    (folder / RUN_FILE).write_text(yaml.safe_dump(flat_dict(config), sort_keys=False), encoding="utf-8")
+def settings_text(config: Any) -> str:
+    """The file that starts this run again."""
+    return yaml.safe_dump(flat_dict(config), sort_keys=False)
 
 
 def _take_config_file(arguments: list[str]) -> tuple[list[str], str | None]:
@@ -156,28 +157,31 @@ def _flag(argument: Any) -> str:
     return argument.field.intern_name if argument.is_positional() else argument.lowered.name_or_flags[-1]
 
 
-def leave_processes() -> None:
-    """End the connection between the processes of a run together: one that just exits can abort those still talking."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        from accelerate import PartialState
-
-        state = PartialState()
-        state.wait_for_everyone()
-        state.destroy_process_group()
-
-
 def run_main(main: Callable[[Any], Any], parse: Callable[[], Any]) -> int:
-    """Run and return the exit code: bad input is one line on the error stream and code 2."""
+    """Run and return the exit code: bad input and a disk that refuses are one line on the error stream, and code 2."""
+    watch_launcher()
     try:
         main(parse())
         leave_processes()
     except EagleEyeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        if is_main():
+            print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except OSError as error:
+        place = f"`{error.filename}`: " if error.filename else ""
+        return _complain(f"{place}{error.strerror or error}. The same command goes on once that is mended.")
     return 0
+
+
+def _complain(text: str) -> int:
+    """All processes refuse the same input, and one says so; what goes wrong later, each says for itself."""
+    text = " ".join(text.split())
+    if is_main():
+        print(f"error: {text}", file=sys.stderr)
+    elif "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        print(f"error in process {os.environ['RANK']}: {text}", file=sys.stderr)
+    return 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -19,11 +18,13 @@ from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.config import read_config
-from eagleeye_hf.runs.arguments import write_settings
-from eagleeye_hf.runs.compress import publish_run, test_model
+from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
+from eagleeye_hf.runs.compress import TRAINING, publish_run, test_model
 from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
-from eagleeye_hf.runs.folder import prepare_output
+from eagleeye_hf.runs.folder import SAVED, open_run
 from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
+from eagleeye_hf.runs.processes import main_process_works
+from eagleeye_hf.runs.result import curve_points
 from eagleeye_hf.runtimes.latency import compare_latency
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.tracing.trace import trace_model
@@ -36,11 +37,12 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
     Returns:
         Test metrics before and after, in the main process; None in others.
     """
-    folder = prepare_output(config.output)
+    run = open_run(config.output, "finetune")
     set_seed(config.seed)
     accelerator = Accelerator()
     if accelerator.is_main_process:
-        write_settings(config, folder)
+        run.write(RUN_FILE, settings_text(config))
+        run.claim(TRAINING, "logs")
     name = config.network.model
     model = load_model(name, config.network.weights)
     teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
@@ -66,27 +68,32 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
         holdout=data.holdout,
         calibration=data.calibration,
         accelerator=accelerator,
-        checkpoint=folder / "training",
+        checkpoint=run.path / TRAINING,
         identity=image_identity(*images) | networks,
         num_workers=config.data.num_workers,
         on_epoch=curve.append,
     )
     metrics["fine-tuned"] = test(trained)
-    if not accelerator.is_main_process:
-        return None
-    facts = _facts(config, history, data, trained, metrics, curve)
-    history["metrics"] = {step: found.to_dict() for step, found in metrics.items()}
-    push_to = config.publishing.push_to
-    save_pretrained(
-        trained.cpu(),
-        folder,
-        label_names=data.label_names,
-        provenance=history | {"finetune": flat_dict(config), "training": [asdict(record) for record in curve]},
-        card=write_card(facts, push_to or config.output, on_hub=bool(push_to)),
-    )
-    shutil.rmtree(folder / "training", ignore_errors=True)
-    if push_to:
-        publish_run(folder, push_to, config.hub)
+    with main_process_works():
+        if not accelerator.is_main_process:
+            return None
+        facts = _facts(config, history, data, trained, metrics, curve)
+        history["metrics"] = {step: found.to_dict() for step, found in metrics.items()}
+        push_to = config.publishing.push_to
+        run.claim(*SAVED)
+        if run.has_result:  # whole, though the run was killed before it said so
+            run.remove(*SAVED)
+        save_pretrained(
+            trained.cpu(),
+            run.path,
+            label_names=data.label_names,
+            provenance=history | {"finetune": flat_dict(config), "training": [asdict(record) for record in curve]},
+            card=write_card(facts, push_to or config.output, on_hub=bool(push_to)),
+        )
+        run.remove(TRAINING)
+        if push_to:
+            publish_run(run.path, push_to, config.hub)
+        run.note(finished=True)
     return {"before": before, "fine-tuned": metrics["fine-tuned"]}
 
 
@@ -117,7 +124,7 @@ def _facts(
         dataset_revision=data.revision,
         metrics=metrics,
         holdout_images=config.held_out.holdout_images,
-        training_curve=[asdict(record) for record in curve],
+        training_curve=curve_points(curve),
         file_bytes=(state_bytes(base), state_bytes(trained)),
         latency=compare_latency(base, [trained], graph.input_size),
         settings={

@@ -51,6 +51,11 @@ class Strategy:
         return Strategy(tuple(widths), tuple(blocks), size)
 
 
+def as_strategy(value: Strategy | Sequence[int]) -> Strategy:
+    """A strategy, or the one of these widths."""
+    return value if isinstance(value, Strategy) else Strategy(tuple(value))
+
+
 def check_strategy(graph: ChannelGraph, strategy: Strategy) -> Strategy:
     """The strategy, once it is known to fit the graph.
 

@@ -90,7 +90,8 @@ def _try_removing(
         ids_of = full.sizes.found_ids
         places = {(a.module, a.path): is_left[grouping.roots[ids_of[a.module, a.path]]] for a in graph.attributes}
         resize_modules(full.model, {path: int(left.sum()) for path, left in places.items()})
-        check = Shadow(full.model, Checker(kept, grouping.pinned), following=iter(full.choices))
+        checker = Checker(kept, grouping.pinned)
+        check = Shadow(full.model, checker, tensors=full.tensors, following=iter(full.choices))
         check.run(graph.input_size)
     except MismatchError as error:
         return f"removing channels breaks the model: {error}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +34,8 @@ class Shadow:
     tie_merged: bool = False
     has_heads: bool = False
     sizes: SizeFinder = field(init=False)
-    tensors: dict[str, Tensor] = field(init=False)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Those of the model; found where they are not given."""
     costs: list[tuple[int, list[tuple[int, Dim]]]] = field(default_factory=list)
     log: list[tuple[Any, ...]] = field(default_factory=list)
     choices: list[bool] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Shadow:
 
     def __post_init__(self) -> None:
         self.sizes = SizeFinder(self.model)
-        self.tensors = dict(named_tensors(self.model))
+        self.tensors = self.tensors or dict(named_tensors(self.model))
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
         self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
 
@@ -137,26 +138,37 @@ class _Dispatch(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is EMPTY:  # the most frequent of all, and nothing is known of its result
             return func(*args, **kwargs)
-        out = _run_on_meta(func, args, kwargs)
+        out = QUICKER.get(func, func)(*args, **kwargs)
         self.shadow.see(func, args, kwargs, out)
         return out
 
 
-def _run_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
-    """Call an operator, or a quick one whose result has the same shape where PyTorch works that out in Python.
+def _normalise(data: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    running_mean, training = args[2], args[4]
+    if training or running_mean is None or running_mean.shape != data.shape[1:2]:
+        return ATEN.native_batch_norm.default(data, *args)
+    return data.clone(), *[torch.empty(0, device="meta")] * 2
 
-    With efficientnet_b0, a run takes 13 ms instead of 43, and tracing as long as Torch-Pruning instead of twice that.
-    """
-    if func is ATEN.native_batch_norm.default and not args[5] and args[3] is not None:
-        if args[3].shape == args[0].shape[1:2]:
-            return args[0].clone(), *[torch.empty(0, device="meta")] * 2
-    elif func in (ATEN.hardtanh_.default, ATEN.silu_.default):
-        return args[0]
-    elif func is ATEN.mean.dim:
-        return ATEN.sum.dim_IntList(*args, **kwargs)
-    elif func in (ATEN.add.Tensor, ATEN.mul.Tensor) and isinstance(args[1], Tensor) and args[0].dtype == args[1].dtype:
-        return torch.broadcast_tensors(*args)[0].clone()
-    return func(*args, **kwargs)
+
+def _combine(a: Tensor, b: Any, **_: Any) -> Tensor:
+    whole = torch.broadcast_tensors(a, b)[0] if isinstance(b, Tensor) else a
+    return whole.clone().to(torch.result_type(a, b))
+
+
+def _keep(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+QUICKER: dict[Any, Callable[..., Any]] = {
+    ATEN.native_batch_norm.default: _normalise,
+    ATEN.add.Tensor: _combine,
+    ATEN.mul.Tensor: _combine,
+    ATEN.mean.dim: ATEN.sum.dim_IntList,
+    ATEN.hardtanh_.default: _keep,
+    ATEN.silu_.default: _keep,
+}
+"""What gives a result of the same shape and type on `meta`, where PyTorch works these out in Python: with them, a run
+of efficientnet_b0 takes 10 ms instead of 41, and tracing it about as long as Torch-Pruning instead of twice that."""
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 from eagleeye_hf.channels.cut import meta_copy
 from eagleeye_hf.channels.graph import ChannelGraph, SizeAttribute
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.networks.description import resolve_input_size
+from eagleeye_hf.networks.description import resolve_input_size, unwrap_model
 from eagleeye_hf.tracing.confirmation import confirm_groups
 from eagleeye_hf.tracing.costs import cost_model
 from eagleeye_hf.tracing.groups import Grouping, group_ids
@@ -38,6 +38,7 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
     Raises:
         EagleEyeError: `input_size` is no image size, or the forward pass fails on it.
     """
+    model = unwrap_model(model)
     size = resolve_input_size(model, input_size)
     best: ChannelGraph | None = None
     for whole_heads, tie_merged in ATTENTION_CHOICES:

@@ -1,8 +1,12 @@
+import copy
+import math
+
 import pytest
 import torch
+from timm.utils import freeze
 from torch import nn
 
-from eagleeye_hf import EagleEyeError, evaluate_model, recalibrate_bn
+from eagleeye_hf import AdaptiveBNScore, EagleEyeError, evaluate_model, recalibrate_bn, trace_model
 from tests.helpers import make_model
 
 
@@ -88,3 +92,93 @@ def test_metrics_are_those_computed_by_hand():
         evaluate_model(model, [(images, labels + 7)])
     with pytest.raises(EagleEyeError, match="no images"):
         evaluate_model(model, [])
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_statistics_are_repaired_as_those_of_a_fresh_layer(value, momentum):
+    """NaN and infinity survive every average of the old with the new."""
+    model, batches = layer_and_batches()
+    expected = copy.deepcopy(model)
+    model[1].running_mean[2] = model[1].running_var[3] = value
+    recalibrate_bn(model, batches, momentum)
+    recalibrate_bn(expected, batches, momentum)
+    assert torch.equal(model[1].running_mean, expected[1].running_mean)
+    assert torch.equal(model[1].running_var, expected[1].running_var)
+
+
+def test_what_is_not_finite_is_named_and_changes_nothing():
+    model, batches = layer_and_batches()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    batches[1][0, 0, 0, 0] = float("nan")
+    with pytest.raises(EagleEyeError, match="images with values that are not finite"):
+        recalibrate_bn(model, batches)
+    huge = [batch.nan_to_num() * 1e30 for batch in batches]
+    with pytest.raises(EagleEyeError, match="the statistics of 1 are not finite"):
+        recalibrate_bn(model, huge)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_last_single_image_joins_the_batch_before():
+    """Where a map is 1 x 1, one image tells no variance."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    images = torch.randn(9, 3, 4, 4)
+    recalibrate_bn(model, images.split(4))
+    torch.testing.assert_close(model[1].running_var, images.mean((2, 3)).var(0))
+    with pytest.raises(EagleEyeError, match="one of 1 image, which tells no variance"):
+        recalibrate_bn(model, [images[:1]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_any_type_take_images_of_any_type(dtype):
+    model = make_model("resnet20_cifar")
+    other = copy.deepcopy(model).to(dtype)
+    images, labels = torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))
+    recalibrate_bn(model, [images])
+    assert recalibrate_bn(other, [images]) is other
+    assert {p.dtype for p in other.parameters()} == {dtype}
+    exact = dtype == torch.float64
+    torch.testing.assert_close(
+        other.bn1.running_mean.float(), model.bn1.running_mean, rtol=1e-5 if exact else 0.02, atol=0.02
+    )
+    found, expected = (evaluate_model(m, [(images, labels)]) for m in (other, model))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-4 if exact else 0.05)
+    graph = trace_model(other)
+    score = AdaptiveBNScore(other, graph, [(images, labels)], [(images, labels)])
+    assert math.isfinite(score(graph.widths).loss)
+    assert {p.dtype for p in score.build(graph.widths, compensate=True).parameters()} == {dtype}
+
+
+def test_batches_and_outputs_as_transformers_has_them():
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=10)).eval()
+    plain = model.timm_model
+    images, labels = torch.randn(8, 3, 64, 64), torch.randint(0, 10, (8,))
+    batches = [{"pixel_values": images, "labels": labels}]
+    found = evaluate_model(recalibrate_bn(model, batches), batches)
+    assert found == evaluate_model(plain, [(images, labels)])
+    graph = trace_model(model, (3, 64, 64))
+    score = AdaptiveBNScore(model, graph, [(images, labels)], [(images, labels)], compensate=True, criterion="taylor")
+    assert score(graph.widths).reported == found.top1
+    with pytest.raises(EagleEyeError, match="but none of labels, label"):
+        evaluate_model(model, [{"pixel_values": images}])
+    with pytest.raises(EagleEyeError, match="hold images alone"):
+        evaluate_model(model, [images])
+
+
+def test_frozen_layers_are_told():
+    model = make_model("resnet18")
+    freeze(model, ["conv1", "bn1", "layer1"])
+    with pytest.warns(UserWarning, match=r"5 frozen BatchNorm layers \(bn1, layer1.0.bn1, layer1.0.bn2, ...\) keep"):
+        recalibrate_bn(model, [torch.randn(4, 3, 64, 64)])
+
+
+def test_synchronised_layers_wait_for_nobody():
+    model, batches = layer_and_batches()
+    expected = copy.deepcopy(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    recalibrate_bn(model, batches)  # on a CPU a synchronised one would refuse
+    recalibrate_bn(expected, batches)
+    assert torch.equal(model[1].running_var, expected[1].running_var)
+    assert "forward" not in vars(model[1])

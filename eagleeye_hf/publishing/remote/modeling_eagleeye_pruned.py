@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 from timm.models import register_model
+from timm.utils.model import reparameterize_model
 from torch import nn
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification, TimmWrapperModel
 
@@ -25,11 +26,13 @@ def eagleeye_pruned(
     base: str = "",
     base_args: Mapping[str, Any] | None = None,
     sizes: Mapping[str, Any] | None = None,
+    fused: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """The pruned network with random weights; all arguments come from `config.json`."""
     kwargs = {key: kwargs[key] for key in ("num_classes", "in_chans") if key in kwargs}
-    return apply_sizes(timm.create_model(base, **(base_args or {}), **kwargs), sizes or {})
+    model = timm.create_model(base, **(base_args or {}), **kwargs)
+    return apply_sizes(reparameterize_model(model.eval(), inplace=True) if fused else model, sizes or {})
 
 
 if not timm.is_model("eagleeye_pruned"):  # eagleeye_hf, where it is imported after all, has its own

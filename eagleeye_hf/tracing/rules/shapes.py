@@ -51,7 +51,7 @@ def reshape(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
                 size, ids = take, outer
             factors.append((size, ids))
             wanted //= size
-        if sum(ids is not None for _, ids in factors) > 1:  # repeats of the same are no channels of their own
+        if sum(ids is not None for _, ids in factors) > 1:  # repeats of the same are no further channels
             factors = [(size, None if ids is None or tracer.store.is_free(ids) else ids) for size, ids in factors]
         result.append(merged := merge_factors(factors))
         if len(factors) > 1 and isinstance(merged, np.ndarray):

@@ -1,0 +1,63 @@
+"""The processes of a run: which one speaks, how they wait for one another, and how they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+LONGEST_WAIT = timedelta(days=7)
+"""For work of the main process alone, as an upload."""
+WATCHED_SECONDS = 2.0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and speaks; known before any process group is there."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def watch_launcher() -> None:
+    """End this process soon after its launcher died: without it the others of the group would be waited for in vain."""
+    if "RANK" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCHED_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def main_process_works() -> Iterator[None]:
+    """Around work of the main process alone, however long it takes: the others wait at the end."""
+    distributed = _distributed()
+    if distributed is None:
+        yield
+        return
+    group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    yield
+    distributed.barrier(group=group)
+
+
+def leave_processes() -> None:
+    """End the connection between the processes of a run together: one that just exits can abort those still talking."""
+    if _distributed() is not None:
+        from accelerate import PartialState
+
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
+def _distributed() -> Any:
+    distributed = sys.modules.get("torch.distributed")
+    ready = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return distributed if ready else None

@@ -1,0 +1,160 @@
+"""The result of a run: measured, saved with its card, and summed up for the terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from accelerate import Accelerator
+from torch import nn
+
+from eagleeye_hf.channels.cost import count_cost
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.configs import flat_dict, flat_items
+from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.evaluation.metrics import Metrics
+from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
+from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
+from eagleeye_hf.runs.config import RunConfig
+from eagleeye_hf.runs.folder import SAVED, RunFolder
+from eagleeye_hf.runtimes.latency import Latency, compare_latency
+from eagleeye_hf.strategies.strategy import Strategy, named_widths
+from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.finetune import EpochRecord
+
+PICTURE = "result.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a run chose, and what came of it."""
+
+    strategy: Strategy
+    origin: str
+    metrics: Mapping[str, Metrics]
+    """On the test images: of the full network and of the result, by the name of its last step."""
+    steps: Mapping[str, Metrics]
+    """On the holdout images, between the two."""
+    curve: Sequence[EpochRecord]
+
+
+def save_result(
+    model: nn.Module,
+    pruned: nn.Module,
+    graph: ChannelGraph,
+    data: Splits,
+    measured: Measured,
+    config: RunConfig,
+    run: RunFolder,
+    accelerator: Accelerator,
+) -> None:
+    """Measure milliseconds, and save the checkpoint with its card; `config.json` comes last."""
+    latency = measure(model, pruned.to(accelerator.device).eval(), graph, config.onnx_latency)
+    pruned = pruned.cpu().eval()
+    facts = CardFacts(
+        base=config.network.model,
+        graph=graph,
+        strategy=measured.strategy,
+        dataset=data.name,
+        dataset_revision=data.revision,
+        metrics=measured.metrics,
+        holdout_images=data.holdout.count(),
+        training_curve=curve_points(measured.curve),
+        latency=latency,
+        settings=_settings(config, measured.origin),
+        command=_command(accelerator),
+        license=find_license(model, config),
+        picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
+        file_bytes=(state_bytes(model), state_bytes(pruned)),
+    )
+    provenance = {
+        "base_model": facts.base,
+        "widths": named_widths(graph, measured.strategy),
+        "metrics": {step: found.to_dict() for step, found in measured.metrics.items()},
+        "holdout_metrics": {step: found.to_dict() for step, found in measured.steps.items()},
+        "config": flat_dict(config),
+        "training": [asdict(record) for record in measured.curve],
+    }
+    run.claim(PICTURE, *SAVED)
+    run.note(summary=summarise(facts, run))
+    if facts.picture:
+        from eagleeye_hf.reports.result import draw_result  # needs the extra `plots`
+
+        draw_result(graph, measured.strategy, measured.metrics, run.path / PICTURE, facts.training_curve)
+    push_to = config.publishing.push_to
+    save_pretrained(
+        pruned,
+        run.path,
+        label_names=data.label_names,
+        provenance=provenance,
+        card=write_card(facts, push_to or str(run.path), on_hub=bool(push_to)),
+    )
+
+
+def curve_points(curve: Sequence[EpochRecord]) -> list[dict[str, float]]:
+    """The training curve as cards and pictures want it."""
+    keys = ("epoch", "loss", "top1")
+    return [{key: value for key in keys if (value := getattr(record, key)) is not None} for record in curve]
+
+
+def measure(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, onnx: bool) -> list[Latency]:
+    """The pruned network beside the full one, in PyTorch and where wanted in ONNX Runtime."""
+    found = compare_latency(model, [pruned], graph.input_size)
+    if onnx:
+        try:
+            found += compare_latency(model, [pruned], graph.input_size, "onnxruntime")
+        except Exception as error:  # the exporter raises many kinds, and a whole run must not end with them
+            warnings.warn(f"the latency in ONNX Runtime is left out: {type(error).__name__}: {error}", stacklevel=2)
+    return found
+
+
+def _settings(config: RunConfig, origin: str) -> dict[str, object]:
+    settings: dict[str, object] = {"strategy": origin, "criterion": config.importance.criterion}
+    settings["compensation"] = "least squares" if config.repair.compensate else "none"
+    if not config.strategy:
+        settings["candidates"] = config.search.candidates
+        settings["budget"] = str(config.search.budgets[0])
+    settings["calibration images"] = config.held_out.calibration_images
+    if config.finetune.epochs:
+        default = FinetuneConfig()
+        always = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "distillation")
+        settings["fine-tuning"] = ", ".join(
+            f"{key} {value}"
+            for key, value in flat_items(config.finetune)
+            if key in always or value != getattr(default, key)
+        )
+    return settings | {"seed": config.seed}
+
+
+def _command(accelerator: Accelerator) -> str:
+    """What starts this run again, as far as the script can tell."""
+    command = "accelerate launch"
+    if accelerator.num_processes > 1:
+        command += f" --multi_gpu --num_processes {accelerator.num_processes}"
+    if accelerator.mixed_precision != "no":
+        command += f" --mixed_precision {accelerator.mixed_precision}"
+    return f"{command} {shlex.join(sys.argv)}"
+
+
+def find_license(model: nn.Module, config: RunConfig) -> str:
+    """The licence given or, for weights that came with it, the network's own."""
+    told = None if config.network.weights else getattr(model, "pretrained_cfg", None)
+    return str(config.publishing.license or (told or {}).get("license") or "")
+
+
+def summarise(facts: CardFacts, run: RunFolder) -> str:
+    """The closing table."""
+    full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.strategy)
+    left = f"{pruned.macs / full.macs:.1%} of the MACs, {pruned.params / full.params:.1%} of the parameters"
+    rows = cost_table(facts)
+    wide = max(len(row["name"]) for row in rows) + 4
+    lines = [f"\n{facts.base}: {left}\n"]
+    for title, found in (("test", facts.metrics), ("holdout", facts.steps)):
+        lines += [f"top-1 on the {title} images", *(f"  {k:{wide}}{m.top1:>12.2%}" for k, m in found.items()), ""]
+    lines.append(f"  {'':{wide}}{'full':>12}{'pruned':>12}")
+    lines += [f"  {row['name']:{wide}}{row['full']:>12}{row['pruned']:>12}" for row in rows]
+    return "\n".join([*lines, f"\nsaved in {run.path}"])
