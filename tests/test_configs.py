@@ -22,7 +22,7 @@ from eagleeye_hf import (
 )
 from eagleeye_hf.commands import evaluate, export, finetune, inspect, prune, push, report, search
 from eagleeye_hf.configs import Within, annotations_of, flat_dict
-from eagleeye_hf.runs.arguments import parse_config, write_settings
+from eagleeye_hf.runs.arguments import RUN_FILE, parse_config, settings_text
 
 COMMANDS = [evaluate, export, finetune, inspect, prune, push, report, search]
 
@@ -85,7 +85,7 @@ def test_one_spelling_means_one_thing():
             base = next(c for c in reversed(place.__mro__) if name in getattr(c, "__annotations__", {}))
             places.setdefault(name, set()).add(base)
     apart = {name for name, classes in places.items() if len(classes) > 1}
-    assert apart <= {"output", "seed", "strategy", "batch_size", "image_size"}
+    assert apart <= {"output", "seed", "strategy", "batch_size", "image_size", "license"}
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, None], ids=lambda c: c.__name__.split(".")[-1] if c else "compress")
@@ -107,8 +107,8 @@ def test_every_setting_is_explained_under_its_name(command, capsys):
 def test_a_file_of_settings_starts_the_same_run(tmp_path):
     words = ["resnet18", "--macs", "0.5", "300M", "--no-hflip", "--label-names", "cat", "dog", "--lr", "0.1"]
     config = parse_config(RunConfig, words, "", "eagleeye")
-    write_settings(config, tmp_path)
-    file = tmp_path / "run.yaml"
+    (tmp_path / RUN_FILE).write_text(settings_text(config))
+    file = tmp_path / RUN_FILE
     assert json.loads(json.dumps(yaml.safe_load(file.read_text()))) == flat_dict(config)
     assert parse_config(RunConfig, ["--config", str(file)], "", "eagleeye") == config
     changed = parse_config(RunConfig, [f"--config={file}", "--lr", "0.2", "--hflip"], "", "eagleeye")

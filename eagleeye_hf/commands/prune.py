@@ -11,7 +11,7 @@ from eagleeye_hf.configs import check_fields, flat_dict
 from eagleeye_hf.data.config import DatasetConfig, HeldOutConfig
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
-from eagleeye_hf.runs.config import NetworkConfig, Seed, split_arguments
+from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, split_arguments
 from eagleeye_hf.strategies.files import read_strategy
 from eagleeye_hf.strategies.strategy import named_widths
 
@@ -54,6 +54,7 @@ def run(config: Config) -> None:
     from eagleeye_hf.runs.processes import is_main
     from eagleeye_hf.tracing.trace import trace_model
 
+    check_held_out(config.held_out)
     run = open_run(config.output, "prune")
     device = Accelerator().device
     model = load_model(config.network.model, config.network.weights).to(device).eval()

@@ -16,7 +16,7 @@ from eagleeye_hf.configs import check_fields
 from eagleeye_hf.data.config import DatasetConfig, HeldOutConfig
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.pruning.config import ImportanceConfig
-from eagleeye_hf.runs.config import NetworkConfig, Seed, split_arguments
+from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, split_arguments
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.files import describe_strategy
 
@@ -60,6 +60,7 @@ def run(config: Config) -> None:
     from eagleeye_hf.search.run import run_search
     from eagleeye_hf.tracing.trace import trace_model
 
+    check_held_out(config.held_out)
     folder = open_run(config.output, "search")
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights)
@@ -73,6 +74,7 @@ def run(config: Config) -> None:
         data.holdout.cached_batches(),
         criterion=config.importance.criterion,
         compensate=config.scoring.score_compensated,
+        format=config.scoring.format,
         seed=config.seed,
     )
     if accelerator.is_main_process:

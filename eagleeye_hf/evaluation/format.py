@@ -1,4 +1,4 @@
-"""Memory format and precision of forward passes, chosen by measurement."""
+"""Memory format and precision of forward passes: what the device is made for, or what a measurement finds."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ class FormatChoice:
     rank_correlation: float | None
     """With float32, on the examples; None where it was not asked for."""
 
+    def __str__(self) -> str:
+        if self.rank_correlation is None:
+            return str(self.chosen)
+        return f"{self.chosen} (rank correlation of bfloat16 with float32: {self.rank_correlation:.2f})"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -56,6 +61,15 @@ FORMATS = [Format(channels_last=last, bfloat16=half) for half in (False, True) f
 NEARLY = 0.9
 SAME_RANKING = 0.9
 """Least rank correlation with float32 at which a lower precision may score."""
+
+
+def native_format(device: torch.device) -> Format:
+    """What the device is made for; always the same on the same device."""
+    if device.type == "cuda":
+        return Format(channels_last=True, bfloat16=torch.cuda.is_bf16_supported())
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # as far as this PyTorch knows them
+    has_bfloat16 = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return Format(channels_last=True, bfloat16=has_bfloat16)
 
 
 def time_formats(
@@ -96,14 +110,26 @@ def choose_format(speeds: Mapping[Format, float], losses: Callable[[Format], Seq
         losses: of the examples in a format.
     """
     safe = fastest_format({f: speed for f, speed in speeds.items() if not f.bfloat16})
-    chosen, agreement = fastest_format(speeds), None
-    if chosen.bfloat16:
-        pair = [losses(safe), losses(chosen)]
-        agreement = rank_correlation(*pair) if np.all(np.isfinite(pair)) else 0.0
-        if agreement < SAME_RANKING:
-            chosen = safe
     speed_by_name = {str(f): round(speed, 1) for f, speed in speeds.items()}
-    return FormatChoice(chosen=chosen, images_per_second=speed_by_name, rank_correlation=agreement)
+    return check_format(fastest_format(speeds), safe, losses, speed_by_name)
+
+
+def check_format(
+    wanted: Format,
+    safe: Format,
+    losses: Callable[[Format], Sequence[float]],
+    images_per_second: Mapping[str, float] | None = None,
+) -> FormatChoice:
+    """The wanted format, or the safe one where the wanted has a lower precision that fails or ranks otherwise."""
+    agreement = None
+    if wanted.bfloat16:
+        try:
+            pair = [losses(safe), losses(wanted)]
+            agreement = rank_correlation(*pair) if np.all(np.isfinite(pair)) else 0.0
+        except RuntimeError:  # an operator without this precision on this device
+            agreement = 0.0
+    chosen = safe if agreement is not None and agreement < SAME_RANKING else wanted
+    return FormatChoice(chosen=chosen, images_per_second=dict(images_per_second or {}), rank_correlation=agreement)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

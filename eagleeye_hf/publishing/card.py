@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics
+from eagleeye_hf.publishing.paths import hide_command, hide_paths
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.strategies.strategy import Strategy
 
@@ -21,6 +23,8 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 TIMM_NAME = re.compile(r"\w+\.\w+")
 """An architecture with the tag of its weights, which timm keeps on the Hub."""
+TIMM_PAGE = "https://github.com/huggingface/pytorch-image-models"
+LICENSE = re.compile(r"[\w.+-]{1,64}")
 PACKAGES = ("eagleeye-hf", "torch", "timm", "transformers", "datasets", "accelerate", "safetensors")
 
 REQUIRED = {
@@ -42,16 +46,23 @@ REQUIRED = {
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card tells; every optional fact may be missing."""
+    """What a card tells; every optional fact may be missing. Local paths are left out of what is written."""
 
     base: str
     """timm architecture, with its tag where it has one, or `hf-hub:USER/REPO`."""
     graph: ChannelGraph
     strategy: Strategy
+    local_weights: bool = False
+    """The base's weights came from a file, not from timm: nothing that timm tells about its own applies to them."""
     dataset: str = ""
     dataset_revision: str = ""
+    split: str = "test"
+    """Of the dataset, in which the test images are."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """Test metrics, in order, of `full`, `vanilla`, `adaptive`, `compensated` and `fine-tuned`."""
+    """On the test images, in order: of `full`, and of the network that is published under the name of its last step
+    (`adaptive`, `compensated`, `fine-tuned`). Steps between them belong in `steps`."""
+    steps: Mapping[str, Metrics] = field(default_factory=dict)
+    """On the holdout images, in order: what the steps from the full network to the published one gave."""
     holdout_images: int = 0
     training_curve: Sequence[Mapping[str, float]] = ()
     """One entry per epoch of fine-tuning: `epoch`, `loss`, and `top1` on the holdout images where it was measured."""
@@ -74,9 +85,12 @@ class CardFacts:
 
     @property
     def hub_base(self) -> str | None:
-        """The base network's repo on the Hub."""
+        """The base network's repo on the Hub, which its weights are from."""
+        if self.local_weights:
+            return None
         if self.base.startswith("hf-hub:"):
-            return self.base.removeprefix("hf-hub:")
+            repo = self.base.removeprefix("hf-hub:").partition("@")[0]
+            return repo if HUB_NAME.fullmatch(repo) else None
         return f"timm/{self.base}" if TIMM_NAME.fullmatch(self.base) else None
 
 
@@ -87,24 +101,23 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         location: folder, or Hub repo with `on_hub`, that the loading examples name.
     """
     full, pruned = count_cost(facts.graph, facts.graph.widths), count_cost(facts.graph, facts.strategy)
-    name = facts.base.split("/")[-1].split(".")[0]
-    title = f"{name}, pruned to {pruned.macs / full.macs:.0%} of the MACs"
-    timm_page = "https://github.com/huggingface/pytorch-image-models"
+    base, dataset = _plain(facts.base), _plain(facts.dataset)
+    title = f"{base.split('/')[-1].split('.')[0]}, pruned to {pruned.macs / full.macs:.0%} of the MACs"
     card = ModelCard.from_template(
         _metadata(facts, title),
         template_path=str(TEMPLATE),
         title=title,
-        base=facts.base,
-        base_url=f"https://huggingface.co/{facts.hub_base}" if facts.hub_base else timm_page,
+        base=base,
+        base_url=_base_page(facts),
+        local_weights=facts.local_weights,
         macs_percent=f"{pruned.macs / full.macs:.1%}",
         params_percent=f"{pruned.params / full.params:.1%}",
-        dataset=facts.dataset,
-        dataset_revision=facts.dataset_revision,
+        dataset=dataset,
+        dataset_revision=_plain(facts.dataset_revision),
+        split=_plain(facts.split),
         table=cost_table(facts),
-        steps=[
-            {"name": step, "top1": f"{m.top1:.2%}", "top5": f"{m.top5:.2%}", "loss": f"{m.loss:.3f}"}
-            for step, m in facts.metrics.items()
-        ],
+        tested=_metric_rows(facts.metrics),
+        steps=_metric_rows(facts.steps),
         curve=[
             {
                 "epoch": f"{point['epoch']:.0f}",
@@ -118,8 +131,8 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         holdout_images=facts.holdout_images,
         location=location,
         timm_location=f"{'hf-hub' if on_hub else 'local-dir'}:{location}",
-        settings=list(facts.settings.items()),
-        command=facts.command,
+        settings=[(_plain(name), _plain(value)) for name, value in facts.settings.items()],
+        command=hide_command(facts.command),
         widths=[
             {
                 "name": f"`{group.name}`",
@@ -136,15 +149,37 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
     return str(card)
 
 
+def _metric_rows(metrics: Mapping[str, Metrics]) -> list[dict[str, str]]:
+    return [
+        {"name": step, "top1": f"{m.top1:.2%}", "top5": f"{m.top5:.2%}", "loss": f"{m.loss:.3f}"}
+        for step, m in metrics.items()
+    ]
+
+
+def _plain(value: object) -> str:
+    """One line of text without local paths, which Markdown shows as it is."""
+    return re.sub(r"([\\`\[\]<>|])", r"\\\1", " ".join(str(hide_paths(str(value))).split()))
+
+
+def _base_page(facts: CardFacts) -> str | None:
+    """Where the base network can be read about: its weights, or else timm, where the architecture is one of timm's."""
+    if facts.hub_base:
+        return f"https://huggingface.co/{facts.hub_base}"
+    name = facts.base.split(".")[0]
+    of_timm = timm.is_model(name) and timm.models.model_entrypoint(name).__module__.startswith("timm.")
+    return TIMM_PAGE if of_timm and not facts.local_weights else None
+
+
 def _metadata(facts: CardFacts, title: str) -> ModelCardData:
     results = None
+    dataset = str(hide_paths(facts.dataset))
     if facts.final:
         results = [
             EvalResult(
                 task_type="image-classification",
-                dataset_type=facts.dataset or "unknown",
-                dataset_name=facts.dataset.rstrip("/").split("/")[-1] or "unknown",
-                dataset_split="test",
+                dataset_type=dataset or "unknown",
+                dataset_name=dataset.rstrip("/").split("/")[-1] or "unknown",
+                dataset_split=facts.split or None,
                 dataset_revision=facts.dataset_revision or None,
                 metric_type="accuracy",
                 metric_name=name,
@@ -159,7 +194,7 @@ def _metadata(facts: CardFacts, title: str) -> ModelCardData:
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "pruned", "eagleeye"],
-        datasets=[facts.dataset] if HUB_NAME.fullmatch(facts.dataset) else None,
+        datasets=[dataset] if HUB_NAME.fullmatch(dataset) else None,
         license=facts.license or None,
         eval_results=results,
     )
@@ -188,6 +223,32 @@ def address_card(text: str, repo: str) -> str:
     """The card with loading examples that name this Hub repo, wherever it was written for."""
     text = re.sub(r'from_pretrained\("[^"]+"', lambda _: f'from_pretrained("{repo}"', text)
     return re.sub(r'create_model\("(local-dir|hf-hub):[^"]+"', lambda _: f'create_model("hf-hub:{repo}"', text)
+
+
+def license_card(text: str, license: str) -> str:
+    """The card with this licence in its metadata.
+
+    Raises:
+        EagleEyeError: it is no name of a licence, or the card tells another.
+    """
+    if not LICENSE.fullmatch(license):
+        raise EagleEyeError(f"`license={license}` is no name of a licence, such as mit or apache-2.0")
+    head = re.match(r"---\s*\n(.*?)^---\s*$", text, re.DOTALL | re.MULTILINE)
+    told = re.search(r"^license: *(\S.*)$", head[1], re.MULTILINE) if head else None
+    if told and told[1].strip("\"' ") != license:
+        raise EagleEyeError(f"`license={license}`, but the card tells the licence {told[1]}; change it there")
+    if told or not head:
+        return text
+    return text[: head.start(1)] + f"license: {license}\n" + text[head.start(1) :]
+
+
+def find_license(cfg: Mapping[str, object] | None, local_weights: bool) -> str:
+    """The licence of a network's weights: the one that timm tells of its own, where they are those.
+
+    Args:
+        cfg: the network's `pretrained_cfg`.
+    """
+    return "" if local_weights else str((cfg or {}).get("license") or "")
 
 
 def check_card(text: str, place: str) -> None:

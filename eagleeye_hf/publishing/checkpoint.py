@@ -138,11 +138,11 @@ def open_checkpoint(folder: Path) -> tuple[dict[str, Any], nn.Module]:
     arguments, num_classes = config["model_args"], config["num_classes"]
     try:
         model = rebuild_empty(arguments, num_classes)
+        check_weights(model, folder)
+        check_claims(model, arguments, config["pretrained_cfg"], num_classes)
         told = config.get("num_features") or getattr(model, "num_features", 0)
         if told != getattr(model, "num_features", told):
             raise EagleEyeError(f"`num_features={told}`, but the network has {model.num_features}")
-        check_weights(model, folder)
-        check_claims(model, arguments, config["pretrained_cfg"], num_classes)
     except EagleEyeError as error:
         where = "" if str(folder) in str(error) else f"{folder / CONFIG}: "
         raise EagleEyeError(f"{where}{error}") from error

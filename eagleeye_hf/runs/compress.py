@@ -18,7 +18,7 @@ from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
-from eagleeye_hf.runs.config import HubConfig, RunConfig
+from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
 from eagleeye_hf.runs.processes import main_process_works
 from eagleeye_hf.runs.result import Measured, find_license, save_result
@@ -76,6 +76,7 @@ def _compress(
         data.holdout.cached_batches(),
         criterion=config.importance.criterion,
         compensate=config.scoring.score_compensated,
+        format=config.scoring.format,
         seed=config.seed,
     )
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
@@ -130,12 +131,7 @@ def check_run(model: nn.Module, config: RunConfig) -> None:
     """Find out before anything takes time what would be missing at the end."""
     if config.onnx_latency and not importlib.util.find_spec("onnxruntime"):
         raise EagleEyeError("`onnx_latency` needs onnx; install it with: pip install eagleeye-hf[onnx]")
-    if not config.held_out.calibration_images or not config.held_out.holdout_images:
-        raise EagleEyeError(
-            f"`calibration_images={config.held_out.calibration_images}` and "
-            f"`holdout_images={config.held_out.holdout_images}` are both needed: the ones recompute statistics, the "
-            "others score"
-        )
+    check_held_out(config.held_out)
     if not config.strategy and len(config.search.budgets) > 1:
         raise EagleEyeError(
             f"a run takes one budget; got {'; '.join(map(str, config.search.budgets))}. Several in one search are for "

@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from eagleeye_hf.configs import Within, check_fields, flat_dict
 from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutConfig
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
 from eagleeye_hf.search.config import SearchConfig
@@ -134,6 +135,16 @@ class FinetuneRunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+def check_held_out(held_out: HeldOutConfig) -> None:
+    """
+    Raises:
+        EagleEyeError: there are no images to recompute statistics from, or none to score on.
+    """
+    for name, use in (("calibration_images", "recompute BatchNorm statistics"), ("holdout_images", "score")):
+        if not getattr(held_out, name):
+            raise EagleEyeError(f"`{name}=0`: training images that {use} are needed here; give at least 1")
 
 
 def split_arguments(

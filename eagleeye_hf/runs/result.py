@@ -21,7 +21,7 @@ from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import SAVED, RunFolder
-from eagleeye_hf.runtimes.latency import Latency, compare_latency
+from eagleeye_hf.runtimes.latency import NOISY, Latency, compare_latency
 from eagleeye_hf.strategies.strategy import Strategy, named_widths
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord
@@ -109,6 +109,13 @@ def measure(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, onnx: bool
             found += compare_latency(model, [pruned], graph.input_size, "onnxruntime")
         except Exception as error:  # the exporter raises many kinds, and a whole run must not end with them
             warnings.warn(f"the latency in ONNX Runtime is left out: {type(error).__name__}: {error}", stacklevel=2)
+    for latency in found:
+        if latency.noise > NOISY:
+            print(
+                f"warning: milliseconds in {latency.place} vary by {latency.noise:.0%} between rounds: the machine is "
+                "busy; the fastest are given, measure again when it is quiet",
+                file=sys.stderr,
+            )
     return found
 
 

@@ -19,6 +19,8 @@ from eagleeye_hf.runtimes.torch_runtime import TorchRuntime
 
 TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 """Runtimes, and what people call them."""
+NOISY = 0.3
+"""Noise above which milliseconds are to be taken with care."""
 WARM_UP = 3
 """Rounds that don't count."""
 
@@ -34,6 +36,8 @@ class Latency:
     device: str
     threads: int
     batch_size: int = 1
+    noise: float = 0.0
+    """How far the median of the rounds lies above their minimum, of the noisier of the two networks, as a fraction."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,9 +105,15 @@ def measure_latency(
     Raises:
         EagleEyeError: the runtime is unknown or not installed.
     """
-    kind = find_runtime(runtime)
+    return [min(times) for times in _time(models, input_size, find_runtime(runtime), batch_size, rounds)]
+
+
+def _time(
+    models: Sequence[nn.Module], input_size: Sequence[int], kind: Runtime, batch_size: int, rounds: int
+) -> list[list[float]]:
+    """Milliseconds of every round, per model."""
     images = torch.randn(batch_size, *input_size, device=device_of(models[0]))
-    fastest = [float("inf")] * len(models)
+    times: list[list[float]] = [[] for _ in models]
     order, turns = list(range(len(models))), random.Random(0)
     with tempfile.TemporaryDirectory() as folder, evaluation_mode(*models):
         runs = [kind.load(model, images, Path(folder)) for model in models]
@@ -113,14 +123,29 @@ def measure_latency(
                 started = time.perf_counter()
                 runs[place]()
                 if number >= WARM_UP:
-                    fastest[place] = min(fastest[place], (time.perf_counter() - started) * 1000)
-    return fastest
+                    times[place].append((time.perf_counter() - started) * 1000)
+    return times
 
 
 def compare_latency(
     full: nn.Module, thin: Sequence[nn.Module], input_size: Sequence[int], runtime: str = "torch", rounds: int = 20
 ) -> list[Latency]:
     """Measure networks beside the full one; one record per thin network."""
-    full_ms, *times = measure_latency([full, *thin], input_size, runtime, rounds=rounds)
-    device, threads = find_runtime(runtime).describe(full)
-    return [Latency(milliseconds=ms, full_ms=full_ms, runtime=runtime, device=device, threads=threads) for ms in times]
+    kind = find_runtime(runtime)
+    full_turns, *others = _time([full, *thin], input_size, kind, 1, rounds)
+    device, threads = kind.describe(full)
+    return [
+        Latency(
+            milliseconds=min(turns),
+            full_ms=min(full_turns),
+            runtime=runtime,
+            device=device,
+            threads=threads,
+            noise=max(_noise(full_turns), _noise(turns)),
+        )
+        for turns in others
+    ]
+
+
+def _noise(turns: Sequence[float]) -> float:
+    return statistics.median(turns) / min(turns) - 1

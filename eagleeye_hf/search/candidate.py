@@ -1,4 +1,4 @@
-"""Candidates, and the lines of a journal that tell what became of them."""
+"""Candidates, what was found out about them, and which of them lead."""
 
 from __future__ import annotations
 
@@ -118,24 +118,6 @@ class Timed:
 
 
 Line = Scored | Timed
-
-
-def read_line(data: Mapping[str, Any]) -> Line:
-    """What `to_dict` of a line gave.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is no such thing.
-    """
-    if data["kind"] == "latency":
-        latency = Latency.from_dict(data["latency"])
-        return Timed(index=data["index"], latency=latency, status=data["status"], elapsed=data["elapsed"])
-    if data["kind"] != "score":
-        raise ValueError(f"unknown kind {data['kind']!r}")
-    return Scored(
-        candidate=Candidate.from_dict(data),
-        score=data["score"] and Score.from_dict(data["score"]),
-        **{key: data[key] for key in ("stage", "status", "seconds", "elapsed")},
-    )
 
 
 def rank_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from eagleeye_hf.evaluation.score import FullScores
-from eagleeye_hf.search.candidate import Candidate
+from eagleeye_hf.search.candidate import Candidate, rank_candidates
 
 NEAR_CHANCE = 2.0
 """What is reported says little below this many times the chance level."""
+STANDARD_ERRORS = 3.0
+"""Of a binomial distribution: how far above the chance level a guess may come by luck."""
 
 
 def diagnose_full_model(full: FullScores) -> str | None:
     """What the full model's own scores on the holdout images say about the data, if anything."""
     unchanged, adaptive = full.unchanged.reported, full.adaptive.reported
-    limit = _limit(full)
+    limit = _limit(full, full.unchanged.num_images)
     if unchanged >= limit and adaptive >= limit:
         return None
     scores = f"the full model scores {unchanged:.1%} on the holdout images, {adaptive:.1%} with recomputed statistics"
@@ -36,26 +39,35 @@ def diagnose_full_model(full: FullScores) -> str | None:
 
 
 def diagnose_scores(candidates: Sequence[Candidate], full: FullScores | None) -> str | None:
-    """Whether the best candidate is better than guessing, and what to do if it is not."""
-    failed = [c for c in candidates if c.status not in ("ok", "not scored")]
-    scores = [c.score for c in candidates if c.scored and c.score]
+    """Whether the best candidate, on the most images, is better than guessing, and what to do if it is not.
+
+    Args:
+        candidates: of one budget.
+    """
+    failed = [c for c in candidates if c.score is None and c.status != "not scored"]
     if failed and len(failed) > len(candidates) // 2:
         return f"{len(failed)} of {len(candidates)} candidates could not be scored; the first: {failed[0].status}"
-    if full is None or not scores:
+    leaders = rank_candidates(candidates)
+    best = leaders[0].score if leaders else None
+    if full is None or best is None:
         return None
-    best = max(score.reported for score in scores)
-    best_loss = min(score.loss for score in scores)
-    if best >= _limit(full) and best_loss < full.chance.loss:
+    if best.reported >= _limit(full, best.num_images) and best.loss < full.chance.loss:
         return None
     if diagnose_full_model(full):
         return None  # said already, and the cause
     return (
-        f"the best candidate scores {best:.1%} (loss {best_loss:.2f}), near the chance level of "
-        f"{full.chance.reported:.1%}; the full model scores {full.unchanged.reported:.1%} on the same images, so the "
-        "data is right. The ranking may be noise. Try a milder budget (or several steps with fine-tuning between "
-        "them), compensated scores, more calibration images, or a smaller `max_ratio`."
+        f"the best candidate scores {best.reported:.2%} on {best.num_images:,} images (loss {best.loss:.2f}), near the "
+        f"chance level of {full.chance.reported:.1%}; the full model scores {full.unchanged.reported:.1%}, so the data "
+        "is right. The ranking may be noise. Try a milder budget (or several steps with fine-tuning between them), "
+        "compensated scores, more calibration images, or a smaller `max_ratio`."
     )
 
 
-def _limit(full: FullScores) -> float:
-    return min(NEAR_CHANCE * full.chance.reported, 0.5 + 0.5 * full.chance.reported)
+def _limit(full: FullScores, num_images: int) -> float:
+    """Scores below it may be guesses: a multiple of the chance level and, on few images, what luck adds to it.
+
+    Never above the middle between chance and perfection.
+    """
+    chance = full.chance.reported
+    luck = STANDARD_ERRORS * math.sqrt(max(chance * (1 - chance), 0) / max(num_images, 1))
+    return min(max(NEAR_CHANCE * chance, chance + luck), 0.5 + 0.5 * chance)

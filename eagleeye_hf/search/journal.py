@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.score import Preparation
-from eagleeye_hf.search.candidate import Line, read_line
+from eagleeye_hf.search.candidate import Candidate, Line, Scored, Timed
+from eagleeye_hf.search.lines import check_record, decode_row, encode_row, read_line
+
+HEAD = b'{"fingerprint": '
+"""How a journal begins."""
 
 
 class Journal:
     """Appends to `search.jsonl`, and goes on from one that a killed run left behind.
 
     Raises:
-        EagleEyeError: the file belongs to another configuration, or is no journal.
+        EagleEyeError: the file belongs to another configuration, is no journal, or can't be written.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -33,25 +38,47 @@ class Journal:
 
     def start(self, prepared: Preparation) -> None:
         """Write the first line, or drop a torn last one: the whole lines are written beside and renamed into place."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         head = {
             "fingerprint": fingerprint(self.settings),
             "settings": self.settings,
             "prepared": asdict(prepared),
         }
         temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in [head, *(line.to_dict() for line in self.lines)])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        with self._writable():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w") as file:
+                file.writelines(encode_row(row) for row in [head, *(line.to_dict() for line in self.lines)])
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+            _sync_folder(self.path.parent)
 
     def append(self, line: Line) -> None:
-        self.lines.append(line)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line.to_dict()) + "\n")
+        with self._writable(), self.path.open("a") as file:
+            file.write(encode_row(line.to_dict()))
             file.flush()
             os.fsync(file.fileno())
+        self.lines.append(line)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise EagleEyeError(
+                f"`output={self.path.parent}` can't be written any more ({error}); make room and start again with the "
+                "same command"
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that a renamed file is there after a loss of power, too."""
+    if os.name == "posix":  # elsewhere folders can't be opened
+        place = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -62,28 +89,57 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 def read_lines(path: Path) -> tuple[dict[str, Any], Preparation | None, list[Line]]:
     """Settings, what was prepared (None where there is no whole line) and every whole line of a journal.
 
-    A torn last line (the run was killed while writing) is left out.
+    A torn last line (the run was killed while writing) is left out, and so are empty ones.
 
     Raises:
-        EagleEyeError: the file is no journal; the message tells the line.
+        EagleEyeError: the file can't be read or is no journal; the message tells the line.
     """
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise EagleEyeError(f"{path} can't be read: {error}") from error
     settings: dict[str, Any] = {}
     prepared: Preparation | None = None
     lines: list[Line] = []
-    for number, text in enumerate(path.read_text().splitlines(keepends=True), 1):
+    known = set[int]()
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
         try:
-            row = json.loads(text)
+            row = decode_row(text)
             if prepared is None:
-                settings, prepared = dict(row["settings"]), Preparation.from_dict(row["prepared"])
-            else:
-                lines.append(read_line(row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if text.endswith("\n"):
-                raise EagleEyeError(
-                    f"{path} is not a search journal (line {number}: {type(error).__name__}: {error}); "
-                    "move it away, or choose another folder"
-                ) from error
+                settings, prepared = _read_head(row)
+                continue
+            line = read_line(row)
+            if isinstance(line, Timed) and line.index not in known:
+                raise ValueError(f"candidate {line.index} has milliseconds, but no score")
+            if isinstance(line, Scored):
+                _check_fit(line.candidate, settings)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            torn = number == len(texts) and (prepared is not None or text[: len(HEAD)] == HEAD[: len(text)])
+            if torn:
+                continue
+            raise EagleEyeError(
+                f"{path} is not a search journal (line {number}: {type(error).__name__}: {error!s:.300}); "
+                "move it away, or choose another folder"
+            ) from error
+        known.add(line.index)
+        lines.append(line)
     return settings, prepared, lines
+
+
+def _read_head(row: Mapping[str, Any]) -> tuple[dict[str, Any], Preparation]:
+    settings, prepared = dict(row["settings"]), Preparation.from_dict(row["prepared"])
+    check_record(prepared, finite=False)  # the full network's own statistics may be broken
+    return settings, prepared
+
+
+def _check_fit(candidate: Candidate, settings: Mapping[str, Any]) -> None:
+    widths, channels = candidate.strategy.widths, settings.get("channels", candidate.strategy.widths)
+    if len(widths) != len(channels):
+        raise ValueError(f"{len(widths)} widths of {len(channels)} channel groups")
+    if "budgets" in settings and candidate.budget >= len(settings["budgets"]):
+        raise ValueError(f"`budget={candidate.budget}` of {len(settings['budgets'])}")
 
 
 def _check_settings(path: Path, old: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

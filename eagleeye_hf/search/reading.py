@@ -10,8 +10,9 @@ import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.score import Preparation
-from eagleeye_hf.search.candidate import Candidate, Scored, Timed, rank_candidates
+from eagleeye_hf.search.candidate import Candidate, rank_candidates
 from eagleeye_hf.search.journal import read_lines
+from eagleeye_hf.search.lines import settle_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +55,15 @@ def read_journal(path: Path) -> SearchRecord:
     settings, prepared, lines = read_lines(path)
     if prepared is None or not lines:
         raise EagleEyeError(f"`journal={path}` holds no finished candidate yet")
-    scored = sorted((line for line in lines if isinstance(line, Scored)), key=lambda line: line.stage)
+    standing = settle_lines(lines)
     candidates: dict[int, Candidate] = {}
     losses: dict[int, float] = {}
-    for line in scored:
-        candidates[line.index] = line.apply(candidates.get(line.index, line.candidate))
-        if line.stage == 0 and line.score is not None:
-            losses[line.index] = line.score.loss
-    for timed in (line for line in lines if isinstance(line, Timed)):
-        candidates[timed.index] = timed.apply(candidates[timed.index])
+    for (index, stage), line in sorted(standing.scored.items(), key=lambda item: item[0][::-1]):
+        candidates[index] = line.apply(candidates.get(index, line.candidate))
+        if stage == 0 and line.score is not None:
+            losses[index] = line.score.loss
+    for index, timed in standing.timed.items():
+        candidates[index] = timed.apply(candidates[index])
     return SearchRecord(
         settings=settings,
         prepared=prepared,

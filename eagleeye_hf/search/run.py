@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -11,17 +12,16 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
-from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.score import Preparation
 from eagleeye_hf.search.candidate import Candidate, Line, Timed
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
+from eagleeye_hf.search.failures import make_in_main, named_errors, remedy_of
 from eagleeye_hf.search.generations import Search
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.result import SearchResult
@@ -64,8 +64,8 @@ def run_search(
         output: folder of the journal `search.jsonl`; a run started again there goes on where it was killed.
         fingerprint: what else determines a score (weights, images...), kept in the journal and compared on resume.
     Raises:
-        EagleEyeError: a budget is out of reach, `score` lacks something, or the journal in `output` is of another
-            configuration.
+        EagleEyeError: a budget is out of reach, `score` lacks something, the journal in `output` is of another
+            configuration or damaged or can't be written, or the device fails; in every process.
     """
     started = time.perf_counter()
     check_scorer(score)
@@ -75,11 +75,10 @@ def run_search(
             Space(Bounds(graph, budget), config.divisor, config.max_ratio)
     settings = flat_dict(config) | {"seed": seed} | _describe_graph(graph, config) | dict(fingerprint or {})
     journal, lines, prepared = _open_journal(output, settings, accelerator)
-    prepared = _prepare(score, graph, config, seed, prepared, accelerator)
-    if journal is not None:
-        journal.start(prepared)
+    prepared = _prepare(score, graph, config, seed, prepared, accelerator, output)
+    make_in_main(accelerator, lambda: journal.start(prepared) if journal is not None else None)
     spaces = [Space(Bounds(graph, one, prepared.latency), config.divisor, config.max_ratio) for one in config.budgets]
-    workers = Workers(score, accelerator, journal, lines, started)
+    workers = Workers(score, accelerator, journal, lines, started, output)
     search = Search(spaces, config, seed, workers, score.unit_scores(), prepared.reports)
     notes = [diagnose_full_model(prepared.full) if prepared.full else None]
     if prepared.latency is not None and prepared.latency.error > LOOSE_FIT:
@@ -92,7 +91,7 @@ def run_search(
         tqdm.write(f"warning: {notes[0]}", file=sys.stderr)
     search.run()
     _measure_leaders(search, workers)
-    notes.append(diagnose_scores(search.candidates, prepared.full))
+    notes += _diagnose(search, prepared)
     return SearchResult(
         candidates=tuple(search.candidates),
         budgets=config.budgets,
@@ -112,22 +111,31 @@ def _describe_graph(graph: ChannelGraph, config: SearchConfig) -> dict[str, Any]
     }
 
 
+def _diagnose(search: Search, prepared: Preparation) -> list[str]:
+    """What is wrong with the scores of each budget."""
+    notes = []
+    for number, space in enumerate(search.spaces):
+        own = [candidate for candidate in search.candidates if candidate.budget == number]
+        note = diagnose_scores(own, prepared.full)
+        if note:
+            notes.append(note if len(search.spaces) == 1 else f"{space.bounds.budget}: {note}")
+    return notes
+
+
 def _open_journal(
     output: Path | None, settings: Mapping[str, Any], accelerator: Accelerator
 ) -> tuple[Journal | None, list[Line], Preparation | None]:
     """The journal, in the main process alone, and what it holds, in every process: nodes need no common folder."""
-    journal, error, lines, prepared = None, "", [], None
-    if output is not None and accelerator.is_main_process:
-        try:
-            journal = Journal(output / "search.jsonl", settings)
-            lines, prepared = journal.lines, journal.prepared
-        except EagleEyeError as reason:
-            error = str(reason)
-    if accelerator.num_processes > 1:
-        error, lines, prepared = broadcast_object_list([error, lines, prepared])
-    if error:
-        raise EagleEyeError(error)
-    return journal, list(lines), prepared
+    if output is None:
+        return None, [], None
+    journals = []
+
+    def read() -> tuple[list[Line], Preparation | None]:
+        journals.append(Journal(output / "search.jsonl", settings))
+        return list(journals[0].lines), journals[0].prepared
+
+    lines, prepared = make_in_main(accelerator, read)
+    return (journals[0] if journals else None), lines, prepared
 
 
 def _prepare(
@@ -137,14 +145,16 @@ def _prepare(
     seed: int,
     prepared: Preparation | None,
     accelerator: Accelerator,
+    output: Path | None,
 ) -> Preparation:
     """What is measured once per search: by the first life, in the main process, for all."""
-    if prepared is None and accelerator.is_main_process:
+
+    def measure() -> Preparation:
         latency = any("latency" in budget.limits for budget in config.budgets)
-        prepared = score.prepare(_draw_examples(graph, config, seed), latency)
-    if accelerator.num_processes > 1:
-        prepared = broadcast_object_list([prepared])[0]
-    assert prepared is not None
+        with named_errors("scoring the full network", remedy_of(output)):
+            return score.prepare(_draw_examples(graph, config, seed), latency)
+
+    prepared = prepared or make_in_main(accelerator, measure)
     score.adopt(prepared)
     return prepared
 
@@ -171,8 +181,7 @@ def _measure_leaders(search: Search, workers: Workers) -> None:
             pending = [candidate for candidate in leaders if candidate.index not in workers.timed]
             lines = [workers.timed[c.index] for c in leaders if c.index in workers.timed]
             if pending:
-                main = workers.accelerator.is_main_process
-                lines += workers.record_times(_time_candidates(workers, pending, limit) if main else [])
+                lines += workers.record_times(functools.partial(_time_candidates, workers, pending, limit))
             for line in lines:
                 search.take(line)
             first = search.leaders(number)[:1]
@@ -182,7 +191,8 @@ def _measure_leaders(search: Search, workers: Workers) -> None:
 
 def _time_candidates(workers: Workers, candidates: Sequence[Candidate], limit: Limit | None) -> list[Timed]:
     lines = []
-    times = workers.score.measure_latency([candidate.strategy for candidate in candidates])
+    with named_errors("measuring milliseconds", remedy_of(workers.output)):
+        times = workers.score.measure_latency([candidate.strategy for candidate in candidates])
     for candidate, latency in zip(candidates, times, strict=False):  # none, where the scorer can't measure
         bound = limit.value * (latency.full_ms if limit.is_fraction else 1) if limit else math.inf
         fits = latency.milliseconds <= bound * (1 + LATENCY_SLACK)

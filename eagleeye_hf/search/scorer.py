@@ -23,7 +23,12 @@ class Scorer(Protocol):
         """Candidates that one process scores at a time, each in a thread of its own."""
 
     def __call__(self, strategy: Strategy, fraction: float = 1.0) -> Score:
-        """The score on this fraction of the images. Raises RuntimeError where a candidate can't be scored."""
+        """The score on this fraction of the images.
+
+        A loss that is not finite, or a FloatingPointError, is recorded as this candidate's failure. Any RuntimeError
+        or ArithmeticError else ends the search, for the device is at fault; one that tells of a lack of memory does so
+        after a second try.
+        """
 
     def prepare(self, examples: Sequence[Strategy], latency: bool = False) -> Preparation:
         """Measure what is needed once per search; called in the main process, in the first life of a search.

@@ -112,6 +112,9 @@ class Bounds:
             name: limit.value if limit.is_fraction else limit.value / float(self.full[name][0])
             for name, limit in budget.limits.items()
         }
+        if all(target > 1 for target in self.targets.values()):
+            costs = ", ".join(f"{name} {values[0]:,.4g}" for name, values in self.full.items())
+            raise EagleEyeError(f"the budget ({budget}) allows more than the full network costs ({costs}); lower it")
 
     def fractions(self, widths: np.ndarray) -> dict[str, np.ndarray]:
         """What each bounded quantity is at these widths, as a fraction of the full model."""

@@ -38,9 +38,13 @@ class Space:
         self.multiples = np.array([math.lcm(divisor, graph.groups[number].step) for number in self.prunable])
         self.smallest = self.widths(np.full(self.num_groups, max_ratio))
         if float(bounds.excess(self.smallest)[0]) > bounds.budget.tolerance:
+            tiny = [
+                name for name, limit in bounds.budget.limits.items() if not limit.is_fraction and limit.value < 1000
+            ]
+            hint = f" (`{tiny[0]}` above 1 is an absolute number; fractions are at most 1)" if tiny else ""
             raise EagleEyeError(
-                f"the budget ({bounds.budget}) is out of reach: with `max_ratio={max_ratio}` and `divisor={divisor}` "
-                f"the smallest model still has {bounds.describe(self.smallest.tolist())}. "
+                f"the budget ({bounds.budget}){hint} is out of reach: with `max_ratio={max_ratio}` and "
+                f"`divisor={divisor}` the smallest model still has {bounds.describe(self.smallest.tolist())}. "
                 f"Raise the budget, or raise `max_ratio`{', or lower `divisor`' if divisor > 1 else ''}."
             )
         self._tilt = bounds.weights()

@@ -7,9 +7,26 @@ import pytest
 import torch
 from torch import nn
 
-from eagleeye_hf import AdaptiveBNScore, Budget, choose_channels, sample_strategies, slice_model, trace_model
-from eagleeye_hf.evaluation.format import FORMATS, Format, choose_format, fastest_format, rank_correlation
-from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf import (
+    AdaptiveBNScore,
+    Budget,
+    EagleEyeError,
+    ScoringConfig,
+    choose_channels,
+    sample_strategies,
+    slice_model,
+    trace_model,
+)
+from eagleeye_hf.evaluation.format import (
+    FORMATS,
+    Format,
+    check_format,
+    choose_format,
+    fastest_format,
+    native_format,
+    rank_correlation,
+)
+from eagleeye_hf.evaluation.score import NAMED_FORMATS, Preparation
 from eagleeye_hf.search.scorer import Scorer
 from tests.helpers import make_model
 
@@ -95,7 +112,7 @@ def test_bfloat16_statistics_are_accumulated_in_float32(example):
     assert layer[0].running_var.tolist() == pytest.approx(exact.var((0, 2, 3)).tolist(), rel=1e-3)
 
 
-def test_prepare_measures_once_and_another_process_adopts(example):
+def test_prepare_measures_once_and_another_process_adopts(example, capsys):
     model, graph, calibration, holdout, strategies = example
     score = AdaptiveBNScore(model, graph, calibration, holdout)
     prepared = score.prepare(strategies)
@@ -104,6 +121,8 @@ def test_prepare_measures_once_and_another_process_adopts(example):
     assert 0 <= prepared.full.unchanged.reported <= 1
     assert (prepared.ranks, prepared.reports) == ("cross-entropy", "top-1")
     assert Preparation.from_dict(json.loads(json.dumps(asdict(prepared)))) == prepared
+    assert str(prepared.format.chosen) in capsys.readouterr().err
+    assert prepared.format == AdaptiveBNScore(model, graph, calibration, holdout).prepare(strategies).format
     other = AdaptiveBNScore(model, graph, calibration, holdout)
     other.adopt(prepared)
     assert other.format == score.format
@@ -146,3 +165,29 @@ def test_rank_correlation_is_spearmans():
     y = [1.0, 2.0, 3.0, 4.0]  # ranks 2 0 1 3 against 0 1 2 3: 1 - 6 * (4 + 1 + 1) / (4 * 15)
     assert rank_correlation(x, y) == pytest.approx(1 - 6 * 6 / 60)
     assert np.isclose(rank_correlation([1.0], [2.0]), 1)
+
+
+@pytest.mark.parametrize("name", ["auto", "measured", "float32", "bfloat16"])
+def test_formats_have_names(example, name):
+    model, graph, calibration, holdout, strategies = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout, format=name)
+    prepared = score.prepare(strategies)
+    assert (prepared.format is None) == (name in ("float32", "bfloat16"))
+    assert score.format == (prepared.format.chosen if prepared.format else NAMED_FORMATS[name])
+    assert score.fingerprint()["format"] == name
+    with pytest.raises(EagleEyeError, match="`format` is one of auto, measured"):
+        ScoringConfig(format="int8")
+
+
+def test_a_native_format_that_fails_or_ranks_otherwise_is_left(example):
+    losses = [1.0, 2.0, 3.0]
+    native, safe = Format(channels_last=True, bfloat16=True), Format(channels_last=True)
+
+    def fail(format):
+        raise RuntimeError("no kernel")
+
+    assert check_format(native, safe, lambda format: losses).chosen == native
+    assert check_format(native, safe, lambda format: losses[::-1] if format.bfloat16 else losses).chosen == safe
+    assert check_format(native, safe, fail).chosen == safe
+    assert native_format(torch.device("cpu")) == native_format(torch.device("cpu"))
+    assert not native_format(torch.device("meta")).bfloat16

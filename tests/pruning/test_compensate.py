@@ -96,3 +96,27 @@ def test_no_images():
     model, graph, _, _ = example()
     with pytest.raises(EagleEyeError, match="`batches` is empty"):
         collect_moments(model, graph, [])
+
+
+def test_threads_are_what_they_were_when_the_last_of_many_is_done():
+    from concurrent.futures import ThreadPoolExecutor
+    from time import sleep
+
+    from eagleeye_hf.pruning.builder import one_thread
+
+    def work(seconds: float) -> int:
+        with one_thread():
+            sleep(seconds)
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(work, [0.05, 0.01, 0.03, 0.02] * 3)) == [1] * 12
+            assert torch.get_num_threads() == 3
+            assert pool.submit(torch.get_num_threads).result() in (1, 3)
+        with ThreadPoolExecutor(1) as fresh:
+            assert fresh.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

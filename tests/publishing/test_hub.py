@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
 from eagleeye_hf import EagleEyeError, from_pretrained, push_to_hub
-from eagleeye_hf.publishing import hub as hub_module
+from eagleeye_hf.publishing import retrying
 from tests.hub_server import READ_TOKEN, TOKEN
 from tests.publishing.make import LABELS, write_checkpoint
 
@@ -39,7 +39,7 @@ def no_waiting(monkeypatch):
     clock = types.SimpleNamespace(**vars(huggingface_hub.utils._http.time) | {"sleep": lambda seconds: None})
     monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
     monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
-    monkeypatch.setattr(hub_module, "time", clock)
+    monkeypatch.setattr(retrying, "time", clock)
 
 
 def test_what_was_pushed_loads_in_three_ways(hub, checkpoint, tmp_path):
@@ -223,8 +223,9 @@ def test_somebody_elses_commit_in_between(hub, checkpoint):
         ("hf_wrong", REPO, "Log in with `hf auth login`, or give a `token` that may write there"),
         (READ_TOKEN, REPO, "Log in with `hf auth login`"),
         (TOKEN, "other/thin", "don't have the rights to create a model under other"),
-        (TOKEN, "not a name", "could not be written"),
-        (TOKEN, "../thin", "could not be written"),
+        (TOKEN, "not a name", "`repo=not a name` is no name of a Hub repo"),
+        (TOKEN, "../thin", "`repo=../thin` is no name of a Hub repo"),
+        (TOKEN, "thin", "`repo=thin` has to be USER/REPO"),
     ],
 )
 def test_what_the_hub_refuses_is_one_clear_line(hub, checkpoint, token, repo, message):

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from eagleeye_hf import Cost, Strategy
@@ -18,8 +19,8 @@ def full(classes: int, unchanged: float, adaptive: float) -> FullScores:
 GOOD = full(1000, 0.7, 0.69)
 
 
-def candidate(top1: float, loss: float = 5.0, status: str = "ok") -> Candidate:
-    score = Score(loss=loss, reported=top1, num_images=8)
+def candidate(top1: float, loss: float = 5.0, status: str = "ok", num_images: int = 8) -> Candidate:
+    score = Score(loss=loss, reported=top1, num_images=num_images) if status == "ok" else None
     return Candidate(index=0, strategy=Strategy(()), origin="random", cost=Cost(1, 1), score=score, status=status)
 
 
@@ -46,6 +47,29 @@ def test_scores_near_chance_are_called_so():
     assert diagnose_scores([candidate(0.2, math.log(1000) + 1)], GOOD)  # worse than saying nothing
     wrong = full(1000, 0.001, 0.001)
     assert diagnose_scores([candidate(0.001, 6.9)], wrong) is None  # the cause was named already
+
+
+def test_luck_on_few_images_does_not_hide_that_the_leader_guesses():
+    """ImageNet: 200 guessers on 8 images each, some of them right once; the leader is at 0.15% of 2,048."""
+    random = np.random.default_rng(0)
+    guesses = [candidate(hits / 8, 6.8) for hits in random.binomial(8, 0.001, 200)]
+    assert max(guess.score.reported for guess in guesses) == 1 / 8
+    leader = candidate(0.0015, 6.85, num_images=2048)
+    note = diagnose_scores([*guesses, leader], GOOD)
+    assert note.startswith("the best candidate scores 0.15% on 2,048 images (loss 6.85), near the chance level of 0.1%")
+    assert diagnose_scores([*guesses, candidate(0.01, 6.5, num_images=2048)], GOOD) is None
+    assert diagnose_scores([candidate(0.0021, 6.8, num_images=2048)], GOOD)  # twice chance is luck on these, 1.3 errors
+    assert diagnose_scores([candidate(0.0021, 6.8, num_images=50_000)], GOOD) is None
+
+
+@pytest.mark.parametrize(("classes", "num_images"), [(1000, 8), (1000, 2048), (10, 64), (10, 1000), (2, 512)])
+def test_guesses_are_hardly_ever_taken_for_knowledge(classes, num_images):
+    random = np.random.default_rng(0)
+    tops = random.binomial(num_images, 1 / classes, 1000) / num_images
+    silent = [
+        diagnose_scores([candidate(top1, 0.1, num_images=num_images)], full(classes, 0.99, 0.99)) for top1 in tops
+    ]
+    assert silent.count(None) <= 10
 
 
 def test_failures_are_counted():

@@ -77,3 +77,15 @@ def test_what_is_shifted_keeps_its_order(graph):
     space._tilt[:] = 1.0
     ratios = np.random.default_rng(0).random((5, space.num_groups)) * 0.7
     assert np.array_equal(np.argsort(space.shift(ratios)), np.argsort(ratios))
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget(macs=1e12), r"the budget \(macs=1000000000000.0\) allows more than the full network costs \(macs"),
+        (Budget(macs=2), r"\(`macs` above 1 is an absolute number; fractions are at most 1\) is out of reach"),
+    ],
+)
+def test_budgets_of_another_network_say_so(graph, budget, message):
+    with pytest.raises(EagleEyeError, match=message):
+        Space(Bounds(graph, budget))
