@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, SizeAttribute
 from eagleeye_hf.channels.resizing import resize_modules
+from eagleeye_hf.errors import EagleEyeError
 
 CONTAINERS = frozenset({dict, OrderedDict, set})
 """Empty ones need no copying item by item: a module's dozen of hooks take half of the time of `copy.deepcopy`."""
@@ -97,7 +98,22 @@ def _copy_with(model: nn.Module, replacements: Iterable[tuple[Tensor, Tensor]]) 
         for name, value in vars(module).items():
             if type(value) in CONTAINERS and (not value or _is_cache(name, value)):
                 memo[id(value)] = type(value)()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:
+        raise EagleEyeError(
+            f"`model` can't be copied: {_find_computed(model)} is computed from other tensors. Instead of "
+            " the old weight_norm and spectral_norm use those of `torch.nn.utils.parametrizations`, make the "
+            "masks of `torch.nn.utils.prune` permanent with `prune.remove`, and delete what hooks have kept"
+        ) from error
+
+
+def _find_computed(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                return f"{name}.{attribute}" if name else attribute
+    return "a tensor in it"
 
 
 def cut_tensor(full: Tensor, cuts: list[tuple[int, np.ndarray]]) -> Tensor:

@@ -17,12 +17,12 @@ def run(config: Config) -> None:
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.runs.adapt import adapt_model
     from eagleeye_hf.runs.compress import compress_model
-    from eagleeye_hf.runs.folder import open_run
+    from eagleeye_hf.runs.folder import check_output
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runs.recipe import use_all_cores
 
     use_all_cores()
-    open_run(config.output, "compress")  # before anything takes time
+    check_output(config.output, "compress")  # before anything takes time
     set_seed(config.seed)
     model = load_model(config.network.model, config.network.weights)
     data = open_splits(like=model, **config.splits)

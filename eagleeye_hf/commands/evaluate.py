@@ -11,13 +11,15 @@ from tqdm.auto import tqdm
 from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.data.config import DatasetConfig
-from eagleeye_hf.runs.config import NetworkConfig, split_arguments
+from eagleeye_hf.runs.config import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     network: NetworkConfig
     data: DatasetConfig = DatasetConfig()
+    split: str | None = None
+    """Split to measure on; by default validation, test, val, valid, dev or eval, or the only one."""
     batch_size: Annotated[int, Within("[1, inf)")] = 128
     """Images per step."""
     printing: PrintConfig = PrintConfig()
@@ -27,24 +29,24 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Measure top-1, top-5 and cross-entropy of a network on the dataset's test images."""
+    """Measure top-1, top-5 and cross-entropy of a network on one split of a dataset."""
     from accelerate import Accelerator
 
-    from eagleeye_hf.data.splits import open_splits
+    from eagleeye_hf.data.splits import open_test
     from eagleeye_hf.evaluation.metrics import evaluate_model
     from eagleeye_hf.runs.models import load_model
 
     accelerator = Accelerator()
     name = config.network.model
     model = load_model(name, config.network.weights).to(accelerator.device)
-    data = open_splits(like=model, **split_arguments(config.data))
+    data = open_test(like=model, split=config.split, **config.data.arguments)
     part = accelerator.process_index, accelerator.num_processes
-    batches = data.test.batches(config.batch_size, part, config.data.num_workers, accelerator.device)
+    batches = data.images.batches(config.batch_size, part, config.data.num_workers, accelerator.device)
     shown = tqdm(batches, "evaluating", unit=" batches", delay=2, leave=False, disable=not accelerator.is_main_process)
     metrics = evaluate_model(model, shown, accelerator)
     if accelerator.is_main_process:
         if config.printing.json:
-            print(json.dumps({"model": name, "dataset": data.name, **metrics.to_dict()}))
+            print(json.dumps({"model": name, "dataset": data.name, "split": data.split, **metrics.to_dict()}))
         else:
-            print(f"{name} on {metrics.num_images} test images of {data.name}")
+            print(f"{name} on {metrics.num_images} images of {data.name}, split {data.split}")
             print(f"top-1 {metrics.top1:.2%}, top-5 {metrics.top5:.2%}, cross-entropy {metrics.loss:.4f}")

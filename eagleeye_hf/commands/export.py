@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import Within, check_fields
@@ -24,6 +24,8 @@ class Config:
     """Height and width of an image in pixels, instead of the model's own."""
     batch_size: Annotated[int, Within("[1, inf)")] | None = None
     """Fix the number of images; by default any number can be given."""
+    overwrite: bool = False
+    """Replace a file that is there."""
     printing: PrintConfig = PrintConfig()
 
     def __post_init__(self) -> None:
@@ -41,10 +43,11 @@ def run(config: Config) -> None:
     model = load_model(config.network.model, config.network.weights)
     channels, *pixels = describe_input(model)
     size = (channels, *([config.image_size] * 2 if config.image_size else pixels))
+    options: dict[str, Any] = {"input_size": size, "batch_size": config.batch_size, "overwrite": config.overwrite}
     if config.output.endswith(".onnx"):
-        path = export_onnx(model, config.output, opset=config.opset, input_size=size, batch_size=config.batch_size)
+        path = export_onnx(model, config.output, opset=config.opset, **options)
     else:
-        path = export_program(model, config.output, input_size=size, batch_size=config.batch_size)
+        path = export_program(model, config.output, **options)
     num_bytes = path.stat().st_size
     if config.printing.json:
         print(json.dumps({"path": str(path), "bytes": num_bytes, "input_size": size}))

@@ -49,13 +49,13 @@ def run(config: Config) -> None:
     from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
     from eagleeye_hf.publishing.checkpoint import save_pretrained
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
-    from eagleeye_hf.runs.folder import SAVED, open_run
+    from eagleeye_hf.runs.folder import SAVED, check_output, open_run
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runs.processes import is_main
     from eagleeye_hf.tracing.trace import trace_model
 
     check_held_out(config.held_out)
-    run = open_run(config.output, "prune")
+    check_output(config.output, "prune")
     device = Accelerator().device
     model = load_model(config.network.model, config.network.weights).to(device).eval()
     graph = trace_model(model)
@@ -77,6 +77,7 @@ def run(config: Config) -> None:
         "holdout_metrics": scores,
         "config": flat_dict(config),
     }
+    run = open_run(config.output, "prune")
     if not is_main():
         return
     run.write(RUN_FILE, settings_text(config))

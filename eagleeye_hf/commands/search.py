@@ -55,13 +55,13 @@ def run(config: Config) -> None:
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.evaluation.score import AdaptiveBNScore
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
-    from eagleeye_hf.runs.folder import open_run
+    from eagleeye_hf.runs.folder import check_output, open_run
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.search.run import run_search
     from eagleeye_hf.tracing.trace import trace_model
 
     check_held_out(config.held_out)
-    folder = open_run(config.output, "search")
+    check_output(config.output, "search")
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights)
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed))
@@ -77,6 +77,7 @@ def run(config: Config) -> None:
         format=config.scoring.format,
         seed=config.seed,
     )
+    folder = open_run(config.output, "search")
     if accelerator.is_main_process:
         folder.write(RUN_FILE, settings_text(config))
         folder.claim("search.jsonl")
@@ -89,6 +90,7 @@ def run(config: Config) -> None:
         fingerprint=score.fingerprint(),
         accelerator=accelerator,
     )
+    folder = open_run(config.output, "search")
     if accelerator.is_main_process:
         folder.write("strategy.json", describe_best(graph, result))
         show = to_json if config.printing.json else format_result

@@ -7,6 +7,7 @@ the image) alone, so neither the number of processes nor that of workers changes
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ from eagleeye_hf.data.images import Row, content_key, decode_image, read_bytes
 from eagleeye_hf.data.rows import IndexedRows, StreamRows, describe
 from eagleeye_hf.data.transforms import Transform
 from eagleeye_hf.errors import EagleEyeError
+
+NO_LABEL = "it has no label"
+"""The problem of an image of which the class is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,13 @@ class Portion:
 def count_steps(num_images: int, batch_size: int) -> int:
     """Steps of an epoch, the last not full."""
     return -(-num_images // batch_size)
+
+
+def cut_evenly(num_images: int, batch_size: int) -> list[np.ndarray]:
+    """Indices of all batches, in order; their sizes differ by at most one image, so that there is no tiny last one."""
+    if not num_images:
+        return []
+    return np.array_split(np.arange(num_images), count_steps(num_images, batch_size))
 
 
 def plan_epoch(num_images: int, seed: int, portion: Portion) -> list[np.ndarray]:
@@ -89,8 +100,11 @@ class Decoder:
         images, labels, problems = [], [], []
         with own_randomness():
             for image, label in rows:
+                if label is None:
+                    problems.append(f"{(image or {}).get('path') or 'an image'}: {NO_LABEL}")
+                    continue
                 try:
-                    data, label = read_bytes(image), int(label)
+                    data = read_bytes(image)
                     if self.excluded or self.seed is not None:
                         key = content_key(data)
                         if key in self.excluded:
@@ -139,15 +153,19 @@ def load_stream(
     return _loader(_Streamed(rows, seed, portion, decoder), workers, None)
 
 
-def _loader(dataset: Dataset[Decoded], num_workers: int, batches: list[np.ndarray] | None) -> Iterable[Decoded]:
-    return DataLoader(
-        dataset,
-        sampler=batches,
-        batch_size=None,
-        num_workers=num_workers,
-        generator=torch.Generator(),  # so that starting workers draws nothing from the global one
-        pin_memory=torch.cuda.is_available(),
-    )
+def _loader(dataset: Dataset[Decoded], num_workers: int, batches: list[np.ndarray] | None) -> Iterator[Decoded]:
+    with warnings.catch_warnings():  # who asks for more workers than there are cores gets them
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader: DataLoader[Decoded] = DataLoader(
+            dataset,
+            sampler=batches,
+            batch_size=None,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # so that starting workers draws nothing from the global one
+            pin_memory=torch.cuda.is_available(),
+        )
+        decoded = iter(loader)
+    yield from decoded
 
 
 class _Indexed(Dataset[Decoded]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.errors import EagleEyeError
@@ -30,7 +30,7 @@ class DatasetConfig:
     label_column: str | None = None
     """Column of the labels, where it can't be found."""
     label_names: tuple[str, ...] | None = None
-    """Class names in the order of the outputs, instead of the dataset's."""
+    """The dataset's class names in the order of the outputs, where the model brings none or others."""
     num_workers: Annotated[int, Within("[0, inf)")] = min(4, CORES)
     """Processes that decode images, per process of the run."""
 
@@ -38,6 +38,13 @@ class DatasetConfig:
         check_fields(self)
         if not self.dataset:
             raise EagleEyeError("`dataset` is a Hub name or a folder; got an empty text")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `open_splits` and `open_test`."""
+        names = ("dataset", "streaming", "image_column", "label_column", "label_names")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"config": self.dataset_config, "revision": self.dataset_revision}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from itertools import islice
 import numpy as np
 
 from eagleeye_hf.data.images import Row, content_key, read_bytes
-from eagleeye_hf.data.rows import MISSING, MapRows, StreamRows
+from eagleeye_hf.data.labels import MISSING
+from eagleeye_hf.data.rows import MapRows, StreamRows
 from eagleeye_hf.errors import EagleEyeError
 
 OVERSAMPLE = 3
@@ -41,9 +42,11 @@ def hold_out(name: str, rows: MapRows | StreamRows, num: int, seed: int) -> tupl
     held: dict[int, Row] = {}
     positions: set[int] = set()
     for position, (image, label) in candidates:
+        if label is None:  # whoever reads it next reports it
+            continue
         try:
-            data, label = read_bytes(image), int(label)
-        except (OSError, TypeError):  # a missing file, image or label; whoever reads it next reports it
+            data = read_bytes(image)
+        except (OSError, TypeError):  # a missing file or image, likewise
             continue
         positions.add(position)
         held.setdefault(content_key(data), ({"bytes": data, "path": image["path"]}, label))

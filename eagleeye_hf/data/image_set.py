@@ -12,10 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eagleeye_hf.data.batches import (
+    NO_LABEL,
     Decoded,
     Decoder,
     Portion,
     count_steps,
+    cut_evenly,
     load_indexed,
     load_stream,
     plan_epoch,
@@ -35,6 +37,8 @@ class ImageSet:
         excluded: content keys of images that are left out.
         seed: of shuffling and random crops.
         name: of the dataset, for messages.
+        split: of the dataset, for messages.
+        remedy: what to do where there are no images, for messages.
     """
 
     def __init__(
@@ -45,9 +49,12 @@ class ImageSet:
         excluded: frozenset[int] = frozenset(),
         seed: int = 0,
         name: str = "",
+        split: str = "train",
+        remedy: str = "",
     ) -> None:
         self.rows, self.preprocessing = rows, preprocessing
-        self.excluded, self.seed, self.name = excluded, seed, name
+        self.excluded, self.seed = excluded, seed
+        self.name, self.split, self.remedy = name, split, remedy
         self.skipped = 0
         """Images that could not be decoded in the last pass."""
         self._num_streamed: int | None = None
@@ -83,7 +90,7 @@ class ImageSet:
         num_workers: int = 0,
         device: torch.device | None = None,
     ) -> Iterator[Batch]:
-        """Decode batch by batch, in order.
+        """Decode batch by batch, in order; with random access, batches differ by at most one image.
 
         Args:
             part: (this process, number of processes); each gets every n-th batch.
@@ -95,23 +102,24 @@ class ImageSet:
         if isinstance(self.rows, StreamRows):
             portion = Portion(batch_size=batch_size * parts, process=which, num_processes=parts)
             return self._filled(load_stream(self.rows, None, portion, decoder, num_workers), device)
-        starts = range(which * batch_size, len(self.rows), parts * batch_size)
-        plan = [np.arange(start, min(start + batch_size, len(self.rows))) for start in starts]
+        plan = cut_evenly(len(self.rows), batch_size)[which::parts]
         return self._filled(load_indexed(self.rows, plan, decoder, num_workers), device)
 
     def cached_batches(self, batch_size: int = 128) -> list[Batch]:
-        """The same as a list of tensors, decoded once and kept.
+        """The same as a list of tensors, decoded once and kept; batches differ by at most one image.
 
         Raises:
-            EagleEyeError: no image can be decoded.
+            EagleEyeError: there are no images, or none can be decoded.
         """
         if self._cache is None:
             parts = list(self.batches(batch_size))
             if not parts:
-                raise EagleEyeError(f"`dataset={self.name}`: there is not one image to read")
+                remedy = f"; {self.remedy}" if self.remedy else ""
+                raise EagleEyeError(f"`dataset={self.name}`: there is not one image to read{remedy}")
             self._cache = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
         images, labels = self._cache
-        return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+        steps = count_steps(len(labels), batch_size)
+        return list(zip(images.tensor_split(steps), labels.tensor_split(steps), strict=True))
 
     def epoch_batches(
         self, epoch: int, portion: Portion, num_workers: int = 0, device: torch.device | None = None
@@ -136,7 +144,7 @@ class ImageSet:
 
     def _small_pixels(self, num_workers: int) -> Iterator[Batch]:
         assert not isinstance(self.rows, StreamRows)
-        plan = np.array_split(np.arange(len(self.rows)), count_steps(len(self.rows), 512))
+        plan = cut_evenly(len(self.rows), 512)
         decoded = load_indexed(self.rows, plan, pixels_of(self.preprocessing, self.excluded), num_workers)
         return (batch for batch in self._report(decoded) if len(batch[1]))
 
@@ -158,6 +166,11 @@ class ImageSet:
             seen += len(batch.labels)
             yield batch.pixels, batch.labels
         self.skipped = len(problems)
+        if problems and not seen and all(problem.endswith(NO_LABEL) for problem in problems):
+            raise EagleEyeError(
+                f"`dataset={self.name}`: the split `{self.split}` is unlabelled, since none of its {len(problems)} "
+                "images has a label; use a split with labels"
+            )
         if problems and not seen:
             raise EagleEyeError(f"`dataset={self.name}`: not one image can be decoded; the first is {problems[0]}")
         if problems:

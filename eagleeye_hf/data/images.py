@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 import zlib
@@ -11,8 +12,13 @@ from typing import Any
 import fsspec
 from PIL import Image, ImageOps
 
-Row = tuple[Any, int]
-"""An encoded image (`{"bytes", "path"}`) and its label."""
+Row = tuple[Any, int | None]
+"""An encoded image (`{"bytes", "path"}`) and its label, which may be missing."""
+RASTER_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "MPO", "ICO", "ICNS", "DIB"),
+    *("TGA", "PCX", "SGI", "DDS", "QOI"),
+)
+"""What PIL may take an image for, whatever its file is called; others, as EPS, it would hand to another program."""
 
 
 def read_bytes(image: Mapping[str, Any]) -> bytes:
@@ -39,9 +45,15 @@ def decode_image(value: Any, mode: str = "RGB") -> Image.Image:
     with warnings.catch_warnings():  # PIL's remarks on odd files that it reads all the same
         warnings.simplefilter("ignore")
         if isinstance(value, bytes):
-            value = Image.open(io.BytesIO(value))
+            value = Image.open(io.BytesIO(value), formats=_known_formats())
         if value.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scaling
             value = value.convert("I").point(lambda level: level / 257).convert("L")
         value.load()
         ImageOps.exif_transpose(value, in_place=True)
         return value if value.mode == mode else value.convert(mode)
+
+
+@functools.lru_cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in RASTER_FORMATS if name in Image.OPEN)

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
 from eagleeye_hf.data.images import Row
+from eagleeye_hf.data.labels import Labels
 from eagleeye_hf.errors import EagleEyeError
 
 SHUFFLE_BUFFER = 1_000
@@ -20,30 +20,23 @@ SHUFFLE_BUFFER = 1_000
 RETRIES = 5
 RETRY_SECONDS = 1.0
 """First pause after a fault of the network, doubled each time; `datasets` has retried for minutes before."""
-MISSING = -(2**31)
-"""Stands for a label that is not there."""
 NETWORK_PACKAGES = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3", "fsspec", "s3fs", "gcsfs"}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a dataset keeps images and labels."""
+    """Where a split keeps images and labels, and what the labels stand for."""
 
     image: str
     label: str
-    numbers: Mapping[str, int] | None = None
-    """Class number per label, where the labels are names."""
+    labels: Labels
 
     def row(self, row: Mapping[str, Any]) -> Row:
-        return row[self.image], self.number(row[self.label])
-
-    def number(self, label: Any) -> Any:
-        """The class of a label, which may be missing."""
-        if self.numbers is None or label is None:
-            return label
-        if label not in self.numbers:
-            raise EagleEyeError(f"an image has the label {label!r}, which is none of `label_names`")
-        return self.numbers[label]
+        """
+        Raises:
+            EagleEyeError: no output of the model stands for the label.
+        """
+        return row[self.image], self.labels.checked(row[self.label])
 
     def encoded(self, dataset: Any) -> Any:
         """Only these columns, images left as they are stored."""
@@ -75,11 +68,9 @@ class MapRows:
         return (self[index] for index in range(len(self)))
 
     def labels(self) -> np.ndarray:
-        """Class numbers, images not read; `MISSING` where there is none."""
+        """Numbers of outputs, images not read and ranges not checked; `MISSING` where there is none."""
         column = self.dataset.select_columns([self.columns.label]).with_format("arrow")[:][self.columns.label]
-        if self.columns.numbers:
-            column = pa.array([self.columns.number(value) for value in column.to_pylist()], pa.int64())
-        return column.fill_null(MISSING).to_numpy()[self.indices]
+        return self.columns.labels.numbers(column)[self.indices]
 
 
 class StreamRows:

@@ -1,21 +1,27 @@
-"""Opening a dataset: from the Hub, parquet, image folders or webdataset tars; its columns and its classes."""
+"""Opening a dataset: from the Hub, parquet, image folders or webdataset tars; its columns of images and labels."""
 
 from __future__ import annotations
 
+import difflib
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from huggingface_hub import HfApi
-from torch import nn
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from eagleeye_hf.data.rows import MISSING, Columns, MapRows, StreamRows, describe, is_network_fault
+from eagleeye_hf.data.rows import Columns, MapRows, StreamRows, describe, is_network_fault
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.networks.description import describe_model
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 """Names of a column of labels that is not described as one, the likeliest first."""
+LABEL_TYPES = ("bool", "int", "uint", "float", "string", "large_string", "null")
+"""Beginnings of the types that labels may have."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 def find_commit(dataset: str | Path, revision: str | None) -> str | None:
@@ -29,46 +35,139 @@ def find_commit(dataset: str | Path, revision: str | None) -> str | None:
 
 
 def open_dataset(dataset: str | Path, config: str | None, revision: str | None, streaming: bool | None) -> Any:
-    """All splits of a dataset."""
+    """All splits of a dataset.
+
+    Raises:
+        EagleEyeError: it can't be opened, and why.
+    """
     local = Path(dataset).exists()
     if streaming is None:  # tars and the Hub are made for it; local files have random access
         streaming = not local or any(Path(dataset).rglob("*.tar"))
     try:
         return datasets.load_dataset(str(dataset), config, revision=revision, streaming=streaming)
     except Exception as error:
-        if not isinstance(error, (OSError, ValueError, datasets.exceptions.DatasetsError)) and not is_network_fault(
-            error
-        ):
+        causes = tuple(_causes(error))
+        expected = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+        if not isinstance(error, expected) and not is_network_fault(error):
             raise
         raise EagleEyeError(
-            f"`dataset={dataset}` can't be opened ({describe(error)}); "
-            "give a name on the Hub that you may read, or a local folder"
+            f"`dataset={dataset}` can't be opened ({_explain(causes)}); {_remedy(dataset, causes)}"
         ) from error
 
 
-def find_columns(
-    name: str, train: Any, image: str | None, label: str | None, label_names: tuple[str, ...] | None, like: nn.Module
-) -> tuple[Columns, tuple[str, ...]]:
-    """The columns of images and labels, given or found, and the names of the classes.
+def check_location(dataset: str | Path) -> None:
+    """Refuse the path of a folder that does not exist, before the Hub is asked for it.
 
-    Where the dataset has numbers alone, the names are those that the model brings with it.
+    Raises:
+        EagleEyeError: it is neither there nor the name of a dataset on the Hub.
+    """
+    text = str(dataset)
+    if not text:
+        raise EagleEyeError("`dataset` is a Hub name or a folder; got an empty text")
+    if Path(dataset).exists() or "://" in text:
+        if Path(dataset).is_file():
+            raise EagleEyeError(
+                f"`dataset={text}` can't be opened: it is a file; give the folder that holds it, or a name on the Hub"
+            )
+        return
+    try:
+        validate_repo_id(text)
+        path = isinstance(dataset, Path) or text[0] in "./~"
+    except HFValidationError:
+        path = True
+    if path:
+        close = _close_folders(Path(dataset))
+        raise EagleEyeError(
+            f"`dataset={text}` can't be opened: there is no such folder"
+            + (f"; did you mean {' or '.join(close)}?" if close else "; check its path, or give a name on the Hub")
+        )
+
+
+def _close_folders(path: Path) -> list[str]:
+    """Folders that are called nearly so: what exists of the path, and the likeliest for its first missing part."""
+    path = Path(os.path.expanduser(path))
+    base = next(parent for parent in path.parents if parent.is_dir())
+    wanted, *rest = path.relative_to(base).parts
+    try:
+        names = [entry.name for entry in base.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    close = [base / name for name in difflib.get_close_matches(wanted, names, n=3)]
+    return [str(folder.joinpath(*rest) if folder.joinpath(*rest).is_dir() else folder) for folder in close]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _explain(causes: tuple[BaseException, ...]) -> str:
+    """One line with the error and, where that doesn't tell it, what it came from."""
+    first, *others = causes
+    own = [error for error in others if _number_of(error) in FULL | FORBIDDEN] or others[-1:]
+    if own and str(own[0]).strip() and describe(own[0]) not in describe(first):
+        return f"{describe(first)}, from {describe(own[0])}"
+    return describe(first)
+
+
+def _remedy(dataset: str | Path, causes: tuple[BaseException, ...]) -> str:
+    numbers, kinds = {_number_of(error) for error in causes}, {type(error).__name__ for error in causes}
+    if numbers & FULL:
+        return "free some space, or put the cache elsewhere with HF_HOME"
+    if numbers & FORBIDDEN:
+        return "see to it that the folder can be read and the cache written, or put the cache elsewhere with HF_HOME"
+    if Path(dataset).exists():
+        return "a folder holds parquet files, webdataset tars, or images in a folder per class"
+    close = _close_folders(Path(dataset))
+    local = f"; if you meant a local folder, is it {' or '.join(close)}?" if close else ", or a local folder"
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "GatedRepoError"}:
+        return f"give a name on the Hub that you may read (`hf auth login` where it is private or gated){local}"
+    if any(map(is_network_fault, causes)):
+        return f"check the connection to the Hub{local}"
+    return f"give a name on the Hub that `datasets` can read{local}"
+
+
+def _number_of(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
+
+
+def find_columns(name: str, features: Any, image: str | None, label: str | None) -> tuple[str, str]:
+    """The columns of images and of labels, given or found.
 
     Raises:
         EagleEyeError: they can't be found.
     """
-    features = train.features or {}
+    features = features or {}
     listed = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
     for argument, column in (("image_column", image), ("label_column", label)):
         if column is not None and column not in features:
             raise EagleEyeError(f"`{argument}={column}` is no column of `dataset={name}`; it has {listed}")
     images = [image] if image else [key for key, feature in features.items() if _is_image(feature)]
     label = label or _find_label(features)
+    if len(images) == 1 and label is None and list(features) == images:
+        raise EagleEyeError(
+            f"`dataset={name}` has images alone and no class labels; in an image folder, every class needs a folder "
+            "of its own, and there have to be two or more"
+        )
     if len(images) != 1 or label is None:
         raise EagleEyeError(
             f"`dataset={name}` needs one image column and a column of class labels; it has "
             f"{listed or 'no described columns'}; name them with `image_column` and `label_column`"
         )
-    return _name_classes(name, train, images[0], label, label_names, like)
+    if not is_label(features[label]):
+        raise EagleEyeError(
+            f"`label_column={label}` of `dataset={name}` holds no class labels (names or numbers): {features[label]}"
+        )
+    return images[0], label
+
+
+def is_label(feature: Any) -> bool:
+    """Whether a column may hold class labels."""
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(LABEL_TYPES)
 
 
 def _is_image(feature: Any) -> bool:
@@ -81,49 +180,8 @@ def _find_label(features: Any) -> str | None:
         if key in described:
             return key
     if described:
-        return described[0]
+        return described[0] if len(described) == 1 else None
     return next((key for key in LABEL_NAMES if isinstance(features.get(key), datasets.Value)), None)
-
-
-def _name_classes(
-    name: str, train: Any, image: str, label: str, label_names: tuple[str, ...] | None, like: nn.Module
-) -> tuple[Columns, tuple[str, ...]]:
-    feature = train.features[label]
-    if isinstance(feature, datasets.ClassLabel):
-        return Columns(image, label), label_names or tuple(feature.names)
-    if "string" not in str(getattr(feature, "dtype", "")):
-        outputs = describe_model(like).num_classes or 0
-        known = (getattr(like, "pretrained_cfg", None) or {}).get("label_names") or ()
-        own = tuple(known) if len(known) == outputs else tuple(map(str, range(outputs)))
-        return Columns(image, label), label_names or own
-    if label_names is None:
-        if not isinstance(train, datasets.Dataset):
-            raise EagleEyeError(
-                f"`dataset={name}` names its classes in the column {label}, and a stream does not tell which there "
-                "are; give them with `label_names`, in the order of the model's outputs"
-            )
-        label_names = tuple(sorted(train.unique(label)))
-    return Columns(image, label, {text: number for number, text in enumerate(label_names)}), label_names
-
-
-def check_classes(name: str, label_names: tuple[str, ...], like: nn.Module) -> None:
-    """Refuse a dataset with another number of classes than the model has outputs."""
-    outputs = describe_model(like).num_classes
-    if outputs is not None and outputs != len(label_names):
-        raise EagleEyeError(
-            f"`dataset={name}` has {len(label_names)} classes, but the model has {outputs} outputs; "
-            f"train the model on this dataset first (`timm.create_model(..., num_classes={len(label_names)})`)"
-        )
-
-
-def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
-    """Refuse labels that no output stands for."""
-    labels = labels[labels != MISSING]
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise EagleEyeError(
-            f"`dataset={name}` has labels from {labels.min()} to {labels.max()}; "
-            f"with {num_classes} classes they run from 0 to {num_classes - 1}"
-        )
 
 
 def open_rows(name: str, dataset: Any, columns: Columns) -> MapRows | StreamRows:

@@ -8,22 +8,30 @@ image into training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
 from torch import nn
 
+from eagleeye_hf.data.classes import Outputs, find_outputs, match_labels
 from eagleeye_hf.data.config import AugmentationConfig, HeldOutConfig
 from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
-from eagleeye_hf.data.rows import MapRows
-from eagleeye_hf.data.source import check_classes, check_labels, find_columns, find_commit, open_dataset, open_rows
+from eagleeye_hf.data.labels import check_labels, unlabelled
+from eagleeye_hf.data.rows import Columns, MapRows, StreamRows
+from eagleeye_hf.data.source import check_location, find_columns, find_commit, is_label, open_dataset, open_rows
 from eagleeye_hf.data.transforms import build_preprocessing
 from eagleeye_hf.errors import EagleEyeError
 
-TEST_SPLITS = ("validation", "test", "val", "valid")
+TEST_SPLITS = ("validation", "test", "val", "valid", "dev", "eval")
+TEST_IMAGES = f"labelled test images in a split named {' or '.join(TEST_SPLITS)}"
+RENAMED = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
+"""What `datasets` makes of the names of folders and files."""
+
+Source: TypeAlias = str | Path | datasets.DatasetDict | datasets.IterableDatasetDict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +42,37 @@ class Splits:
     """Training images that only score, under the evaluation transform."""
     train: ImageSet
     """All other training images, under the training transform."""
-    test: ImageSet
+    found_test: ImageSet | None = None
+    """The test images, if there are any."""
     label_names: tuple[str, ...]
+    """In the order of the model's outputs."""
+    name: str
+    """Hub name, or the name of the local folder."""
+    revision: str = ""
+    """Commit of a dataset on the Hub."""
+
+    @property
+    def test(self) -> ImageSet:
+        """The test images.
+
+        Raises:
+            EagleEyeError: the dataset has none, and was opened without need of them.
+        """
+        if self.found_test is None:
+            raise EagleEyeError(f"`dataset={self.name}` has no {TEST_IMAGES}")
+        return self.found_test
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSplit:
+    """One split, to measure a network on."""
+
+    images: ImageSet
+    """All of it, under the evaluation transform."""
+    split: str
+    """Its name in the dataset."""
+    label_names: tuple[str, ...]
+    """In the order of the model's outputs."""
     name: str
     """Hub name, or the name of the local folder."""
     revision: str = ""
@@ -43,7 +80,7 @@ class Splits:
 
 
 def open_splits(
-    dataset: str | Path | datasets.DatasetDict | datasets.IterableDatasetDict,
+    dataset: Source,
     like: nn.Module,
     *,
     calibration_images: int = HeldOutConfig.calibration_images,
@@ -58,10 +95,14 @@ def open_splits(
     hflip: bool = AugmentationConfig.hflip,
     augment: str | None = None,
     name: str | None = None,
+    needs_test: bool = True,
 ) -> Splits:
     """Open an image classification dataset as disjoint calibration, holdout, training and test images.
 
-    The same arguments give the same images, whatever the number of processes and workers.
+    The same arguments give the same images, whatever the number of processes and workers. Classes are matched by name
+    with those in the model's `pretrained_cfg["label_names"]`, where both have names; without, the dataset's order is
+    taken for that of the model's outputs. The test images are the first labelled split of `validation`, `test`, `val`,
+    `valid`, `dev` and `eval`.
 
     Args:
         dataset: a Hub name, a local folder that `load_dataset` reads (parquet, images in a folder per class, webdataset
@@ -71,48 +112,163 @@ def open_splits(
         seed: decides which, and everything random about the training images.
         config, revision: of a Hub dataset.
         image_column, label_column: found where not given.
-        label_names: class names in the order of the model's outputs, instead of the dataset's.
+        label_names: the dataset's class names in the order of the model's outputs, instead of those that the model
+            brings.
         streaming: read as a stream instead of downloading first; None streams from the Hub and from tars.
         hflip: training images are mirrored at random; turn it off where left and right matter, as in writing.
         augment: RandAugment and its kin on training images, in timm's words, as `rand-m9-mstd0.5`.
         name: what to call the dataset in messages and cards.
+        needs_test: refuse a dataset without labelled test images.
     Raises:
         EagleEyeError: the dataset can't be opened, lacks images, labels or a test split, has another number of classes
-            than the model has outputs, or too few images.
+            than the model has outputs or other ones, or too few images.
     """
     HeldOutConfig(calibration_images=calibration_images, holdout_images=holdout_images)
     AugmentationConfig(hflip=hflip, augment=augment)
-    commit = find_commit(dataset, revision) if isinstance(dataset, (str, Path)) else None
-    opened = open_dataset(dataset, config, commit, streaming) if isinstance(dataset, (str, Path)) else dataset
-    name = name or (str(dataset) if isinstance(dataset, (str, Path)) else "dataset")
+    outputs = find_outputs(like, label_names)
+    opened, name, commit = _open(dataset, config, revision, streaming, name)
     if "train" not in opened:
-        raise EagleEyeError(f"`dataset={name}` has no split `train`; it has {', '.join(map(str, opened))}")
-    test_split = next((split for split in TEST_SPLITS if split in opened), None)
-    if test_split is None:
         raise EagleEyeError(
-            f"`dataset={name}` needs a split named {' or '.join(TEST_SPLITS)}; it has {', '.join(map(str, opened))}"
+            f"`dataset={name}` has no split `train`; it has {', '.join(map(str, opened))}. To measure a network on it "
+            "no training images are needed: `eagleeye evaluate`, or `open_test`"
         )
-    names = tuple(label_names) if label_names is not None else None
-    columns, names = find_columns(name, opened["train"], image_column, label_column, names, like)
-    check_classes(name, names, like)
-    train, test = open_rows(name, opened["train"], columns), open_rows(name, opened[test_split], columns)
-    if isinstance(train, MapRows):
-        check_labels(name, train.labels(), len(names))
+    if needs_test and not any(split in opened for split in TEST_SPLITS):
+        raise EagleEyeError(f"`dataset={name}` needs {TEST_IMAGES}; it has {', '.join(map(str, opened))}")
+    where = find_columns(name, opened["train"].features, image_column, label_column)
+    train, names = _open_rows(name, "train", opened["train"], where, outputs, whole=True)
+    short = Path(name).resolve().name if Path(name).exists() else name
+    training, evaluation = build_preprocessing(like, hflip, augment)
+    known = replace(outputs, num=len(names), names=names, owner="the training split")
+    test = _find_test(name, opened, where, known, needs_test)
     held, keys, positions = hold_out(name, train, calibration_images + holdout_images, seed)
-    check_labels(name, np.array([label for _, label in held]), len(names))
     if holdout_images:
         warn_of_missing_classes(held[:holdout_images], names)  # their beginning is the best balanced
     if isinstance(train, MapRows):
         rest = np.setdiff1d(np.arange(len(train)), sorted(positions))
-        train = MapRows(opened["train"], columns, rest)
-    training, evaluation = build_preprocessing(like, hflip, augment)
-    short = Path(name).resolve().name if Path(name).exists() else name
+        train = MapRows(opened["train"], train.columns, rest)
+    remedy = "ask for some with `{0}_images`, which is 0"
     return Splits(
-        calibration=ImageSet(held[holdout_images:], evaluation, name=short),
-        holdout=ImageSet(held[:holdout_images], evaluation, name=short),
+        calibration=ImageSet(held[holdout_images:], evaluation, name=short, remedy=remedy.format("calibration")),
+        holdout=ImageSet(held[:holdout_images], evaluation, name=short, remedy=remedy.format("holdout")),
         train=ImageSet(train, training, excluded=keys, seed=seed + 1, name=short),
-        test=ImageSet(test, evaluation, name=short),
+        found_test=ImageSet(test[1], evaluation, name=short, split=test[0]) if test else None,
         label_names=names,
         name=short,
         revision=commit or "",
     )
+
+
+def open_test(
+    dataset: Source | datasets.Dataset | datasets.IterableDataset,
+    like: nn.Module,
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    streaming: bool | None = None,
+    name: str | None = None,
+) -> MeasuredSplit:
+    """Open one split of an image classification dataset, to measure a network on; no training images are needed.
+
+    Args:
+        dataset: as for `open_splits`, or one opened split.
+        split: its name; None takes the first of `validation`, `test`, `val`, `valid`, `dev` and `eval` that there is,
+            or the only split.
+        like, config, revision, image_column, label_column, label_names, streaming, name: as for `open_splits`.
+    Raises:
+        EagleEyeError: the dataset can't be opened, there is no such split, it is unlabelled, or its classes are others
+            than those of the model.
+    """
+    outputs = find_outputs(like, label_names)
+    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        dataset = {str(dataset.split or split or "test"): dataset}
+    opened, name, commit = _open(dataset, config, revision, streaming, name)
+    split = _choose_split(name, opened, split)
+    where = find_columns(name, opened[split].features, image_column, label_column)
+    rows, names = _open_rows(name, split, opened[split], where, outputs, whole=False)
+    short = Path(name).resolve().name if Path(name).exists() else name
+    images = ImageSet(rows, build_preprocessing(like)[1], name=short, split=split)
+    return MeasuredSplit(images=images, split=split, label_names=names, name=short, revision=commit or "")
+
+
+def _open(
+    dataset: Any, config: str | None, revision: str | None, streaming: bool | None, name: str | None
+) -> tuple[Any, str, str | None]:
+    """All splits by their names, what to call the dataset, and its commit."""
+    if isinstance(dataset, (str, Path)):
+        check_location(dataset)
+        commit = find_commit(dataset, revision)
+        return open_dataset(dataset, config, commit, streaming), name or str(dataset), commit
+    if not isinstance(dataset, dict):
+        raise EagleEyeError(
+            f"`dataset` is a name, a folder, or an opened dataset with its splits (`datasets.DatasetDict`); "
+            f"got a {type(dataset).__name__}"
+        )
+    return dataset, name or "dataset", None
+
+
+def _choose_split(name: str, opened: Any, split: str | None) -> str:
+    listed = ", ".join(map(str, opened))
+    if split is not None:
+        found = next((known for known in (split, RENAMED.get(split)) if known in opened), None)
+        if found is None:
+            raise EagleEyeError(f"`split={split}` is no split of `dataset={name}`; it has {listed}")
+        return found
+    if len(opened) == 1:
+        return str(next(iter(opened)))
+    found = next((known for known in TEST_SPLITS if known in opened), None)
+    if found is None:
+        raise EagleEyeError(f"`dataset={name}` has the splits {listed}; name the one to measure with `split`")
+    return found
+
+
+def _find_test(
+    name: str, opened: Any, where: tuple[str, str], outputs: Outputs, needed: bool
+) -> tuple[str, MapRows | StreamRows] | None:
+    """The first test split that has labels, and its name; that of a stream is taken to have some.
+
+    Raises:
+        EagleEyeError: there is none, but it is needed; or its classes are others than those of the training split.
+    """
+    present = [split for split in TEST_SPLITS if split in opened]
+    for split in present:
+        features = opened[split].features or {}
+        if where[0] not in features or not is_label(features.get(where[1])):
+            continue
+        columns, _ = _columns(name, opened[split], where, outputs, whole=False)
+        rows = open_rows(name, opened[split], columns)
+        if isinstance(rows, StreamRows):
+            return split, rows
+        labels = rows.labels()
+        if len(labels) and not unlabelled(labels):
+            check_labels(name, split, labels, columns.labels.num_classes)
+            return split, rows
+    if needed and present:
+        raise EagleEyeError(
+            f"`dataset={name}`: the test split is unlabelled, since all labels of `{'` and `'.join(present)}` are "
+            f"missing or -1; add {TEST_IMAGES}"
+        )
+    return None
+
+
+def _open_rows(
+    name: str, split: str, dataset: Any, where: tuple[str, str], outputs: Outputs, whole: bool
+) -> tuple[MapRows | StreamRows, tuple[str, ...]]:
+    """The rows of a split, their labels checked where that needs no reading of images, and the names of the outputs."""
+    columns, names = _columns(name, dataset, where, outputs, whole)
+    rows = open_rows(name, dataset, columns)
+    if isinstance(rows, MapRows):
+        if not len(rows):
+            raise EagleEyeError(f"`dataset={name}`: the split `{split}` has no images")
+        check_labels(name, split, rows.labels(), len(names))
+    return rows, names
+
+
+def _columns(
+    name: str, dataset: Any, where: tuple[str, str], outputs: Outputs, whole: bool
+) -> tuple[Columns, tuple[str, ...]]:
+    labels, names = match_labels(name, dataset, where[1], outputs, whole)
+    return Columns(*where, labels=labels), names

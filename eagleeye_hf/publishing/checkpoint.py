@@ -59,7 +59,12 @@ def save_pretrained(
     text = json.dumps(config, indent=2, allow_nan=False)
     if len(text) > MAX_CONFIG_BYTES:
         raise EagleEyeError(f"`provenance` makes config.json larger than {MAX_CONFIG_BYTES >> 20} MiB; keep less of it")
-    size = find_input(rebuilt, config["model_args"], config["pretrained_cfg"])
+    arguments, cfg = config["model_args"], config["pretrained_cfg"]
+    try:
+        check_claims(rebuilt, arguments, cfg, config["num_classes"], config["num_features"])
+    except EagleEyeError as error:
+        raise EagleEyeError(f"`model` can't be saved, since it would not load: {error}") from error
+    size = find_input(rebuilt, arguments, cfg)
     confirm_outputs(model, _with_tensors(rebuilt, whole), size)
     writers: dict[str, Callable[[Path], object]] = {WEIGHTS: partial(save_weights, whole)}
     if card is not None:
@@ -139,10 +144,7 @@ def open_checkpoint(folder: Path) -> tuple[dict[str, Any], nn.Module]:
     try:
         model = rebuild_empty(arguments, num_classes)
         check_weights(model, folder)
-        check_claims(model, arguments, config["pretrained_cfg"], num_classes)
-        told = config.get("num_features") or getattr(model, "num_features", 0)
-        if told != getattr(model, "num_features", told):
-            raise EagleEyeError(f"`num_features={told}`, but the network has {model.num_features}")
+        check_claims(model, arguments, config["pretrained_cfg"], num_classes, config.get("num_features", 0))
     except EagleEyeError as error:
         where = "" if str(folder) in str(error) else f"{folder / CONFIG}: "
         raise EagleEyeError(f"{where}{error}") from error

@@ -41,15 +41,19 @@ def find_input(model: Any, arguments: Mapping[str, Any], cfg: Mapping[str, Any])
     return arguments.get("in_chans", 3), height, width
 
 
-def check_claims(model: nn.Module, arguments: Mapping[str, Any], cfg: Mapping[str, Any], num_classes: int) -> None:
+def check_claims(
+    model: nn.Module, arguments: Mapping[str, Any], cfg: Mapping[str, Any], num_classes: int, num_features: int = 0
+) -> None:
     """Run an empty network on `meta` and compare `num_features`, `head_hidden_size`, `feature_info` with the shapes.
 
     Args:
         model: from `rebuild_empty`; it stays as it is.
-        arguments, cfg: `model_args` and `pretrained_cfg` of its config.
+        arguments, cfg, num_classes, num_features: `model_args`, `pretrained_cfg` and so on of its config.
     Raises:
         EagleEyeError: the sizes don't fit together, or a number told is not the number of channels found there.
     """
+    if num_features and num_features != getattr(model, "num_features", num_features):
+        raise EagleEyeError(f"`num_features={num_features}`, but the network has {model.num_features}")
     size = find_input(model, arguments, cfg)
     try:
         claims, outputs = _measure(model, size)

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg
 from timm.models._features import FeatureGetterNet, FeatureHookNet
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.publishing.awaited import await_tensors
 from eagleeye_hf.publishing.claims import check_claims, rebuild_empty
 from eagleeye_hf.publishing.config import (
     ARCHITECTURE,
@@ -53,6 +55,8 @@ def build_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     check_claims(empty, saved, cfg, num_classes)
     features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", None)
     model = build_model_with_cfg(build_lean if pretrained else build_thin, ARCHITECTURE, pretrained, **kwargs)
+    if not cfg and torch.get_default_device().type == "meta":  # transformers, which loads the weights afterwards
+        await_tensors(model)
     return _feature_net(model, kwargs, out_indices) if features_only else model
 
 

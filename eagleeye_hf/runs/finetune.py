@@ -21,7 +21,7 @@ from eagleeye_hf.publishing.config import read_config
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.compress import TRAINING, publish_run, test_model
 from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
-from eagleeye_hf.runs.folder import SAVED, open_run
+from eagleeye_hf.runs.folder import SAVED, check_output, open_run
 from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
 from eagleeye_hf.runs.processes import main_process_works
 from eagleeye_hf.runs.result import curve_points
@@ -37,18 +37,18 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
     Returns:
         Test metrics before and after, in the main process; None in others.
     """
-    run = open_run(config.output, "finetune")
+    check_output(config.output, "finetune")
     set_seed(config.seed)
     accelerator = Accelerator()
-    if accelerator.is_main_process:
-        run.write(RUN_FILE, settings_text(config))
-        run.claim(TRAINING, "logs")
     name = config.network.model
     model = load_model(name, config.network.weights)
     teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
     images = config.data, config.held_out, config.augmentation, config.seed
     data = open_splits(like=model, **split_arguments(*images))
-    curve = list[EpochRecord]()
+    run, curve = open_run(config.output, "finetune"), list[EpochRecord]()
+    if accelerator.is_main_process:
+        run.write(RUN_FILE, settings_text(config))
+        run.claim(TRAINING, "logs")
 
     def test(network: nn.Module) -> Metrics:
         return test_model(network, data, accelerator, config.data.num_workers)

@@ -43,13 +43,7 @@ class RunFolder:
             EagleEyeError: one is at work there.
         """
         (self.path / HIDDEN).mkdir(exist_ok=True)
-        file = (self.path / HIDDEN / "lock").resolve()
-        try:
-            LOCKS.setdefault(file, FileLock(file)).acquire(timeout=0)
-        except Timeout as error:
-            raise EagleEyeError(
-                f"`output={self.path}`: another run is at work there; wait for its end, or choose another folder"
-            ) from error
+        _lock(self.path)
 
     def claim(self, *names: str) -> None:
         """Put files or folders on record that this run is going to write.
@@ -96,10 +90,20 @@ class RunFolder:
         return (self.path / CONFIG).exists() and CONFIG in self.record["files"]
 
 
-def open_run(output: str, job: str, finished: bool = False) -> RunFolder:
-    """The folder of a job: new, empty, or one that the same job left unfinished. In the main process it is locked.
+def _lock(path: Path) -> FileLock:
+    file = (path / HIDDEN / "lock").resolve()
+    lock = LOCKS.setdefault(file, FileLock(file))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise EagleEyeError(
+            f"`output={path}`: another run is at work there; wait for its end, or choose another folder"
+        ) from error
+    return lock
 
-    Every check comes before any change.
+
+def check_output(output: str, job: str, finished: bool = False) -> Path:
+    """Whether a job may work in a folder: new, empty, or one that the same job left unfinished. Nothing is changed.
 
     Args:
         finished: whether one that the job has finished will do, too.
@@ -126,6 +130,17 @@ def open_run(output: str, job: str, finished: bool = False) -> RunFolder:
         raise EagleEyeError(
             f"`output={path}` holds a checkpoint already; publish it with `eagleeye push`, or choose another folder"
         )
+    parent = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise EagleEyeError(f"`output={path}` can't be written: {parent} is no folder, or not yours to write in")
+    if is_main() and (path / HIDDEN / "lock").exists():
+        _lock(path).release()
+    return path
+
+
+def open_run(output: str, job: str, finished: bool = False) -> RunFolder:
+    """The folder of a job, after the same checks. In the main process it is made and locked."""
+    path = check_output(output, job, finished)
     if not is_main():
         return RunFolder(path, job)
     make_folder(path, "output")

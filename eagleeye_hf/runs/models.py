@@ -7,7 +7,7 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.errors import EagleEyeError, describe_error
 from eagleeye_hf.evaluation.batchnorm import batch_norms
 from eagleeye_hf.networks.load import check_name, load_from_file, load_pretrained
 from eagleeye_hf.publishing.checkpoint import from_pretrained
@@ -47,9 +47,7 @@ def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
     try:
         return timm.create_model(name), {}
     except Exception as error:  # timm and the Hub raise many kinds
-        raise EagleEyeError(
-            f"`model={name}` can't be opened ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+        raise EagleEyeError(f"`model={name}` can't be opened ({describe_error(error)})") from error
 
 
 def find_checkpoint(name: str) -> Path | None:

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from eagleeye_hf.data.config import CORES
 from eagleeye_hf.runs.arguments import parse_config, run_main
 from eagleeye_hf.runs.config import RunConfig
-from eagleeye_hf.runs.folder import open_run
+from eagleeye_hf.runs.folder import check_output
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -24,7 +24,7 @@ def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> No
 
     def start(config: Config) -> None:
         use_all_cores()
-        open_run(config.output, "compress")  # before anything takes time
+        check_output(config.output, "compress")  # before anything takes time
         set_seed(config.seed)
         main(config)
 

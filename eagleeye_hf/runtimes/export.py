@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ def export_onnx(
     opset: int = OPSET,
     input_size: Sequence[int] | None = None,
     batch_size: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write an ONNX file that gives the model's outputs in ONNX Runtime.
 
@@ -39,11 +42,13 @@ def export_onnx(
         opset: version of ONNX's operators, from 18 on.
         input_size: (channels, height, width), instead of the model's own.
         batch_size: fix the number of images; by default any number can be given.
+        overwrite: replace a file that is there.
     Raises:
-        EagleEyeError: the extra `onnx` is not installed, the model can't be exported, or ONNX Runtime gives other
-            outputs than the model (by more than 1e-4 of the largest). No file is left then.
+        EagleEyeError: there is a file, the extra `onnx` is not installed, `path` can't be written, the model can't be exported, or ONNX Runtime gives other
+            outputs than the model (by more than 1e-4 of the largest, or what its type can resolve). The file is not
+            touched then.
     """
-    path = _check_path(path, ".onnx")
+    path = _check_path(path, ".onnx", overwrite)
     try:
         from eagleeye_hf.runtimes import onnx_runtime
     except ImportError as error:
@@ -62,16 +67,17 @@ def export_program(
     *,
     input_size: Sequence[int] | None = None,
     batch_size: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a program of `torch.export` (for `torch.export.load`, AOTInductor, ExecuTorch...).
 
     Args:
         path: to end in `.pt2`.
-        input_size, batch_size: as for `export_onnx`.
+        input_size, batch_size, overwrite: as for `export_onnx`.
     Raises:
-        EagleEyeError: the model can't be exported, or the program gives other outputs. No file is left then.
+        EagleEyeError: as for `export_onnx`, but for the extra.
     """
-    path = _check_path(path, ".pt2")
+    path = _check_path(path, ".pt2", overwrite)
 
     def write(images: Tensor, part: Path) -> Callable[[Tensor], Tensor]:
         shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
@@ -85,12 +91,16 @@ def export_program(
     return _export(model, path, input_size, batch_size, write)
 
 
-def _check_path(path: str | Path, ending: str) -> Path:
+def _check_path(path: str | Path, ending: str, overwrite: bool) -> Path:
     path = Path(path)
     if path.suffix != ending:
         raise EagleEyeError(f"`path={path}` has to end in {ending}")
     if not path.parent.is_dir():
         raise EagleEyeError(f"`path={path}` can't be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise EagleEyeError(f"`path={path}` is a folder; give a file")
+    if path.exists() and not overwrite:
+        raise EagleEyeError(f"`path={path}` exists; choose another, or allow it to be replaced with `overwrite`")
     return path
 
 
@@ -102,26 +112,73 @@ def _export(
     write: Callable[[Tensor, Path], Callable[[Tensor], Tensor]],
 ) -> Path:
     size = resolve_input_size(model, tuple(input_size) if input_size else None)
-    device = device_of(model)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, evaluation_mode(model), torch.no_grad():
-        part = Path(folder) / path.name
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device=device_of(model)))
+
+    def draw(count: int) -> Tensor:
+        return torch.randn(count, *size).to(like.device, like.dtype)
+
+    with _beside(path) as folder, evaluation_mode(model), torch.no_grad():
+        part = folder / path.name
         try:
             with _experts_apart(model) if batch_size is None else nullcontext():
-                run = write(torch.randn(batch_size or 2, *size, device=device), part)
-        except Exception as error:  # the exporters raise many kinds
+                run = write(draw(batch_size or 2), part)
+            found = [(images, run(images).cpu()) for images in map(draw, (batch_size,) if batch_size else (1, 3))]
+        except Exception as error:  # the exporters and runtimes raise many kinds
+            _raise_full(error, path)
             hint = "" if batch_size else "; give a `batch_size`, if it is the free number of images that fails"
+            if like.dtype not in (torch.float32, torch.float16):
+                hint = f"; if it is the type {like.dtype} that fails, export `model.float()`"
             raise EagleEyeError(f"`model` can't be exported ({_short(error)}){hint}") from error
-        for count in (batch_size,) if batch_size else (1, 3):
-            images = torch.randn(count, *size, device=device)
-            _compare(model(images).cpu(), run(images).cpu())
-        os.replace(part, path)
+        for images, outputs in found:
+            _compare(model(images).cpu(), outputs)
+        _place(part, path)
     return path
 
 
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder on the same disk, for what is not finished yet."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent)
+    except OSError as error:
+        raise EagleEyeError(f"`path={path}` can't be written: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _raise_full(error: Exception, path: Path) -> None:
+    """Tell a full disk as what it is; PyTorch's writer knows only that it wrote too little."""
+    full = any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for e in _causes(error))
+    if full or shutil.disk_usage(path.parent).free < 1 << 16:
+        raise EagleEyeError(f"`path={path}` can't be written: no space left on the disk") from error
+
+
+def _place(part: Path, path: Path) -> None:
+    """Onto the disk and into its place, with the permissions that files have here."""
+    try:
+        probe = part.with_name("probe")
+        probe.touch()
+        part.chmod(probe.stat().st_mode & 0o777)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise EagleEyeError(f"`path={path}` can't be written: {error.strerror}") from error
+
+
 def _compare(expected: Tensor, found: Tensor) -> None:
+    tolerance = max(TOLERANCE, 16 * torch.finfo(expected.dtype).eps) if TOLERANCE > 0 else TOLERANCE
+    expected, found = expected.double(), found.double()
     worst = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-6))
-    if not worst <= TOLERANCE:
+    if not worst <= tolerance:
         raise EagleEyeError(f"the exported model gives other outputs (by {worst:.1e} of the largest); it is not kept")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _short(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import torch
 from eagleeye_hf.channels.cut import clear_caches
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.resizing import resize_modules
+from eagleeye_hf.errors import describe_error
 from eagleeye_hf.tracing.groups import Grouping
 from eagleeye_hf.tracing.ids import Checker, Dim, Dims, MismatchError, Product
 from eagleeye_hf.tracing.run import Shadow
@@ -96,7 +97,7 @@ def _try_removing(
     except MismatchError as error:
         return f"removing channels breaks the model: {error}"
     except Exception as error:  # raised by the code of the model, so any is possible
-        return f"removing channels breaks the model: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        return f"removing channels breaks the model: {describe_error(error)}"
     if check.log != full.log:
         return "removing channels changes what the model computes"
     if check.shapes != full.shapes:

@@ -13,7 +13,7 @@ from torch import nn
 
 from eagleeye_hf.channels.cut import meta_copy
 from eagleeye_hf.channels.graph import ChannelGraph, SizeAttribute
-from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.errors import EagleEyeError, describe_error
 from eagleeye_hf.networks.description import resolve_input_size, unwrap_model
 from eagleeye_hf.tracing.confirmation import confirm_groups
 from eagleeye_hf.tracing.costs import cost_model
@@ -48,8 +48,7 @@ def trace_model(model: nn.Module, input_size: Sequence[int] | None = None) -> Ch
             full.run(size)
         except Exception as error:  # raised by the code of the model, so any is possible
             raise EagleEyeError(
-                f"`model` ({type(model).__name__}) can't be traced at `input_size={size}`: "
-                f"{type(error).__name__}: {error}"
+                f"`model` ({type(model).__name__}) can't be traced at `input_size={size}`: {describe_error(error)}"
             ) from error
         grouping = group_ids(store)
         graph = _build_graph(full, grouping, size)

@@ -1,11 +1,11 @@
 from dataclasses import replace
 
-import pytest
+import numpy as np
 import timm
 import torch
 
 from eagleeye_hf import open_splits
-from eagleeye_hf.data.batches import Portion, even_chunks, plan_epoch
+from eagleeye_hf.data.batches import Portion, cut_evenly, even_chunks, plan_epoch
 from tests.data.helpers import raw, seen
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset
@@ -50,6 +50,9 @@ def test_steps_of_an_epoch_differ_by_at_most_one_image():
         steps = [sum(len(plan[2 * step]) + len(plan[2 * step + 1]) for plan in plans) for step in range(7)]
         assert sum(steps) == 127
         assert max(steps) - min(steps) <= 1
+    assert [len(batch) for batch in cut_evenly(129, 128)] == [65, 64]
+    np.testing.assert_array_equal(np.stack(cut_evenly(256, 128)), np.arange(256).reshape(2, 128))
+    assert cut_evenly(0, 128) == []
     assert [len(chunk) for chunk in even_chunks(iter([None] * 21), 5)] == [5, 5, 5, 6]
 
 
@@ -69,7 +72,6 @@ def test_an_epoch_goes_on_where_it_was():
         assert rest == whole[3:]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_a_stream_goes_on_where_it_was_with_more_workers_than_a_process_has_shards():
     train = raw(opened(True, shards=8).train)
     portion = Portion(batch_size=16, num_processes=2)

@@ -117,7 +117,10 @@ def test_missing_images_and_labels_are_skipped_and_unknown_names_refused(streami
     data = open_splits(opened, model, label_names=names, **options)
     with pytest.warns(UserWarning, match=r"[12] of \d\d images of dataset can't be decoded"):
         assert len(seen(data.train, 0)) == 58
-    with pytest.raises(EagleEyeError, match="has the label 'kind 9', which is none of `label_names`"):
+    expected = (
+        "has the label 'kind 9', which is none of the classes kind 0" if streaming else "only in the dataset: kind 9"
+    )
+    with pytest.raises(EagleEyeError, match=f"{expected}.* in the order of the model's outputs.* `label_names`"):
         open_splits(opened, model, label_names=[*names[:9], "cat"], **options)
 
 
@@ -146,3 +149,35 @@ def test_a_stream_goes_on_after_faults_of_the_network(monkeypatch):
         list(module.retry_rows(Unreliable({4: 99}), "data"))
     with pytest.raises(EagleEyeError, match=r"`dataset=data`: .* beyond 0 rows, .* is damaged \(ZeroDivisionError"):
         list(module.retry_rows(lambda: (1 / 0 for _ in range(3)), "data"))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%Page: 1 1\nshowpage\n%%EOF\n"
+
+
+def test_a_file_that_another_program_would_read_is_skipped(tmp_path, monkeypatch):
+    """PIL hands EPS files to Ghostscript, whatever they are called."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # as if nobody had looked for it
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **options: started.append(args))
+    good = digits_dataset(40, 20)
+    for split, rows in good.items():
+        for number, row in enumerate(rows):
+            place = tmp_path / split / f"kind {row['label']}" / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(place)
+        (tmp_path / split / "kind 3" / "99.jpg").write_bytes(EPS)
+    model = timm.create_model("resnet20_cifar")
+    data = open_splits(tmp_path, model, calibration_images=0, holdout_images=0, hflip=False)
+    for part, num in ((data.test, 20), (data.train, 40)):
+        with pytest.warns(UserWarning, match=rf"1 of {num + 1} images .*99\.jpg: UnidentifiedImageError"):
+            assert sum(len(labels) for _, labels in part.batches()) == num
+        assert part.skipped == 1
+    assert not started
+    with pytest.raises(Exception):  # noqa: B017, PT011  whatever a failed program makes PIL raise: it was asked for
+        Image.open(io.BytesIO(EPS)).load()
+    assert started
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA"])
+def test_usual_formats(fmt):
+    assert decode_image(encode(Image.new("RGB", (16, 16), (200, 0, 0)), fmt)).getpixel((8, 8))[0] > 180

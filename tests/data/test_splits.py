@@ -87,7 +87,7 @@ def test_batches_are_the_evaluation_transform_in_order(model):
         halves = [torch.cat([y for _, y in data.test.batches(16, (rank, 2), workers)]) for rank in (0, 1)]
         assert sorted(torch.cat(halves).tolist()) == sorted(labels.tolist())
     cached = data.holdout.cached_batches(5)
-    assert [len(y) for _, y in cached] == [5, 5, 5, 1]
+    assert [len(y) for _, y in cached] == [4, 4, 4, 4]
     assert cached[0][0].data_ptr() == data.holdout.cached_batches(5)[0][0].data_ptr()
 
 
@@ -115,16 +115,31 @@ def test_small_training_images_are_shifted_and_mirrored_as_one_by_one(model):
 def test_bad_datasets_get_one_clear_error(model, tmp_path):
     good = digits_dataset(60, 20)
     strange = good["train"].cast_column("label", datasets.Value("int64")).map(lambda row: {"label": row["label"] - 1})
-    words = good["train"].cast_column("label", datasets.Value("string"))
+    words = (
+        good["train"].cast_column("label", datasets.Value("string")).map(lambda row: {"label": "no " + row["label"]})
+    )
     two = good["train"].map(
         lambda row: {"other": row["image"]},
         features=datasets.Features(good["train"].features | {"other": datasets.Image()}),
     )
+    kinds = good["train"].add_column("breed", good["train"]["label"]).rename_column("label", "species")
+    kinds = kinds.cast_column("breed", good["train"].features["label"])
     cases = [
         (datasets.DatasetDict(train=good["train"].remove_columns("label"), test=good["test"]), {}, "class labels"),
-        (datasets.DatasetDict(train=good["train"]), {}, "needs a split named"),
-        (datasets.DatasetDict(test=good["test"]), {}, "no split `train`"),
+        (
+            datasets.DatasetDict(train=good["train"]),
+            {},
+            "needs labelled test images in a split named validation or test",
+        ),
+        (datasets.DatasetDict(test=good["test"]), {}, "no split `train`.* `open_test`"),
+        (good["train"], {}, r"an opened dataset with its splits \(`datasets.DatasetDict`\); got a Dataset"),
+        (datasets.DatasetDict(train=good["train"].select([]), test=good["test"]), {}, "`train` has no images"),
         (datasets.DatasetDict(train=strange, test=good["test"]), {}, "labels from -1 to 8; with 10 classes they run"),
+        (
+            datasets.DatasetDict(train=kinds, test=kinds),
+            {},
+            r"it has image \(Image\), species .*, breed .*name them with",
+        ),
         (datasets.DatasetDict(train=two, test=good["test"]), {}, "name them with `image_column`"),
         (stream(datasets.DatasetDict(train=words, test=words)), {}, "give them with `label_names`"),
         (good, {"image_column": "picture"}, "`image_column=picture` is no column of .* it has image"),

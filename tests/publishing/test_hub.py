@@ -265,7 +265,7 @@ def test_a_repo_that_is_no_checkpoint_is_refused_before_its_weights_are_fetched(
         ({"license": ""}, "does not tell the licence"),
         ({"metrics": {}}, "the test accuracy .*nor top-1 and top-5 of both networks"),
         ({"dataset": ""}, "the dataset"),
-        ({"latency_ms": None, "onnx_latency_ms": None}, "the latency and its device"),
+        ({"latency": ()}, "the latency and its device"),
         ({"command": ""}, "the command"),
         ({"settings": {"calibration images": 9}}, "the seed"),
     ],

@@ -121,14 +121,16 @@ def test_a_damaged_record_is_one_clear_error(tmp_path, damage):
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_an_output_that_can_not_be_is_one_line(tmp_path, capsys, job):
+def test_an_output_that_can_not_be_is_one_line(tmp_path, capsys, monkeypatch, job):
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "closed")  # it binds root, too
     strategy = ["--strategy", "s.json"] if job == "prune" else []
     for output, message in (
         ("", "`output` is a folder; got an empty text"),
         (str(tmp_path / "file"), "is a file; give a folder"),
         (str(tmp_path / "file" / "below"), "can't be written"),
-        ("/proc/nothing/here", "can't be written"),
+        (str(tmp_path / "closed" / "below"), "can't be written"),
     ):
         code, _, err = run_command(capsys, job, "resnet18", *strategy, "--output", output)
         assert code == 2, output

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from eagleeye_hf import ChannelGraph, EagleEyeError, count_cost, slice_model, trace_model
@@ -193,3 +194,33 @@ def test_bad_input_is_one_clear_error():
         trace_model(timm.create_model("resnet18"), (224, 224))
     with pytest.raises(EagleEyeError, match="can't be traced at `input_size="):
         trace_model(nn.Linear(4, 2), (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda m: torch.nn.utils.spectral_norm(m.layer1[0].conv1), "layer1.0.conv1.weight"),
+        (lambda m: prune.l1_unstructured(m.layer1[0].conv1, "weight", 0.3), "layer1.0.conv1.weight"),
+        (lambda m: m.layer3.register_forward_hook(lambda module, i, o: setattr(module, "kept", o)), "layer3.kept"),
+    ],
+    ids=["spectral_norm", "prune", "kept activation"],
+)
+def test_what_can_not_be_copied_is_named(change, name):
+    model = timm.create_model("resnet20_cifar")
+    change(model)
+    model(torch.randn(2, 3, 32, 32))
+    with pytest.raises(EagleEyeError, match=f"`model` can't be copied: {name} is computed .* `prune.remove`"):
+        trace_model(model)
+
+
+def test_an_error_without_a_message_in_a_models_code_is_told():
+    class Asserts(nn.Sequential):
+        def forward(self, x):
+            if self[0](x).shape[1] != 16:
+                raise AssertionError  # as a bare `assert` does
+            return super().forward(x).mean((2, 3))
+
+    graph = trace_model(Asserts(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 1)), (3, 8, 8))
+    assert graph.groups[0].reason == "removing channels breaks the model: AssertionError"
+    with pytest.raises(EagleEyeError, match=r"can't be traced at `input_size=\(3, 8, 8\)`: AssertionError$"):
+        trace_model(Asserts(nn.Conv2d(3, 7, 1)), (3, 8, 8))
