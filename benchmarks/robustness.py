@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -120,18 +121,22 @@ class Bench:
 
     def start(self, output: Path, before: Callable[[], None] | None = None, kill_after: float | None = None) -> End:
         """Run in a forked process; `before` is called there first."""
-        log, count = self.folder / "log", self.folder / "count"
+        count, (told, tells) = self.folder / "count", os.pipe()  # a pipe, for files may be limited
+        count.write_text("0")
         started, process = time.perf_counter(), os.fork()
         if not process:
-            _become(lambda: run_main(compress.run, lambda: self.config(output)), log, count, before)
-        if kill_after is not None:
-            time.sleep(kill_after)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+            _become(lambda: run_main(compress.run, lambda: self.config(output)), tells, count, before)
+        os.close(tells)
+        killer = threading.Timer(kill_after, os.kill, (process, signal.SIGKILL)) if kill_after is not None else None
+        if killer:
+            killer.start()
+        with os.fdopen(told, errors="replace") as pipe:
+            errors = pipe.read()
         _, status = os.waitpid(process, 0)
+        if killer:
+            killer.cancel()
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        moments = int(count.read_text() or 0) if count.exists() else 0
-        return End(code, log.read_text(), moments, time.perf_counter() - started)
+        return End(code, errors, int(count.read_text()), time.perf_counter() - started)
 
     def ends_well(self, output: Path, tally: Tally, what: str) -> None:
         """Start until the run is finished, and compare."""
@@ -148,24 +153,22 @@ class Bench:
         shutil.rmtree(output)
 
 
-def _become(run: Callable[[], int], log: Path, count: Path, before: Callable[[], None] | None) -> None:
-    """The forked process: its output into a file, its file moments counted, no way back."""
+def _become(run: Callable[[], int], tells: int, count: Path, before: Callable[[], None] | None) -> None:
+    """The forked process: its output into a pipe, its file moments counted, no way back."""
     code = 70
-    with log.open("w", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = file
-        try:
-            warnings.simplefilter("ignore")
-            count.write_text("")
-            if before is None:
-                at_moment(None, lambda: None, count)
-            else:
-                before()
-            code = run()
-        except BaseException:
-            traceback.print_exc()
-        file.flush()
+    try:
+        os.dup2(tells, 1)
+        os.dup2(tells, 2)
+        sys.stdout = sys.stderr = os.fdopen(tells, "w", buffering=1)
+        warnings.simplefilter("ignore")
+        if before is None:
+            at_moment(None, lambda: None, count)
+        else:
+            before()
+        code = run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
         os._exit(code)
 
 

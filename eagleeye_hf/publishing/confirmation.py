@@ -19,7 +19,8 @@ SCALES = (1.0, 8.0)
 """Of the random images: activations with a ceiling (ReLU6) show on the second."""
 
 PLAIN = (bool, int, float, str, type(None), type, torch.dtype)
-NOT_COMPARED = {"training", "num_classes", "inplace"}
+NOT_COMPARED = {"training", "num_classes", "in_chans", "inplace", "drop_rate", "drop_path_rate", "drop_prob"}
+"""Of a module's attributes: in eval mode, and beside the shapes of its tensors, they change nothing."""
 
 
 def confirm_outputs(model: nn.Module, rebuilt: nn.Module, input_size: Sequence[int]) -> None:

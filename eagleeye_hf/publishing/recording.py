@@ -19,6 +19,11 @@ from eagleeye_hf.publishing.rebuild import apply_sizes, build_empty, changed_siz
 FUSING = ("fuse", "reparameterize", "switch_to_deploy")
 """Methods of modules that `timm.utils.reparameterize_model` calls."""
 
+REMEDY = (
+    "Save a network whose modules are those of timm's, sliced or not, or register its architecture with timm first "
+    "(`timm.models.register_model`)"
+)
+
 
 def build_config(
     model: nn.Module, label_names: Sequence[str] | None = None, provenance: Mapping[str, Any] | None = None
@@ -127,21 +132,26 @@ def _is_fused(full: nn.Module, model: nn.Module) -> bool:
     return can_fuse and set(full.state_dict()) != set(model.state_dict())
 
 
+def _without_stale(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sizes but for what a network was told when it was made, which a first or last layer put in by hand outlives."""
+    stale = {name: {"num_classes"} | ({"in_chans"} if not name else set()) for name in sizes}
+    kept = {name: {k: v for k, v in changes.items() if k not in stale[name]} for name, changes in sizes.items()}
+    return {name: changes for name, changes in kept.items() if changes}
+
+
 def _find_sizes(full: nn.Module, model: nn.Module, base: str) -> tuple[dict[str, Any], nn.Module]:
     try:
-        sizes = json.loads(json.dumps(changed_sizes(full, model)))
+        sizes = json.loads(json.dumps(_without_stale(changed_sizes(full, model))))
         rebuilt = apply_sizes(full, sizes)
     except ValueError as error:
         raise EagleEyeError(
-            f"`model` can't be rebuilt from timm's {base}: {error}. Save a network whose modules are those of timm's, "
-            "sliced or not, or register its architecture with timm first (`timm.models.register_model`)"
+            f"`model` can't be rebuilt from timm's {base}: {error}. {REMEDY}"
         ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
     if expected != found:
         different = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         raise EagleEyeError(
-            f"`model` can't be rebuilt from timm's {base}: {', '.join(different[:5])} would differ; "
-            "save a model that `slice_model` made"
+            f"`model` can't be rebuilt from timm's {base}: {', '.join(different[:5])} would differ. {REMEDY}"
         )
     return sizes, rebuilt

@@ -1,14 +1,20 @@
+import errno
 import json
+import os
+import stat
 
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.utils import freeze, reparameterize_model
 from torch import nn
+from transformers import AutoModelForImageClassification
 
 from eagleeye_hf import EagleEyeError, from_pretrained, save_pretrained, slice_model, trace_model
-from tests.helpers import random_keep
+from eagleeye_hf.publishing import files
+from tests.helpers import make_model, random_keep
 from tests.publishing.make import prune
 
 
@@ -142,3 +148,199 @@ def test_files_that_are_none(checkpoint, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(np.random.default_rng(0).bytes(100))
     with pytest.raises(EagleEyeError, match="is no safetensors file"):
         from_pretrained(tmp_path)
+
+
+def load_everywhere(folder):
+    """The network of a checkpoint, in eval mode, by each loader."""
+    yield from_pretrained(folder)
+    yield timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    yield AutoModelForImageClassification.from_pretrained(folder).timm_model.eval()
+
+
+def assert_loads_the_same(model, folder, images):
+    save_pretrained(model, folder)
+    with torch.inference_mode():
+        expected = model(images)
+        for loaded in load_everywhere(folder):
+            torch.testing.assert_close(loaded(images), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def replace(path, module):
+    def change(model):
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module)
+
+    return change
+
+
+def assign(kind, name, value):
+    def change(model):
+        for module in model.modules():
+            if isinstance(module, kind):
+                setattr(module, name, value)
+
+    return change
+
+
+def edit(path, name, value):
+    return lambda model: setattr(model.get_submodule(path), name, value)
+
+
+@pytest.mark.parametrize("random", [True, False], ids=["random tensors", "branches at zero"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replace("maxpool", nn.Identity()), "maxpool is Identity, not MaxPool2d"),
+        (edit("conv1", "stride", (1, 1)), r"conv1.stride is \(1, 1\), not \(2, 2\)"),
+        (replace("act1", nn.GELU()), "act1 is GELU, not ReLU"),
+        (replace("layer1.0.act1", nn.GELU()), "layer1.0.act1 is GELU, not ReLU"),
+        (replace("layer4.1.act2", nn.ReLU6()), "layer4.1.act2 is ReLU6, not ReLU"),
+        (assign(nn.BatchNorm2d, "eps", 0.1), "bn1.eps is 0.1, not 1e-05; layer1.0.bn1.eps is 0.1"),
+        (edit("layer3.1.conv1", "padding_mode", "circular"), "layer3.1.conv1.padding_mode is 'circular', not 'zeros'"),
+        (edit("layer2.0.conv2", "dilation", (2, 2)), r"layer2.0.conv2.dilation is \(2, 2\)|can't be run"),
+        (lambda m: m.conv1.register_forward_hook(lambda module, args, y: y / 2), "a hook, or a method replaced"),
+        (replace("fc", nn.Sequential(nn.Dropout(0.2), nn.Linear(512, 10))), r"it has fc.0 \(Dropout\), which .* lacks"),
+        (replace("conv1", nn.Conv2d(3, 64, 3, 1, 1, bias=False)), "conv1.weight would differ"),
+    ],
+)
+def test_a_change_that_no_shape_shows_is_refused_by_name(change, message, random, tmp_path):
+    torch.manual_seed(0)
+    model = (make_model if random else timm.create_model)("resnet18", num_classes=10).eval()
+    change(model)
+    with pytest.raises(EagleEyeError, match=message):
+        save_pretrained(model, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100"])
+@pytest.mark.parametrize("pool", ["max", "avgmax", "catavgmax"])
+def test_another_pooling_comes_along(name, pool, tmp_path):
+    model = make_model(name, num_classes=10)
+    model.reset_classifier(10, pool)
+    assert_loads_the_same(model.eval(), tmp_path, torch.randn(2, 3, 64, 64))
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["base_args"] == {"global_pool": pool}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "repvgg_a0",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mobileone_s0", "fastvit_t8", "repvit_m0_9", "repghostnet_050", "ghostnetv3_100")
+        ),
+    ],
+)
+def test_merged_branches_come_along(name, tmp_path):
+    model, images = prune(name, num_classes=10)
+    merged = reparameterize_model(model)
+    assert set(merged.state_dict()) != set(model.state_dict())
+    assert_loads_the_same(merged, tmp_path / "run", images)
+    for number, again in enumerate(load_everywhere(tmp_path / "run")):
+        if number < 2:  # transformers' is not one to save by
+            assert_loads_the_same(again, tmp_path / str(number), images)
+
+
+def test_frozen_statistics_load_as_batchnorm(tmp_path):
+    model = make_model("resnet18", num_classes=10)
+    freeze(model, ["conv1", "bn1", "layer1"])
+    assert_loads_the_same(model, tmp_path, torch.randn(2, 3, 64, 64))
+    assert type(model.bn1).__name__ == "FrozenBatchNorm2d"
+    assert type(from_pretrained(tmp_path).bn1) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [
+        (replace("fc", nn.Linear(512, 7)), (2, 7)),
+        (replace("fc", nn.Identity()), (2, 512)),
+        (edit("", "drop_rate", 0.5), (2, 10)),
+        (lambda model: nn.SyncBatchNorm.convert_sync_batchnorm(model), (2, 10)),
+    ],
+)
+def test_what_changes_no_output_or_the_head_alone_is_saved(change, shape, tmp_path):
+    model = make_model("resnet18", num_classes=10)
+    change(model)
+    images = torch.randn(2, 3, 64, 64)
+    save_pretrained(model, tmp_path)
+    with torch.inference_mode():
+        assert model(images).shape == shape
+        torch.testing.assert_close(from_pretrained(tmp_path)(images), model(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_floating_point_type_is_kept(dtype, tmp_path):
+    model, images = prune("resnet20_cifar")
+    model, images = model.to(dtype), images.to(dtype)
+    save_pretrained(model, tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in loaded.state_dict().values() if tensor.is_floating_point()} == {dtype}
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(images), model(images))
+        by_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert by_timm.conv1.weight.dtype == torch.float32
+    torch.testing.assert_close(by_timm.conv1.weight, model.conv1.weight.float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_refused_by_the_tensors_name(value, tmp_path):
+    model, _ = prune("resnet20_cifar")
+    model.layer2[0].bn1.running_var[3] = value
+    with pytest.raises(EagleEyeError, match=r"holds NaN or infinite values in layer2\.0\.bn1\.running_var;"):
+        save_pretrained(model, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_that_are_no_numbers_are_null(tmp_path):
+    save_pretrained(prune("resnet20_cifar")[0], tmp_path, provenance={"loss": [float("nan"), 1.0]})
+    assert json.loads((tmp_path / "config.json").read_text())["eagleeye"] == {"loss": [None, 1.0]}
+    with pytest.raises(EagleEyeError, match="`provenance` can't be written as JSON"):
+        save_pretrained(prune("resnet20_cifar")[0], tmp_path / "other", provenance={"a": object()})
+
+
+def test_saving_leaves_the_model_as_it_was(tmp_path):
+    model, _ = prune("resnet20_cifar")
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    save_pretrained(model, tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_ordinary_permissions(umask, tmp_path):
+    old = os.umask(umask)
+    try:
+        save_pretrained(prune("resnet20_cifar")[0], tmp_path / "run", card="# card")
+    finally:
+        os.umask(old)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "config.json", "README.md"), 0o666 & ~umask)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_full_disk_leaves_nothing(call, times, tmp_path, monkeypatch):
+    real, calls = getattr(os, call), []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) > times:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(files.os, call, fail)
+    with pytest.raises(EagleEyeError, match=r"`folder=.*run` can't be written: No space left on device") as caught:
+        save_pretrained(prune("resnet20_cifar")[0], tmp_path / "deep" / "run", card="# card")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_of_somebody_else_stays(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(EagleEyeError, match=r"holds a README\.md already"):
+        save_pretrained(prune("resnet20_cifar")[0], tmp_path, card="# card")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

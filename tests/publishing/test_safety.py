@@ -6,9 +6,13 @@ import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import timm
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -207,7 +211,7 @@ def test_types_must_fit(broken, checkpoint):
     with pytest.raises(EagleEyeError, match=r"conv1\.weight is of type I64, not float32"):
         from_pretrained(folder)
     save_file(tensors | {"conv1.weight": tensors["conv1.weight"].half()}, folder / "model.safetensors")
-    assert from_pretrained(folder).conv1.weight.dtype == tensors["conv1.weight"].dtype
+    assert from_pretrained(folder).conv1.weight.dtype == torch.float32  # the widest
 
 
 class Bomb:
@@ -266,3 +270,118 @@ def test_files_that_are_no_files(broken, special):
         (folder / "model.safetensors").symlink_to("/dev/zero")
     with pytest.raises(EagleEyeError, match=r"has no model\.safetensors"):
         from_pretrained(folder)
+
+
+SEEDS = range(300)
+
+
+def damage(text: bytes, seed: int) -> bytes:
+    """Bytes flipped, cut off or doubled, a value of another type, or a number that no network has."""
+    random = np.random.default_rng(seed)
+    kind = seed % 4
+    if kind == 0:
+        changed = bytearray(text)
+        for place in random.integers(0, len(text), random.integers(1, 6)):
+            changed[place] ^= 1 << int(random.integers(8))
+        return bytes(changed)
+    if kind == 1:
+        cut, other = sorted(random.integers(0, len(text), 2))
+        return text[:cut] if seed % 8 == 1 else text[:cut] + text[other:]
+    config = json.loads(text)
+    path = sorted((path for path in places(config) if path), key=str)
+    path = path[int(random.integers(len(path)))]
+    target = config
+    for key in path[:-1]:
+        target = target[key]
+    values = ["x" * 9, "\ud800", -1, 0, 7, 10**400, 1.5, True, None, [], {}, [1, 2], {"a": 1}, [[[[]]]], "1e999"]
+    target[path[-1]] = values[int(random.integers(len(values)))]
+    return json.dumps(config).replace('"1e999"', "1e999").encode()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_damaged_config_gives_an_error_or_a_network_that_runs(checkpoint, tmp_path, seed):
+    text = damage((checkpoint / "config.json").read_bytes(), seed)
+    (tmp_path / "config.json").write_bytes(text)
+    os.link(checkpoint / "model.safetensors", tmp_path / "model.safetensors")
+    try:
+        model = from_pretrained(tmp_path)
+    except EagleEyeError as error:
+        assert str(tmp_path) in str(error), "the message names no file"  # noqa: PT017
+        assert len(str(error)) < 2000  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        with torch.inference_mode():
+            assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+
+
+LOAD_HUGE = """
+import json, resource, sys, warnings
+warnings.simplefilter("ignore")
+import eagleeye_hf, timm
+from transformers import AutoModelForImageClassification
+kind, folder = sys.argv[1:]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    if kind == "transformers":
+        AutoModelForImageClassification.from_pretrained(folder)
+    else:
+        timm.create_model(f"local-dir:{folder}", pretrained=kind == "timm")
+except Exception as error:
+    print(type(error).__name__, error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "KB")
+"""
+
+
+@pytest.mark.parametrize("kind", ["timm", "timm without weights", "transformers"])
+def test_a_huge_base_costs_no_memory_in_other_loaders(broken, kind):
+    def edit(config):
+        config["model_args"].update(base="regnety_1280", sizes={})  # 2.6 GB of weights
+        config["num_features"] = 7392
+
+    command = [sys.executable, "-c", LOAD_HUGE, kind, str(broken(edit))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("EagleEyeError") and "missing" in line for line in lines), done.stdout
+    assert int(lines[-1].split()[0]) < 300_000
+
+
+def test_a_huge_base_cut_to_nothing_costs_no_memory(tmp_path):
+    """The header fits the sizes, and timm loads it: only what is left of the base is built."""
+    code = """
+import resource, sys, tempfile, warnings
+warnings.simplefilter("ignore")
+import timm
+from eagleeye_hf.publishing.claims import rebuild_empty
+from eagleeye_hf.publishing.rebuild import build_lean, changed_sizes
+base = {"base": "regnety_1280"}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sizes = {"final_conv": {}, "head.fc": {"in_features": 1}}
+model = build_lean("regnety_1280", {name: {"out_channels": 1, "in_channels": 1, "groups": 1} for name, module in
+    rebuild_empty(base, 10).named_modules() if type(module).__name__ == "Conv2d"}, num_classes=10)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: (c["model_args"]["sizes"][""].update(num_features=7), c.update(num_features=7)), "gives 7 for num_features, but .* has 32"),
+        (lambda c: c["model_args"]["sizes"][""].update(head_hidden_size=7), "gives 7 for head_hidden_size"),
+        (lambda c: c["model_args"]["sizes"][""].update({"feature_info.1.num_chs": 7}), "7 for feature_info.1.num_chs"),
+        (lambda c: c.update(num_features=7), "`num_features=7`, but the network has 32"),
+        (lambda c: c["model_args"]["sizes"]["layer2.0.shortcut"].update(pad_front=0, pad_back=0), "don't fit together"),
+        (lambda c: c["pretrained_cfg"].update(input_size=[3, 1, 4096]), None),
+    ],
+)
+def test_what_a_config_says_of_channels_is_what_its_network_has(broken, edit, message):
+    folder = broken(edit)
+    if message is None:
+        from_pretrained(folder)
+        return
+    with pytest.raises(EagleEyeError, match=message):
+        from_pretrained(folder)
+    if "`num_features" not in message:  # which timm does not read
+        with pytest.raises(EagleEyeError, match=message):
+            timm.create_model(f"local-dir:{folder}")
