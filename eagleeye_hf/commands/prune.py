@@ -60,7 +60,7 @@ def run(config: Config) -> None:
     model = load_model(config.network.model, config.network.weights).to(device).eval()
     graph = trace_model(model)
     strategy = read_strategy(graph, config.strategy)
-    data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed))
+    data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)
     calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
     criterion = config.importance.criterion
     score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=criterion, seed=config.seed)

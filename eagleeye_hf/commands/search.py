@@ -64,7 +64,7 @@ def run(config: Config) -> None:
     check_output(config.output, "search")
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights)
-    data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed))
+    data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     score = AdaptiveBNScore(

@@ -25,7 +25,7 @@ class NetworkConfig:
     model: Annotated[str, arg(metavar="MODEL")]
     """timm name, hf-hub:USER/REPO or checkpoint folder."""
     weights: str | None = None
-    """Safetensors file with its weights, instead of those of the Hub."""
+    """File with its weights, instead of those of the Hub: safetensors, or a state_dict in .pth, .pt or .bin."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -127,7 +127,7 @@ class FinetuneRunConfig:
     teacher: str | None = None
     """Trained network to learn from beside the labels, as the unpruned one."""
     teacher_weights: str | None = None
-    """Safetensors file with the teacher's weights, instead of those of the Hub."""
+    """File with the teacher's weights, instead of those of the Hub."""
     seed: Seed = 0
     """Of everything random."""
     output: str = "outputs/finetuned"
@@ -149,20 +149,12 @@ def check_held_out(held_out: HeldOutConfig) -> None:
 
 def split_arguments(
     data: DatasetConfig,
-    held_out: HeldOutConfig | None = None,
+    held_out: HeldOutConfig,
     augmentation: AugmentationConfig | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Arguments of `open_splits`; without `held_out` no training images are set aside."""
-    names = ("dataset", "streaming", "image_column", "label_column", "label_names")
-    return {
-        **{name: getattr(data, name) for name in names},
-        "config": data.dataset_config,
-        "revision": data.dataset_revision,
-        **flat_dict(held_out or HeldOutConfig(calibration_images=0, holdout_images=0)),
-        **flat_dict(augmentation or AugmentationConfig()),
-        "seed": seed,
-    }
+    """Arguments of `open_splits`."""
+    return {**data.arguments, **flat_dict(held_out), **flat_dict(augmentation or AugmentationConfig()), "seed": seed}
 
 
 def image_identity(

@@ -16,7 +16,7 @@ from eagleeye_hf.publishing.download import download_config
 
 
 def load_model(name: str, weights: str | None = None) -> nn.Module:
-    """A trained network: of timm, its weights from a safetensors file or from the Hub; or a checkpoint folder's.
+    """A trained network: of timm, its weights from a file or from the Hub; or a checkpoint folder's.
 
     Raises:
         EagleEyeError: the name is unknown, the weights can't be had or don't fit, or there is no BatchNorm in it.

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
-from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.networks.description import describe_model
+from eagleeye_hf.training.checks import check_accelerator, check_teacher, half_of, in_float32
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loop import Training
+from eagleeye_hf.training.selection import Selection
 from eagleeye_hf.training.state import Checkpoints
 from eagleeye_hf.training.tracking import start_tracker, stop_tracker
-
-STATISTICS = 8192
-"""Images from which the BatchNorm statistics of the result are recomputed; from fewer, top-1 depends on which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,43 +57,54 @@ def finetune_model(
 ) -> nn.Module:
     """Train a pruned network; returns a new one on the CPU, in eval mode.
 
+    A network in half precision is trained, and returned, in float32; `accelerator` has half precision for the
+    computation.
+
     Args:
         train: training images; every process sees its part of each step, and all together see each image once an epoch.
         teacher: the full network, whose outputs the pruned one learns beside the labels (Hinton et al. 2015).
-        holdout: images that choose the best epoch, and between the weights and their average; the last epoch's weights
-            (averaged, with `ema`) where not given.
+        holdout: images that choose the best epoch, and between the weights and their average. The network as it was
+            given takes part, so that what is returned is no worse there. The last epoch's weights (averaged, with
+            `ema`) where not given.
         calibration: images that recompute the BatchNorm statistics of what is scored, and of what is returned, there
             filled up to 8,192 with training images where those have random access; seen as in training, cropped and
             mixed, for the weights have learned under those statistics.
-        accelerator: its mixed precision is used.
-        checkpoint: folder for the state of training; a run started again there goes on where the last checkpoint is,
-            inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes it.
+        accelerator: its mixed precision is used, on one device or many that each hold the whole network.
+        checkpoint: folder for the state of training; a run started again there goes on where the last whole checkpoint
+            is, inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes
+            it.
         identity: what else must be the same where training goes on, as the names of the model and of the images: texts,
             numbers and lists of them.
         num_workers: processes that decode images, per process.
-        on_epoch: told about each epoch; after a restart about the earlier ones again.
+        on_epoch: told about each epoch, but not about the start; after a restart about the earlier ones again.
     Raises:
         EagleEyeError: there are fewer images than `batch_size`, the teacher has other outputs or sees images otherwise,
-            the folder holds another training or can't be written, or the loss is not finite.
+            accelerate is configured in a way that would change the result, the folder holds another training or can't
+            be written, or the loss is not finite.
     """
     accelerator = accelerator or Accelerator()
     if not config.epochs:
         return model.eval()
     if train.count() < config.batch_size:
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
+    check_accelerator(accelerator, model)
     if teacher is not None:
-        _check_teacher(teacher, model)
+        check_teacher(teacher, model)
+        teacher = in_float32(teacher)
+    half, model = half_of(model), in_float32(model)
     checkpoints = Checkpoints(checkpoint, config, accelerator, identity)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
     training = Training(model, teacher, train, config, accelerator, num_workers)
-    selection = _Selection(model, holdout, calibration if calibration and calibration.count() else None, accelerator)
+    selection = Selection(model, holdout, calibration if calibration and calibration.count() else None, accelerator)
     tell = _Teller(config, accelerator, on_epoch, checkpoint)
     state = checkpoints.load()
     if state is not None:
         training.load_state_dict(state["training"])
         selection.best = state["best"]
         tell.again([EpochRecord(**record) for record in state["records"]])
-    tell.start(training)
+    else:
+        selection.start(training)
+    tell.start(training, half)
 
     def save() -> None:
         records = [asdict(record) for record in tell.records]
@@ -125,67 +130,10 @@ def finetune_model(
         tell(record)
         save()
     result = selection.result(training)
+    tell.end(selection.describe())
     stop_tracker(accelerator)
     accelerator.free_memory()
     return result
-
-
-def _check_teacher(teacher: nn.Module, model: nn.Module) -> None:
-    theirs, ours = (
-        {"num_classes": described.num_classes, "mean": described.mean, "std": described.std}
-        for described in (describe_model(teacher), describe_model(model))
-    )
-    for what, value in ours.items():
-        if theirs[what] != value:
-            raise EagleEyeError(
-                f"`teacher` has `{what}={theirs[what]}`, but `model` has {value}; give the network it was pruned from"
-            )
-
-
-class _Selection:
-    """The best weights so far, judged by the holdout images."""
-
-    def __init__(
-        self, model: nn.Module, holdout: ImageSet | None, calibration: ImageSet | None, accelerator: Accelerator
-    ) -> None:
-        self.network = copy.deepcopy(model).to(accelerator.device).eval()
-        """A plain network to put weights in: neither wrapped nor compiled."""
-        self.holdout = holdout.cached_batches() if holdout is not None and holdout.count() else None
-        self.calibration, self.accelerator = calibration, accelerator
-        self.seen: list[Tensor] = []
-        """The calibration images as training sees them, decoded once."""
-        self.best: dict[str, Any] | None = None
-
-    def consider(self, training: Training) -> dict[str, float]:
-        """Score the weights and their average; keep them if they are the best."""
-        scores: dict[str, float] = {}
-        if self.holdout is None:
-            return scores
-        for name, weights in _weights(training):
-            self.network.load_state_dict(weights)
-            if self.calibration is not None:
-                self.seen = self.seen or list(training.calibration_batches(self.calibration))
-                recalibrate_bn(self.network, self.seen)
-            part = self.holdout[self.accelerator.process_index :: self.accelerator.num_processes]
-            metrics = evaluate_model(self.network, part, self.accelerator)
-            scores[name] = metrics.top1
-            if self.best is None or (metrics.top1, -metrics.loss) > (self.best["top1"], -self.best["loss"]):
-                kept = {key: tensor.detach().cpu().clone() for key, tensor in self.network.state_dict().items()}
-                self.best = {"top1": metrics.top1, "loss": metrics.loss, "weights": kept}
-        return scores
-
-    def result(self, training: Training) -> nn.Module:
-        """The best weights, or the last; their statistics from as many images as steady ones need."""
-        self.network.load_state_dict(self.best["weights"] if self.best else list(_weights(training))[-1][1])
-        if self.calibration is not None:
-            recalibrate_bn(self.network, training.calibration_batches(self.calibration, STATISTICS))
-        return self.network.cpu().eval()
-
-
-def _weights(training: Training) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    yield "top1", training.network.state_dict()
-    if training.ema is not None:
-        yield "ema_top1", training.ema.module.state_dict()
 
 
 class _Teller:
@@ -202,7 +150,7 @@ class _Teller:
         self.records: list[EpochRecord] = []
         self.tracker = start_tracker(config, accelerator, folder)
 
-    def start(self, training: Training) -> None:
+    def start(self, training: Training, half: torch.dtype | None) -> None:
         """Say what really takes part: processes are counted by asking them."""
         accelerator, config = self.accelerator, self.config
         processes = int(accelerator.reduce(torch.ones((), device=accelerator.device)))
@@ -213,6 +161,8 @@ class _Teller:
             f"{accelerator.mixed_precision} mixed precision): {config.batch_size} images a step "
             f"({part} per process{micro}), {training.steps} steps an epoch, highest learning rate {config.lr:g}"
         )
+        if half is not None:
+            self._say(f"`model` is in {str(half).removeprefix('torch.')}: it is trained, and returned, in float32")
         if training.epoch or training.step:
             self._say(f"going on in epoch {training.epoch + 1} after step {training.step}")
 
@@ -228,6 +178,10 @@ class _Teller:
         if self.tracker is not None:
             values = {key: value for key, value in asdict(record).items() if value is not None and key != "epoch"}
             self.accelerator.log(values, step=record.epoch)
+
+    def end(self, note: str | None) -> None:
+        if note is not None:
+            self._say(note)
 
     def again(self, records: list[EpochRecord]) -> None:
         self.records += records

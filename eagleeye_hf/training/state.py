@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.search.failures import make_in_main
 from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.manifest import find_damage, sync_folder, write_manifest
 
 KEPT = 2
 """Checkpoints that stay."""
@@ -53,7 +59,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.accelerator = folder, accelerator
         self.settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
-        self.settings |= identity or {}
+        self.settings |= {"mixed_precision": str(accelerator.mixed_precision)} | dict(identity or {})
 
     def prepare(self, model_bytes: int) -> None:
         """Make the folder, and see that it can hold what will come.
@@ -74,58 +80,118 @@ class Checkpoints:
             )
 
     def load(self) -> dict[str, Any] | None:
-        """Restore model, optimizer, scaler and random states from the newest checkpoint; returns the rest."""
-        found = self._found() if self.folder is not None else []
-        if not found:
+        """Restore model, optimizer, scaler and random states from the newest whole checkpoint; returns the rest.
+
+        Damaged ones are put aside, with a warning; None where there is no other.
+
+        Raises:
+            EagleEyeError: it is of other settings, or of another network.
+        """
+        place = self._choose() if self.folder is not None else None
+        if place is None:
             return None
-        rest = torch.load(found[-1] / "rest.pt", map_location="cpu", weights_only=True)
-        if rest["settings"] != self.settings:
-            keys = [key for key in self.settings if rest["settings"].get(key) != self.settings[key]]
-            changed = ", ".join(f"{key} {rest['settings'].get(key)}" for key in keys)
+        rest = torch.load(place / "rest.pt", map_location="cpu", weights_only=True)
+        saved = {"mixed_precision": self.settings["mixed_precision"]} | rest["settings"]
+        if saved != self.settings:
+            keys = [key for key in {**self.settings, **saved} if saved.get(key) != self.settings.get(key)]
+            changed = ", ".join(f"{key} {saved.get(key)}" for key in keys)
             raise EagleEyeError(
                 f"{self.folder} holds training with other settings ({changed}); "
                 "run with those to go on, or choose another output folder"
             )
-        self.accelerator.load_state(str(found[-1]))
+        before, now = len(list(place.glob("random_states_*"))), self.accelerator.num_processes
+        if before != now:
+            self._warn(
+                f"{place} was written by {before} processes and goes on in {now}: what is drawn at random, as dropout "
+                "and mixing, differs from a run that was not interrupted"
+            )
+        try:
+            self.accelerator.load_state(str(place))
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            first_line = str(error).splitlines()[0]
+            raise EagleEyeError(
+                f"{place} holds training of another network ({first_line:.200}); choose another output folder"
+            ) from error
         return rest["state"]
 
     def save(self, number: int, state: dict[str, Any]) -> None:
         """Write a checkpoint; older ones go once it is whole.
 
         Raises:
-            EagleEyeError: it can't be written; the last whole one stays.
+            EagleEyeError: it can't be written; the last whole one stays. The same in every process.
         """
         if self.folder is None:
             return
         place = self.folder / f"step-{number:09}"
         fresh = place.with_suffix(".new")
-        try:
-            if self.accelerator.is_main_process:
-                for stale in self.folder.glob("*.new"):
-                    shutil.rmtree(stale)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(fresh))
-            if self.accelerator.is_main_process:
-                torch.save({"settings": self.settings, "state": state}, fresh / "rest.pt")
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                shutil.rmtree(place, ignore_errors=True)
-                os.replace(fresh, place)
-                for old in self._found()[:-KEPT]:
-                    shutil.rmtree(old)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # a full disk has many names
-            if self.accelerator.is_main_process:
-                shutil.rmtree(fresh, ignore_errors=True)
-            raise EagleEyeError(
-                f"`checkpoint={self.folder}` can't be written any more ({error}); the last checkpoint is whole: "
-                "make room and start again with the same command"
-            ) from error
-        self.accelerator.wait_for_everyone()
+        self._attempt(self._remove_stale, main=True)
+        self._attempt(lambda: self.accelerator.save_state(str(fresh)))
+        self._attempt(lambda: self._finish(fresh, place, state), main=True)
+
+    def _remove_stale(self) -> None:
+        assert self.folder is not None
+        for stale in self.folder.glob("*.new"):
+            shutil.rmtree(stale)
+
+    def _finish(self, fresh: Path, place: Path, state: dict[str, Any]) -> None:
+        """Make a checkpoint whole and put it in its place, once it is on the disk."""
+        torch.save({"settings": self.settings, "state": state}, fresh / "rest.pt")
+        write_manifest(fresh)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(fresh, place)
+        sync_folder(place.parent)
+        for old in self._found()[:-KEPT]:
+            shutil.rmtree(old)
+
+    def _attempt(self, write: Callable[[], object], main: bool = False) -> None:
+        """Do it, in the main process or in all; all go on together, or none does."""
+        message, cause = "", None
+        if self.accelerator.is_main_process or not main:
+            try:
+                write()
+            except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has many names
+                message, cause = (str(error).strip() or type(error).__name__).splitlines()[0], error
+        if self.accelerator.num_processes > 1:
+            message = next((told for told in gather_object([message]) if told), "")
+        if not message:
+            return
+        if self.accelerator.is_main_process:
+            with suppress(OSError):
+                self._remove_stale()
+        raise EagleEyeError(
+            f"`checkpoint={self.folder}` can't be written any more ({message}); the last checkpoint is whole: "
+            "make room and start again with the same command"
+        ) from cause
+
+    def _choose(self) -> Path | None:
+        """The newest whole checkpoint, the same in every process."""
+        assert self.folder is not None
+        name = make_in_main(self.accelerator, self._newest_whole)
+        return self.folder / name if name else None
+
+    def _newest_whole(self) -> str | None:
+        found = self._found()
+        for place in reversed(found):
+            damage = find_damage(place)
+            if damage is None:
+                return place.name
+            aside = place.with_name(f"damaged-{place.name}")  # else it would count as one of those that stay
+            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                os.replace(place, aside)
+            except OSError as error:
+                raise EagleEyeError(
+                    f"the checkpoint {place} is damaged ({damage}) and can't be put aside: {error}"
+                ) from error
+            self._warn(f"the checkpoint {place} is damaged ({damage}); it is put aside as {aside.name}")
+        if found:
+            self._warn(f"{self.folder} holds no whole checkpoint; training starts from the beginning")
+        return None
+
+    def _warn(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def _found(self) -> list[Path]:
         assert self.folder is not None
-        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".new")
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".new" and path.is_dir())

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from eagleeye_hf import FinetuneConfig, finetune_model, open_splits
+from eagleeye_hf import EagleEyeError, FinetuneConfig, finetune_model, open_splits
 from tests.helpers import digits_dataset
 
 
@@ -23,8 +23,28 @@ def without_batchnorm(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def fill_disk(accelerator: Accelerator) -> None:
+    """From the third checkpoint on the second process can't write, as on a machine of its own."""
+    save_state, saves = Accelerator.save_state, []
+
+    def full(self: Accelerator, folder: str) -> None:
+        saves.append(save_state(self, folder))
+        if len(saves) > 2 and accelerator.process_index == 1:
+            raise OSError(28, "No space left on device")
+
+    Accelerator.save_state = full
+
+
 def main(folder: Path, kind: str) -> None:
     accelerator = Accelerator()
+    folder.mkdir(exist_ok=True)
+    if kind == "full":
+        fill_disk(accelerator)
+        try:
+            main(folder, "killed")
+        except EagleEyeError as error:
+            (folder / f"full-{accelerator.process_index}.txt").write_text(str(error))
+        return
     set_seed(0)
     model = timm.create_model("resnet20_cifar", drop_rate=0.0 if kind != "killed" else 0.3)
     data = digits_dataset(217 if kind == "stream" else 211, 20)

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import datasets
@@ -7,11 +8,11 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 
 from eagleeye_hf import EagleEyeError, FinetuneConfig, evaluate_model, finetune_model, open_splits, recalibrate_bn
 from eagleeye_hf.data.image_set import ImageSet
-from eagleeye_hf.training import finetune, loop
+from eagleeye_hf.training import loop, selection
 from eagleeye_hf.training.loss import distillation_loss, mix, training_loss
 from tests.helpers import digits_dataset
 
@@ -170,7 +171,7 @@ def _without_batchnorm(model: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("statistics", [0, 180])
 def test_the_holdout_chooses_the_epoch_and_statistics_are_recomputed(data, monkeypatch, statistics):
     """No record is better than that of what is returned, whose statistics come from so many images."""
-    monkeypatch.setattr(finetune, "STATISTICS", statistics)
+    monkeypatch.setattr(selection, "STATISTICS", statistics)
     curve: list = []
     config = replace(CONFIG, epochs=6, lr=0.05, warmup=0.0, ema=0.5)
     trained = finetune_model(
@@ -208,6 +209,113 @@ def test_statistics_come_from_enough_images_and_not_from_more(data):
     training = loop.Training(new_model(), None, data.train, CONFIG, Accelerator())
     for images, given in ((0, 20), (20, 20), (50, 20 + 80), (1000, 180)):  # two batches of 80 are an epoch
         assert sum(map(len, training.calibration_batches(data.calibration, images))) == given
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    """A network that knows the digits, and its metrics on the holdout images."""
+    model = finetune_model(new_model(), data.train, replace(CONFIG, epochs=30, warmup=0))
+    return model, evaluate_model(model, data.holdout.cached_batches())
+
+
+HARMFUL = replace(CONFIG, lr=5.0, max_grad_norm=1e9, epochs=2, warmup=0)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_what_training_spoils_is_returned_as_it_was(data, trained, tmp_path, capsys, calibrated):
+    model, before = trained
+    assert before.top1 > 0.8
+    curve: list = []
+
+    def run():
+        return finetune_model(
+            model,
+            data.train,
+            HARMFUL,
+            holdout=data.holdout,
+            calibration=data.calibration if calibrated else None,
+            checkpoint=tmp_path,
+            on_epoch=curve.append,
+        )
+
+    result = run()
+    assert [record.epoch for record in curve] == [1, 2]
+    assert max(record.top1 for record in curve) < before.top1
+    after = evaluate_model(result, data.holdout.cached_batches())
+    assert (after.top1, -after.loss) >= (before.top1, -before.loss)
+    note = f"no epoch beat the network it started from ({after.top1:.2%} on the holdout images); it is returned "
+    told = capsys.readouterr().err
+    assert told.count(note) == 1
+    if not calibrated:
+        assert equal(result, model)
+        assert f"{note}as it was\n" in told
+    assert equal(run(), result)  # read back from its checkpoints
+    assert note in capsys.readouterr().err
+
+
+def test_the_start_has_its_own_statistics_or_recomputed_ones_whichever_are_better(data, trained, capsys):
+    """Broken statistics are recomputed; good ones stay where calibration images break them."""
+    broken = copy.deepcopy(trained[0])
+    for module in broken.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean += 3
+    images = {"holdout": data.holdout, "calibration": data.calibration}
+    result = finetune_model(broken, data.train, HARMFUL, **images)
+    assert evaluate_model(result, data.holdout.cached_batches()).top1 > 0.5
+    assert "it is returned with recomputed statistics" in capsys.readouterr().err
+    assert torch.equal(result.linear.weight, broken.linear.weight)
+    assert evaluate_model(broken, data.holdout.cached_batches()).top1 < 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        noise = [torch.randn(64, 3, 32, 32) * 5]
+        patch.setattr(loop.Training, "calibration_batches", lambda self, calibration, images=0: noise)
+        result = finetune_model(trained[0], data.train, HARMFUL, **images)
+    assert equal(result, trained[0])
+
+
+def test_an_epoch_that_beats_the_start_is_returned_without_a_word_about_it(data, capsys):
+    config = replace(CONFIG, epochs=10, warmup=0)
+    result = finetune_model(new_model(), data.train, config, holdout=data.holdout)
+    assert evaluate_model(result, data.holdout.cached_batches()).top1 > 0.3
+    assert "no epoch beat" not in capsys.readouterr().err
+
+
+def test_what_accelerate_would_do_otherwise_is_refused(data, monkeypatch):
+    with pytest.raises(EagleEyeError, match=r"`gradient_accumulation_steps=4` of accelerate .* use `--accumulation`"):
+        finetune_model(new_model(), data.train, CONFIG, accelerator=Accelerator(gradient_accumulation_steps=4))
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        accelerator = Accelerator()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                type(accelerator), "distributed_type", property(lambda self, kind=kind: DistributedType[kind])
+            )
+            with pytest.raises(EagleEyeError, match=rf"configured for {kind}, .* choose multi-GPU .*`--accumulation`"):
+                finetune_model(new_model(), data.train, CONFIG, accelerator=accelerator)
+
+
+def test_synchronised_batchnorm_trains_like_another_in_one_process(data, monkeypatch):
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(new_model())
+    images = {"holdout": data.holdout, "calibration": data.calibration}
+    result = finetune_model(synchronised, data.train, CONFIG, **images)
+    assert equal(result, finetune_model(new_model(), data.train, CONFIG, **images))
+    assert isinstance(result.bn1, torch.nn.SyncBatchNorm)
+    accelerator = Accelerator()
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+        with pytest.raises(EagleEyeError, match=r"`model` has SyncBatchNorm \(bn1\), which needs GPUs"):
+            finetune_model(synchronised, data.train, CONFIG, accelerator=accelerator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_trained_in_float32(data, capsys, dtype):
+    model = new_model().to(dtype)
+    images = {"holdout": data.holdout, "calibration": data.calibration}
+    result = finetune_model(model, data.train, CONFIG, teacher=new_model().to(dtype), **images)
+    name = str(dtype).removeprefix("torch.")
+    assert f"`model` is in {name}: it is trained, and returned, in float32" in capsys.readouterr().err
+    assert {tensor.dtype for tensor in result.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in model.parameters()} == {dtype}
+    same = finetune_model(model.float(), data.train, CONFIG, teacher=new_model().to(dtype).float(), **images)
+    assert equal(result, same)
 
 
 def _moments_of_bn1(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,10 +407,10 @@ def test_bad_input(data, tmp_path):
     with pytest.raises(EagleEyeError, match="exceeds the 160 training images"):
         finetune_model(new_model(), data.train, FinetuneConfig(epochs=1, batch_size=512))
     for options, message in (
-        ({"lr": -1}, "`lr` is above 0; got -1"),
+        ({"lr": -1}, "`lr` is a number, above 0; got -1"),
         ({"optimizer": "sdg"}, "`optimizer=sdg` is not known to timm; it has .*adamw.*sgd"),
         ({"schedule": "cosin"}, "`schedule` is one of cosine"),
-        ({"ema": 1.0}, r"`ema` is in \[0, 1\); got 1.0"),
+        ({"ema": 1.0}, r"`ema` is a number, in \[0, 1\); got 1.0"),
     ):
         with pytest.raises(EagleEyeError, match=message):
             FinetuneConfig(**options)

@@ -102,3 +102,23 @@ def test_kill_9_at_any_moment(tmp_path):
     assert facts(tmp_path / "killed", "killed") == facts(tmp_path / "whole", "killed")
     assert torch.equal(weights(tmp_path / "killed", "killed"), weights(tmp_path / "whole", "killed"))
     assert len(list(training.iterdir())) == 2
+
+
+def test_two_processes_agree_on_a_checkpoint_and_on_an_error(tmp_path):
+    """One that can't write ends both; a damaged checkpoint is passed over by both; the end is the undisturbed one's."""
+    whole, folder = tmp_path / "whole", tmp_path / "full"
+    run(whole, "killed", TWO)
+    run(folder, "full", TWO)
+    first, second = ((folder / f"full-{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert "can't be written any more ([Errno 28] No space left on device); the last checkpoint is whole" in first
+    older, newest = sorted((folder / "training").iterdir())
+    (newest / "random_states_1.pkl").unlink()
+    told = run(folder, "killed", TWO)
+    assert told.count(f"{newest} is damaged (random_states_1.pkl is missing)") == 1
+    assert f"going on in epoch 1 after step {int(older.name.split('-')[1])}" in told
+    for rank in (0, 1):
+        assert torch.equal(weights(folder, "killed", rank), weights(whole, "killed"))
+    assert facts(folder, "killed") == facts(whole, "killed")
+    told = run(folder, "killed")
+    assert "was written by 2 processes and goes on in 1: what is drawn at random" in told

@@ -1,0 +1,114 @@
+"""Which weights are returned: those that score best on the holdout images, of the start and of every epoch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from eagleeye_hf.data.image_set import ImageSet
+from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
+from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
+from eagleeye_hf.training.loop import Training
+
+STATISTICS = 8192
+"""Images from which the BatchNorm statistics of the result are recomputed; from fewer, top-1 depends on which."""
+AS_GIVEN, RECOMPUTED = "it is returned as it was", "it is returned with recomputed statistics"
+"""What is said where the network was best before it was trained."""
+
+
+class Selection:
+    """The best weights so far, judged by the holdout images."""
+
+    def __init__(
+        self, model: nn.Module, holdout: ImageSet | None, calibration: ImageSet | None, accelerator: Accelerator
+    ) -> None:
+        self.network = copy.deepcopy(model).to(accelerator.device).eval()
+        """A plain network to put weights in: neither wrapped nor compiled."""
+        self.given = model
+        self.holdout = holdout.cached_batches() if holdout is not None and holdout.count() else None
+        self.calibration, self.accelerator = calibration, accelerator
+        self.seen: list[Tensor] = []
+        """The calibration images as training sees them, decoded once."""
+        self.best: dict[str, Any] | None = None
+
+    def start(self, training: Training) -> None:
+        """Score the network as it was given and, as the epochs are, with recomputed statistics."""
+        if self.holdout is None:
+            return
+        self._keep(self._score(), AS_GIVEN)
+        if self.calibration is not None:
+            self._recalibrate(training)
+            self._keep(self._score(), RECOMPUTED)
+
+    def consider(self, training: Training) -> dict[str, float]:
+        """Score the weights and their average; keep them if they are the best."""
+        scores: dict[str, float] = {}
+        if self.holdout is None:
+            return scores
+        for name, weights in _weights(training):
+            self.network.load_state_dict(weights)
+            if self.calibration is not None:
+                self._recalibrate(training)
+            metrics = self._score()
+            scores[name] = metrics.top1
+            self._keep(metrics)
+        return scores
+
+    def result(self, training: Training) -> nn.Module:
+        """The best weights, or the last; their statistics from as many images as steady ones need."""
+        self.network.load_state_dict(self.best["weights"] if self.best else list(_weights(training))[-1][1])
+        if self.calibration is not None and not (self.best and self.best.get("start") == AS_GIVEN):
+            recalibrate_bn(self.network, training.calibration_batches(self.calibration, STATISTICS))
+            if self.holdout is not None:
+                self._compare_with_given()
+        return self.network.cpu().eval()
+
+    def describe(self) -> str | None:
+        """What to say where no epoch was better than the start."""
+        if self.best is None or not self.best.get("start"):
+            return None
+        top1 = self.best["top1"]
+        return f"no epoch beat the network it started from ({top1:.2%} on the holdout images); {self.best['start']}"
+
+    def _compare_with_given(self) -> None:
+        """Go back to the network as it was given where the last statistics, of other images, fell behind it."""
+        chosen, weights = self._score(), self._copy_weights()
+        self.network.load_state_dict(self.given.state_dict())
+        given = self._score()
+        if _rank(given) > _rank(chosen):
+            self.best = {**asdict(given), "start": AS_GIVEN}
+        else:
+            self.network.load_state_dict(weights)
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        return {key: tensor.detach().cpu().clone() for key, tensor in self.network.state_dict().items()}
+
+    def _recalibrate(self, training: Training) -> None:
+        assert self.calibration is not None
+        self.seen = self.seen or list(training.calibration_batches(self.calibration))
+        recalibrate_bn(self.network, self.seen)
+
+    def _score(self) -> Metrics:
+        assert self.holdout is not None
+        part = self.holdout[self.accelerator.process_index :: self.accelerator.num_processes]
+        return evaluate_model(self.network, part, self.accelerator)
+
+    def _keep(self, metrics: Metrics, start: str = "") -> None:
+        if self.best is None or _rank(metrics) > self.best["rank"]:
+            self.best = {**asdict(metrics), "rank": _rank(metrics), "weights": self._copy_weights(), "start": start}
+
+
+def _rank(metrics: Metrics) -> tuple[float, float]:
+    return metrics.top1, -metrics.loss if math.isfinite(metrics.loss) else -math.inf
+
+
+def _weights(training: Training) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    yield "top1", training.network.state_dict()
+    if training.ema is not None:
+        yield "ema_top1", training.ema.module.state_dict()
