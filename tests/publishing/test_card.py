@@ -8,8 +8,9 @@ import timm
 import torch
 import yaml
 
-from eagleeye_hf import EagleEyeError
-from eagleeye_hf.publishing.card import check_card, write_card
+from eagleeye_hf import EagleEyeError, Metrics
+from eagleeye_hf.publishing.card import check_card, find_license, write_card
+from eagleeye_hf.publishing.paths import hide_command, hide_paths
 from tests.helpers import make_model
 from tests.publishing.make import whole_facts, write_checkpoint
 
@@ -127,3 +128,94 @@ def test_the_picture_is_drawn(tmp_path):
     plain = plots.draw_result(facts.graph, facts.strategy, facts.metrics, tmp_path / "b.png")
     sizes = [int.from_bytes(png.read_bytes()[16:20], "big") for png in (path, plain)]
     assert sizes == [2250, 1650]  # pixels wide: three panels, two panels
+
+
+def test_the_split_is_named():
+    text = card(split="validation")
+    assert "On 100 images of the validation split" in text
+    assert "tested on its validation split" in text
+    (model,) = metadata(text)["model-index"]
+    assert model["results"][0]["dataset"]["split"] == "validation"
+
+
+def test_steps_on_holdout_images_are_told_as_such():
+    scores = {name: Metrics(top1=top1, top5=0.9, loss=1.0, num_images=50) for name, top1 in (("adaptive", 0.61),)}
+    tests = {name: Metrics(top1=top1, top5=0.9, loss=1.0, num_images=100) for name, top1 in (("full", 0.9), ("fine-tuned", 0.8))}
+    text = card(metrics=tests, steps=scores)
+    check_card(text, "the card")
+    before, after = text.split("On the 50 held-out training images, which chose the network")
+    assert "| adaptive | 61.00% |" in after
+    assert "| adaptive |" not in before
+    assert "| fine-tuned | 80.00% |" in before
+    assert "held-out training images, which chose" not in card()
+
+
+def test_weights_of_a_file_are_not_timms():
+    name = "mobilenetv1_100.ra4_e3600_r224_in1k"
+    text = card(base=name, local_weights=True)
+    assert "base_model" not in metadata(text)
+    assert "(weights of a local file)" in text
+    assert "huggingface.co/timm" not in text
+    assert "pytorch-image-models" not in text
+    assert f"[{name}](https://huggingface.co/timm/{name})" in card(base=name)
+    assert "[resnet18](https://github.com/huggingface/pytorch-image-models)" in card(base="resnet18")
+    assert "pytorch-image-models" not in card()  # the CIFAR networks are not of timm
+    assert find_license({"license": "apache-2.0"}, local_weights=False) == "apache-2.0"
+    assert find_license({"license": "apache-2.0"}, local_weights=True) == ""
+    assert find_license(None, local_weights=False) == ""
+
+
+def test_no_folder_of_the_machine_is_told(tmp_path):
+    text = card(
+        base=f"local-dir:{tmp_path}/base",
+        dataset=f"{tmp_path}/photos",
+        settings={"teacher": f"{tmp_path}/teacher", "calibration images": 9, "seed": 1},
+        command=f"/opt/env/bin/eagleeye compress resnet18 --weights {tmp_path}/w.safetensors --dataset={tmp_path}/photos",
+    )
+    assert str(tmp_path) not in text
+    assert "eagleeye compress resnet18 --weights w.safetensors --dataset=photos" in text
+    assert "- teacher: teacher" in text
+    assert "- dataset: photos" in text
+    check_card(text, "the card")
+
+
+def test_what_strangers_say_is_text():
+    text = card(base="x](javascript:alert(1))\n---\n<img src=x onerror=alert(1)>", settings={"a|b": "<b>", "seed": 1})
+    assert "<img" not in text.replace("\\<img", "")
+    assert "x\\](javascript" in text
+    assert "- a\\|b: \\<b\\>" in text
+    assert metadata(text)["library_name"] == "timm"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/w.safetensors", "w.safetensors"),
+        ("~/data/photos/", "photos"),
+        ("../runs/one", "one"),
+        ("./one", "one"),
+        ("C:\\Users\\me\\w.safetensors", "w.safetensors"),
+        ("local-dir:/home/me/base", "local-dir:base"),
+        ("/home/me/my photos", "my photos"),
+        ("uoft-cs/cifar10", "uoft-cs/cifar10"),
+        ("hf-hub:timm/resnet18", "hf-hub:timm/resnet18"),
+        ("hf://datasets/user/name", "hf://datasets/user/name"),
+        ("https://huggingface.co/timm", "https://huggingface.co/timm"),
+        ("recipes/mbv1.py", "recipes/mbv1.py"),
+        ("1/2 of and/or", "1/2 of and/or"),
+        ("weights=/home/me/w.pt, lr 0.1", "weights=w.pt, lr 0.1"),
+    ],
+)
+def test_local_paths_are_hidden(text, shown):
+    assert hide_paths(text) == shown
+    nested = {"a": [text, 1, None], "b": (text,)}
+    assert hide_paths(nested) == {"a": [shown, 1, None], "b": (shown,)}
+
+
+def test_a_relative_path_is_one_where_it_is_there(tmp_path, monkeypatch):
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hide_paths("data/photos") == "photos"
+    assert hide_paths("data/others") == "data/others"
+    command = "accelerate launch recipes/mbv1.py --dataset data/photos --output=runs/one --weights '/a b/w.pt'"
+    assert hide_command(command) == "accelerate launch recipes/mbv1.py --dataset photos --output=runs/one --weights w.pt"

@@ -1,6 +1,8 @@
 """Publishing and loading over HTTP, against the stand-in for the Hub."""
 
+import errno
 import json
+import os
 import re
 import types
 import warnings
@@ -10,10 +12,12 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load as load_file_of
+from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
 from eagleeye_hf import EagleEyeError, from_pretrained, push_to_hub
-from eagleeye_hf.publishing import retrying
+from eagleeye_hf.publishing import download, retrying
 from tests.hub_server import READ_TOKEN, TOKEN
 from tests.publishing.make import LABELS, write_checkpoint
 
@@ -308,3 +312,83 @@ def test_nothing_pickled_is_pushed(hub, checkpoint, tmp_path):
     files = hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
     assert set(files) == {".gitattributes", "config.json", "model.safetensors", "README.md", "result.png"}
     assert json.loads(files["config.json"])["architecture"] == "eagleeye_pruned"
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 0], ids=["500", "502", "503", "cut"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_bad_minute_of_the_hub_is_survived_when_loading(hub, checkpoint, method, name, status):
+    folder, model, images = checkpoint
+    push_to_hub(folder, REPO, token=TOKEN)
+    hub.fail(method, f"resolve/.*{re.escape(name)}", status, times=2)
+    with torch.inference_mode():
+        torch.testing.assert_close(from_pretrained(REPO)(images), model(images), rtol=0, atol=0)
+
+
+def test_a_bad_hour_is_one_clear_line_after_bounded_attempts(hub, checkpoint):
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    hub.log.clear()
+    hub.fail("HEAD", "resolve/.*config.json", 502, times=99)
+    with pytest.raises(EagleEyeError, match=r"nor a Hub repo that can be read .*502") as caught:
+        from_pretrained(REPO)
+    assert "\n" not in str(caught.value)
+    assert hub.count("HEAD", "config.json") <= 20
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_the_hub_refuses_is_not_asked_again(hub, checkpoint, status):
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    hub.log.clear()
+    hub.fail("HEAD", "resolve/.*config.json", status, times=99)
+    with pytest.raises(EagleEyeError, match=f"nor a Hub repo that can be read .*{status}"):
+        from_pretrained(REPO)
+    assert hub.count("HEAD", "config.json") == 1
+
+
+def test_a_full_disk_is_told_as_such(hub, checkpoint, monkeypatch):
+    push_to_hub(checkpoint[0], REPO, token=TOKEN)
+    calls = []
+
+    def fail(*arguments, **options):
+        calls.append(arguments)
+        raise RuntimeError("can't finish") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download, "hf_hub_download", fail)
+    with pytest.raises(EagleEyeError, match="No space left on device"):
+        from_pretrained(REPO)
+    assert len(calls) == 1
+
+
+def test_torn_and_foreign_weights_are_not_published(hub, tmp_path):
+    write_checkpoint(tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(EagleEyeError, match="is no safetensors file"):
+        push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    tensors = load_file_of(whole)
+    save_file(tensors | {"conv1.weight": torch.ones(1, 3, 3, 3)}, path)
+    with pytest.raises(EagleEyeError, match=r"conv1\.weight has shape \(1, 3, 3, 3\)"):
+        push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    path.write_bytes(whole)
+    (tmp_path / "run" / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    with pytest.raises(EagleEyeError, match=r"README\.md can't be read as UTF-8"):
+        push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    assert not hub.log
+
+
+def test_a_licence_is_added_where_the_card_has_none(hub, tmp_path):
+    write_checkpoint(tmp_path / "run", REPO, license="")
+    with pytest.raises(EagleEyeError, match="does not tell the licence"):
+        push_to_hub(tmp_path / "run", REPO, token=TOKEN)
+    with pytest.raises(EagleEyeError, match="is no name of a licence"):
+        push_to_hub(tmp_path / "run", REPO, license="mit\ntags: []", token=TOKEN)
+    push_to_hub(tmp_path / "run", REPO, license="mit", token=TOKEN)
+    repo = hub.repos[REPO]
+    card = repo.commits[repo.refs["main"]]["README.md"].decode()
+    assert huggingface_hub.ModelCard(card).data.license == "mit"
+    assert "license" not in (tmp_path / "run" / "README.md").read_text()
+    write_checkpoint(tmp_path / "other", REPO, license="mit")
+    push_to_hub(tmp_path / "other", REPO, license="mit", token=TOKEN)
+    with pytest.raises(EagleEyeError, match="`license=apache-2.0`, but the card tells the licence mit"):
+        push_to_hub(tmp_path / "other", REPO, license="apache-2.0", token=TOKEN)
