@@ -115,7 +115,8 @@ class Shadow:
         return preferred
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        named = dict(zip(argument_names(func), args, strict=False)) | kwargs
+        named = dict(zip(argument_names(func), args, strict=False))
+        named.update(kwargs)
         self._all_weights = self._only_weights(named)
         apply_rule(self, func, named, out)
         if not self.finished:
@@ -150,9 +151,18 @@ def _normalise(data: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return data.clone(), *[torch.empty(0, device="meta")] * 2
 
 
+def _convolve(data: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    """One of 1 x 1 changes the number of channels alone."""
+    if set(weight.shape[2:]) != {1} or data.shape[1] != weight.shape[1] or set(args[1]) != {1} or any(args[2]):
+        return ATEN.convolution.default(data, weight, *args)
+    return torch.empty((data.shape[0], len(weight), *data.shape[2:]), dtype=data.dtype, device="meta")
+
+
 def _combine(a: Tensor, b: Any, **_: Any) -> Tensor:
-    whole = torch.broadcast_tensors(a, b)[0] if isinstance(b, Tensor) else a
-    return whole.clone().to(torch.result_type(a, b))
+    if not isinstance(b, Tensor):
+        return a.clone().to(torch.result_type(a, b))
+    shape = a.shape if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)
+    return torch.empty(shape, dtype=torch.result_type(a, b), device="meta")
 
 
 def _keep(data: Tensor, *_: Any) -> Tensor:
@@ -160,6 +170,7 @@ def _keep(data: Tensor, *_: Any) -> Tensor:
 
 
 QUICKER: dict[Any, Callable[..., Any]] = {
+    ATEN.convolution.default: _convolve,
     ATEN.native_batch_norm.default: _normalise,
     ATEN.add.Tensor: _combine,
     ATEN.mul.Tensor: _combine,
