@@ -9,6 +9,8 @@ ROOT = Path(eagleeye_hf.__file__).parent
 LEVELS = [
     "errors",
     "configs",
+    "files",
+    "processes",
     "networks",
     "channels",
     "tracing",

@@ -51,7 +51,7 @@ def run(config: Config) -> None:
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
     from eagleeye_hf.runs.folder import SAVED, check_output, open_run
     from eagleeye_hf.runs.models import load_model
-    from eagleeye_hf.runs.processes import is_main
+    from eagleeye_hf.processes import is_main
     from eagleeye_hf.tracing.trace import trace_model
 
     check_held_out(config.held_out)

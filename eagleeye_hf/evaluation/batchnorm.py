@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.errors import EagleEyeError, NotFiniteError
 from eagleeye_hf.networks.running import (
     AnyBatch,
     device_of,
@@ -147,7 +147,7 @@ def _check_finite(model: nn.Module, layers: Sequence[_BatchNorm]) -> None:
     names = {id(module): name for name, module in model.named_modules()}
     for layer in layers:
         if not (layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()):  # type: ignore[union-attr]
-            raise EagleEyeError(
+            raise NotFiniteError(
                 f"the statistics of {names[id(layer)]} are not finite numbers on these images; check the weights of "
                 "the layers before it, and the images' mean and standard deviation"
             )
@@ -165,17 +165,30 @@ def _restored_on_error(layers: Sequence[_BatchNorm]) -> Iterator[None]:
         raise
 
 
+class _Unsynchronised:
+    """How many blocks of `_unsynchronised` are running in this process, and what SyncBatchNorm does outside of them."""
+
+    lock = threading.Lock()
+    count = 0
+    forward = nn.SyncBatchNorm.forward
+
+
 @contextmanager
 def _unsynchronised(layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """SyncBatchNorm waits for other processes, which may be busy with another network."""
-    synchronised = [layer for layer in layers if isinstance(layer, nn.SyncBatchNorm)]
-    for layer in synchronised:
-        layer.forward = functools.partial(_BatchNorm.forward, layer)  # type: ignore[method-assign]
+    """SyncBatchNorm, also below timm's layers, waits for other processes, which may be busy with another network."""
+    if not any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
+        yield
+        return
+    with _Unsynchronised.lock:
+        _Unsynchronised.count += 1
+        nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for layer in synchronised:
-            del layer.forward
+        with _Unsynchronised.lock:
+            _Unsynchronised.count -= 1
+            if not _Unsynchronised.count:
+                nn.SyncBatchNorm.forward = _Unsynchronised.forward  # type: ignore[method-assign]
 
 
 class _Moments:

@@ -77,6 +77,7 @@ def time_formats(
 ) -> dict[Format, float]:
     """Images per second of each format on one batch, median of turns; those that fail are left out."""
     times: dict[Format, list[float]] = {}
+    failure: RuntimeError | None = None
     for round_number in range(rounds + 1):
         for candidate in FORMATS:
             if round_number and candidate not in times:
@@ -89,8 +90,11 @@ def time_formats(
                     model(batch)
                     synchronize(device)
                 times.setdefault(candidate, []).append(time.perf_counter() - started)
-            except RuntimeError:  # an operator without this precision on this device
+            except RuntimeError as error:  # an operator without this precision on this device
+                failure = error
                 times.pop(candidate, None)
+    if failure is not None and not times:
+        raise failure
     return {
         candidate: len(images) / statistics.median(turns[1:]) for candidate, turns in times.items() if len(turns) > 1
     }

@@ -49,12 +49,12 @@ def await_tensors(model: nn.Module) -> nn.Module:
                 if tensor is None or not tensor.is_meta or module in exempt or path not in kept:
                     continue
                 if key != "num_batches_tracked":
-                    tensors[key] = _mark(tensor, path)  # type: ignore[assignment]
+                    tensors[key] = _mark(tensor, path)
     return model
 
 
 def _mark(tensor: torch.Tensor, path: str) -> torch.Tensor:
     kind = _AwaitedParameter if isinstance(tensor, nn.Parameter) else _AwaitedBuffer
-    marked = torch.Tensor._make_subclass(kind, tensor.detach(), tensor.requires_grad)
+    marked: Any = torch.Tensor._make_subclass(kind, tensor.detach(), tensor.requires_grad)
     marked.awaited = path
     return marked

@@ -114,7 +114,8 @@ def from_pretrained(
     """Load a pruned network from a folder or a Hub repo, in eval mode and in the floating-point type of its file.
 
     Nothing from the checkpoint is run or unpickled: sizes are checked against the base architecture, what the network
-    then says of its channels against a pass without values, and tensors against the sizes.
+    then says of its channels against a pass without values, and tensors against the sizes. (timm's own loader gives
+    float32, whatever the file holds.)
 
     Raises:
         EagleEyeError: there is no checkpoint, or it is damaged, or its tensors don't fit its `config.json`.

@@ -135,7 +135,13 @@ def check_model_args(arguments: Mapping[str, Any]) -> None:
     check_base_args(arguments.get("base_args", {}))
     _check("in_chans", arguments.get("in_chans", 3), is_count(1, MAX_CHANNELS))
     _check("fused", arguments.get("fused", False), is_flag)
-    for key in set(arguments) - {"base", "base_args", "fused", "sizes", "in_chans"}:  # timm's own `save_for_hf` adds some
+    for key in set(arguments) - {
+        "base",
+        "base_args",
+        "fused",
+        "sizes",
+        "in_chans",
+    }:  # timm's own `save_for_hf` adds some
         if key != "num_classes" and key not in BASE_ARGS:
             raise EagleEyeError(f"`model_args` has {reprlib.repr(key)}, which no checkpoint of ours has")
         _check(key, arguments[key], BASE_ARGS.get(key, is_count(0, MAX_CLASSES)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def confirm_outputs(model: nn.Module, rebuilt: nn.Module, input_size: Sequence[i
     dtype = widest_type(tensor.dtype for tensor in rebuilt.state_dict().values())
     worst, tolerance = _compare(model, rebuilt, input_size, dtype)
     if worst <= tolerance and differences:
-        worst, tolerance = _compare(*_randomised(model, rebuilt), input_size, torch.float64)
+        worst, tolerance = _compare(_randomise(model), _randomise(rebuilt), input_size, torch.float64)
     if not worst <= tolerance:
         what = "; ".join(differences[:3]) or "no module differs, so its Python does (a hook, or a method replaced)"
         raise EagleEyeError(
@@ -132,16 +133,17 @@ def _difference(expected: Tensor, found: Tensor) -> float:
     return float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
-def _randomised(model: nn.Module, rebuilt: nn.Module) -> list[nn.Module]:
-    """Copies in double precision with the same random tensors, none of them zero."""
-    generator = torch.Generator().manual_seed(0)
-    copies = [copy.deepcopy(network).cpu().double() for network in (model, rebuilt)]
+def _randomise(model: nn.Module) -> nn.Module:
+    """A copy in double precision, whose tensors are random by their names, none of them zero."""
+    network = copy.deepcopy(model).cpu().double()
     values = {}
-    for name, tensor in copies[0].state_dict().items():
+    for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            wide = tensor.ndim > 1
-            values[name] = noise * float(tensor[0].numel()) ** -0.5 if wide else 0.1 * noise + (0.0 if "mean" in name else 1.0)
-    for network in copies:
-        network.load_state_dict(values, strict=False)
-    return copies
+            if tensor.ndim > 1:
+                values[name] = noise / float(tensor[0].numel()) ** 0.5
+            else:
+                values[name] = 0.1 * noise + (0.0 if "mean" in name else 1.0)
+    network.load_state_dict(values, strict=False)
+    return network

@@ -12,6 +12,8 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.config import CONFIG, WEIGHTS, read_config
 from eagleeye_hf.publishing.retrying import BROKEN, BUSY, describe_cause, find_causes, find_status, retry_call
 
+ATTEMPTS = 3
+"""How often a file is asked for; the client asks again itself, in some versions."""
 LASTING = HFValidationError, OfflineModeIsEnabled, FileMetadataError
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EMFILE}
 
@@ -54,7 +56,7 @@ def _fetch(repo: str, name: str, revision: str | None, token: str | bool | None,
         return Path(hf_hub_download(repo, name, revision=revision, token=token, cache_dir=cache_dir))
 
     try:
-        return retry_call(fetch, _may_pass)
+        return retry_call(fetch, _may_pass, ATTEMPTS)
     except Exception as error:  # each version of huggingface_hub raises its own kinds
         at = f" at `revision={revision}`" if revision else ""
         raise EagleEyeError(

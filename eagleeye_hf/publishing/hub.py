@@ -60,7 +60,8 @@ def push_to_hub(
     Returns:
         Address of the commit or pull request.
     Raises:
-        EagleEyeError: the folder is no checkpoint or a damaged one, its card lacks a fact, or the Hub can't be reached or refuses.
+        EagleEyeError: the folder is no checkpoint or a damaged one, its card lacks a fact, or the Hub can't be reached
+            or refuses.
     """
     if create_pr and revision:
         raise EagleEyeError(f"`revision={revision}` and `create_pr` exclude each other: pull requests go to main")

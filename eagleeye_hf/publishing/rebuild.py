@@ -54,9 +54,8 @@ def build_empty(base: str, base_args: Mapping[str, Any], fused: bool = False, **
             model = _fuse_empty(model)
     except Exception as error:  # the constructors of timm raise many kinds
         given = ", ".join(f"{key}={value!r}" for key, value in {**base_args, **kwargs}.items())
-        raise EagleEyeError(
-            f"timm can't build `base={base}` with {given} ({type(error).__name__}: {' '.join(str(error).split())[:500]})"
-        ) from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise EagleEyeError(f"timm can't build `base={base}` with {given} ({why})") from error
     kept = model.state_dict()
     if any(buffer.is_meta and name not in kept for name, buffer in model.named_buffers()):
         raise EagleEyeError(f"`base={base}` computes buffers from its weights, which no checkpoint of ours can rebuild")

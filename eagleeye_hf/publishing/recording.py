@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import timm
@@ -14,6 +15,7 @@ from torch import nn
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import describe_input
 from eagleeye_hf.publishing.config import ARCHITECTURE, base_args, check_config, clean_pretrained_cfg
+from eagleeye_hf.publishing.confirmation import find_differences
 from eagleeye_hf.publishing.rebuild import apply_sizes, build_empty, changed_sizes
 
 FUSING = ("fuse", "reparameterize", "switch_to_deploy")
@@ -144,14 +146,14 @@ def _find_sizes(full: nn.Module, model: nn.Module, base: str) -> tuple[dict[str,
         sizes = json.loads(json.dumps(_without_stale(changed_sizes(full, model))))
         rebuilt = apply_sizes(full, sizes)
     except ValueError as error:
-        raise EagleEyeError(
-            f"`model` can't be rebuilt from timm's {base}: {error}. {REMEDY}"
-        ) from error
+        raise EagleEyeError(f"`model` can't be rebuilt from timm's {base}: {error}. {REMEDY}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
     if expected != found:
         different = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        modules = "; ".join(islice(find_differences(model, rebuilt), 3))
         raise EagleEyeError(
-            f"`model` can't be rebuilt from timm's {base}: {', '.join(different[:5])} would differ. {REMEDY}"
+            f"`model` can't be rebuilt from timm's {base}: {', '.join(different[:5])} would differ"
+            f"{f' ({modules})' if modules else ''}. {REMEDY}"
         )
     return sizes, rebuilt

@@ -15,13 +15,13 @@ BROKEN = (500, 502, 504)
 Result = TypeVar("Result")
 
 
-def retry_call(call: Callable[[], Result], may_pass: Callable[[Exception], bool]) -> Result:
+def retry_call(call: Callable[[], Result], may_pass: Callable[[Exception], bool], attempts: int = ATTEMPTS) -> Result:
     """Call, and again after 1, 2 and 4 seconds where it failed for a reason that may pass."""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(attempts):
         try:
             return call()
         except Exception as error:
-            if attempt == ATTEMPTS - 1 or not may_pass(error):
+            if attempt == attempts - 1 or not may_pass(error):
                 raise
             time.sleep(2**attempt)
     raise AssertionError("unreachable")
@@ -29,10 +29,8 @@ def retry_call(call: Callable[[], Result], may_pass: Callable[[Exception], bool]
 
 def find_status(error: BaseException) -> int | None:
     """The HTTP status behind an error, if there was an answer at all."""
-    for cause in find_causes(error):
-        if (response := getattr(cause, "response", None)) is not None:
-            return response.status_code
-    return None
+    answered = _find_answered(error)
+    return None if answered is None else answered.response.status_code  # type: ignore[attr-defined]
 
 
 def find_causes(error: BaseException) -> list[BaseException]:
@@ -46,6 +44,10 @@ def find_causes(error: BaseException) -> list[BaseException]:
 
 
 def describe_cause(error: BaseException) -> str:
-    """What the first cause says, in one line; the error itself where an answer of the Hub is behind it."""
-    told = error if find_status(error) is not None else find_causes(error)[-1]
+    """What happened, in one line: what the Hub answered, or else the first cause."""
+    told = _find_answered(error) or find_causes(error)[-1]
     return (" ".join(str(told).split())[:300] or type(told).__name__).rstrip(".")
+
+
+def _find_answered(error: BaseException) -> BaseException | None:
+    return next((cause for cause in find_causes(error) if getattr(cause, "response", None) is not None), None)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from torch import nn
 
 from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.processes import is_main
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import open_run
-from eagleeye_hf.runs.processes import is_main
 from eagleeye_hf.training.finetune import finetune_model
 
 BASE = "training-base"

@@ -18,7 +18,7 @@ from tyro import _errors as events
 
 from eagleeye_hf.configs import annotations_of, check_value, describe_type, flat_dict
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.runs.processes import is_main, leave_processes, watch_launcher
+from eagleeye_hf.processes import is_main, leave_processes, watch_launcher
 
 Config = TypeVar("Config")
 CONFIG_FLAG = "--config"

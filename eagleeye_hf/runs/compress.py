@@ -16,11 +16,11 @@ from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
+from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
-from eagleeye_hf.runs.processes import main_process_works
 from eagleeye_hf.runs.result import Measured, find_license, save_result
 from eagleeye_hf.search.run import run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_strategy

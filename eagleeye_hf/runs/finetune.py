@@ -15,6 +15,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.evaluation.metrics import Metrics
+from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.config import read_config
@@ -23,7 +24,6 @@ from eagleeye_hf.runs.compress import TRAINING, publish_run, test_model
 from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
 from eagleeye_hf.runs.folder import SAVED, check_output, open_run
 from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
-from eagleeye_hf.runs.processes import main_process_works
 from eagleeye_hf.runs.result import curve_points
 from eagleeye_hf.runtimes.latency import compare_latency
 from eagleeye_hf.strategies.strategy import Strategy

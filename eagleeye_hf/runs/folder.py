@@ -12,8 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.files import write_whole
+from eagleeye_hf.processes import is_main
 from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS
-from eagleeye_hf.runs.processes import is_main
 from eagleeye_hf.training.state import make_folder
 
 HIDDEN = ".eagleeye"
@@ -64,16 +65,12 @@ class RunFolder:
         self.record |= changes
         file = self.path / HIDDEN / "run.json"
         file.parent.mkdir(exist_ok=True)
-        part = file.with_suffix(".tmp")
-        part.write_text(json.dumps(self.record), encoding="utf-8")
-        os.replace(part, file)
+        write_whole(file, json.dumps(self.record))
 
     def write(self, name: str, text: str) -> None:
         """Write a file of this run, whole or not at all."""
         self.claim(name)
-        part = self.path / HIDDEN / f"{name}.tmp"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, self.path / name)
+        write_whole(self.path / name, text, beside=self.path / HIDDEN)
 
     def remove(self, *names: str) -> None:
         """Remove what this run wrote, and nothing else."""

@@ -44,9 +44,9 @@ def export_onnx(
         batch_size: fix the number of images; by default any number can be given.
         overwrite: replace a file that is there.
     Raises:
-        EagleEyeError: there is a file, the extra `onnx` is not installed, `path` can't be written, the model can't be exported, or ONNX Runtime gives other
-            outputs than the model (by more than 1e-4 of the largest, or what its type can resolve). The file is not
-            touched then.
+        EagleEyeError: there is a file, the extra `onnx` is not installed, `path` can't be written, the model can't be
+            exported, or ONNX Runtime gives other outputs than the model (by more than 1e-4 of the largest, or what its
+            type can resolve). The file is not touched then.
     """
     path = _check_path(path, ".onnx", overwrite)
     try:

@@ -1,24 +1,19 @@
-"""Errors of the device, told apart from bad candidates, and the same in every process."""
+"""Errors of the device, told apart from bad candidates."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.errors import EagleEyeError, describe_error
 
 OF_THE_DEVICE = (RuntimeError, ArithmeticError, MemoryError)
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 """Parts of messages of errors that have no class of their own."""
-
-Made = TypeVar("Made")
 
 
 class OutOfMemory(EagleEyeError):
@@ -40,8 +35,7 @@ def named_errors(what: str, remedy: str = "") -> Iterator[None]:
     except EagleEyeError:
         raise
     except OF_THE_DEVICE as error:
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        message = f"{what} failed ({type(error).__name__}: {first_line:.300})"
+        message = f"{what} failed ({describe_error(error)})"
         if lacks_memory(error):
             raise OutOfMemory(
                 f"{message}; free memory by ending other programs, or take a larger device{remedy}"
@@ -66,23 +60,3 @@ def free_memory() -> None:
     if torch.accelerator.is_available():
         with named_errors("emptying the device's caches"):
             getattr(torch.accelerator, "empty_cache", torch.cuda.empty_cache)()  # PyTorch 2.9 has it for all devices
-
-
-def make_in_main(accelerator: Accelerator, make: Callable[[], Made]) -> Made:
-    """What the main process makes, in every process.
-
-    Raises:
-        EagleEyeError: it could not be made; the same in every process.
-    """
-    if accelerator.num_processes == 1:
-        return make()
-    made, message = None, ""
-    if accelerator.is_main_process:
-        try:
-            made = make()
-        except EagleEyeError as error:
-            message = str(error)
-    made, message = broadcast_object_list([made, message])
-    if message:
-        raise EagleEyeError(message)
-    return made

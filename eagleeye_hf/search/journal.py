@@ -13,6 +13,7 @@ from typing import Any
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.files import write_whole
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Timed
 from eagleeye_hf.search.lines import check_record, decode_row, encode_row, read_line
 
@@ -43,15 +44,10 @@ class Journal:
             "settings": self.settings,
             "prepared": asdict(prepared),
         }
-        temporary = self.path.with_suffix(".tmp")
         with self._writable():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w") as file:
-                file.writelines(encode_row(row) for row in [head, *(line.to_dict() for line in self.lines)])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-            _sync_folder(self.path.parent)
+            rows = [head, *(line.to_dict() for line in self.lines)]
+            write_whole(self.path, "".join(map(encode_row, rows)))
 
     def append(self, line: Line) -> None:
         with self._writable(), self.path.open("a") as file:
@@ -69,16 +65,6 @@ class Journal:
                 f"`output={self.path.parent}` can't be written any more ({error}); make room and start again with the "
                 "same command"
             ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that a renamed file is there after a loss of power, too."""
-    if os.name == "posix":  # elsewhere folders can't be opened
-        place = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

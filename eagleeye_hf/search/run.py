@@ -18,10 +18,11 @@ from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.search.candidate import Candidate, Line, Timed
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
-from eagleeye_hf.search.failures import make_in_main, named_errors, remedy_of
+from eagleeye_hf.search.failures import named_errors, remedy_of
 from eagleeye_hf.search.generations import Search
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.result import SearchResult

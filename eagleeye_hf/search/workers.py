@@ -13,8 +13,9 @@ from accelerate.utils import gather_object
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Timed
-from eagleeye_hf.search.failures import OutOfMemory, free_memory, make_in_main, named_errors, remedy_of
+from eagleeye_hf.search.failures import OutOfMemory, free_memory, named_errors, remedy_of
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.lines import settle_lines
 from eagleeye_hf.search.scorer import Scorer

@@ -7,6 +7,8 @@ import os
 import zlib
 from pathlib import Path
 
+from eagleeye_hf.files import sync_path
+
 MANIFEST = "manifest.json"
 CHUNK = 1 << 24
 
@@ -18,7 +20,7 @@ def write_manifest(folder: Path) -> None:
         json.dump(found, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(folder)
+    sync_path(folder)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -40,16 +42,6 @@ def find_damage(folder: Path) -> str | None:
     except OSError as error:
         return f"it can't be read: {error}"
     return None if listed else f"{MANIFEST} is empty"
-
-
-def sync_folder(folder: Path) -> None:
-    """So that names that changed in it are there after a loss of power, too."""
-    if os.name == "posix":  # elsewhere folders can't be opened
-        place = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
 
 
 def _describe(path: Path, sync: bool = False) -> dict[str, int | str]:

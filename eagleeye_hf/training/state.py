@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.search.failures import make_in_main
+from eagleeye_hf.files import sync_path
+from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.training.config import FinetuneConfig
-from eagleeye_hf.training.manifest import find_damage, sync_folder, write_manifest
+from eagleeye_hf.training.manifest import find_damage, write_manifest
 
 KEPT = 2
 """Checkpoints that stay."""
@@ -139,7 +140,7 @@ class Checkpoints:
         write_manifest(fresh)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(fresh, place)
-        sync_folder(place.parent)
+        sync_path(place.parent)
         for old in self._found()[:-KEPT]:
             shutil.rmtree(old)
 

@@ -65,6 +65,18 @@ def test_export(capsys, folder, tmp_path):
         torch.testing.assert_close(torch.export.load(tmp_path / "thin.pt2").module()(images), expected)
 
 
+def test_export_replaces_no_file_unasked(capsys, folder, tmp_path):
+    path = tmp_path / "thin.pt2"
+    path.write_text("mine")
+    code, _, err = run(capsys, "export", folder, "--output", path)
+    assert code == 2
+    assert "thin.pt2` exists; choose another" in err
+    assert path.read_text() == "mine"
+    code, _, _ = run(capsys, "export", folder, "--output", path, "--overwrite")
+    assert code == 0
+    assert path.stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_export_to_onnx(capsys, folder, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -84,6 +96,18 @@ def test_push(capsys, hub, folder, monkeypatch):
     _, out, _ = run(capsys, "push", folder, "user/thin", "--create-pr", "--commit-message", "thinner", "--json")
     assert json.loads(out)["url"].endswith("/discussions/1")
     assert repo.messages[-1] == "thinner"
+
+
+def test_push_with_a_licence(capsys, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    write_checkpoint(tmp_path / "run", license="")
+    code, _, err = run(capsys, "push", tmp_path / "run", "user/thin")
+    assert code == 2
+    assert "does not tell the licence" in err
+    code, _, _ = run(capsys, "push", tmp_path / "run", "user/thin", "--license", "mit")
+    assert code == 0
+    repo = hub.repos["user/thin"]
+    assert "\nlicense: mit\n" in repo.commits[repo.refs["main"]]["README.md"].decode()
 
 
 def test_models_are_given_by_name_folder_or_repo(hub, folder, monkeypatch):

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import freeze
 from torch import nn
 
@@ -181,4 +182,10 @@ def test_synchronised_layers_wait_for_nobody():
     recalibrate_bn(model, batches)  # on a CPU a synchronised one would refuse
     recalibrate_bn(expected, batches)
     assert torch.equal(model[1].running_var, expected[1].running_var)
-    assert "forward" not in vars(model[1])
+    assert nn.SyncBatchNorm.forward.__qualname__ == "SyncBatchNorm.forward"
+    act = convert_sync_batchnorm(make_model("efficientnet_b0"))
+    same = make_model("efficientnet_b0")
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = recalibrate_bn(act, [images])(images), recalibrate_bn(same, [images])(images)
+    torch.testing.assert_close(found, expected)  # timm has its activation in the layer

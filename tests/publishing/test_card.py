@@ -140,7 +140,10 @@ def test_the_split_is_named():
 
 def test_steps_on_holdout_images_are_told_as_such():
     scores = {name: Metrics(top1=top1, top5=0.9, loss=1.0, num_images=50) for name, top1 in (("adaptive", 0.61),)}
-    tests = {name: Metrics(top1=top1, top5=0.9, loss=1.0, num_images=100) for name, top1 in (("full", 0.9), ("fine-tuned", 0.8))}
+    tests = {
+        name: Metrics(top1=top1, top5=0.9, loss=1.0, num_images=100)
+        for name, top1 in (("full", 0.9), ("fine-tuned", 0.8))
+    }
     text = card(metrics=tests, steps=scores)
     check_card(text, "the card")
     before, after = text.split("On the 50 held-out training images, which chose the network")
@@ -170,7 +173,7 @@ def test_no_folder_of_the_machine_is_told(tmp_path):
         base=f"local-dir:{tmp_path}/base",
         dataset=f"{tmp_path}/photos",
         settings={"teacher": f"{tmp_path}/teacher", "calibration images": 9, "seed": 1},
-        command=f"/opt/env/bin/eagleeye compress resnet18 --weights {tmp_path}/w.safetensors --dataset={tmp_path}/photos",
+        command=f"/opt/bin/eagleeye compress resnet18 --weights {tmp_path}/w.safetensors --dataset={tmp_path}/photos",
     )
     assert str(tmp_path) not in text
     assert "eagleeye compress resnet18 --weights w.safetensors --dataset=photos" in text
@@ -218,4 +221,6 @@ def test_a_relative_path_is_one_where_it_is_there(tmp_path, monkeypatch):
     assert hide_paths("data/photos") == "photos"
     assert hide_paths("data/others") == "data/others"
     command = "accelerate launch recipes/mbv1.py --dataset data/photos --output=runs/one --weights '/a b/w.pt'"
-    assert hide_command(command) == "accelerate launch recipes/mbv1.py --dataset photos --output=runs/one --weights w.pt"
+    assert (
+        hide_command(command) == "accelerate launch recipes/mbv1.py --dataset photos --output=runs/one --weights w.pt"
+    )

@@ -332,7 +332,7 @@ def test_a_bad_hour_is_one_clear_line_after_bounded_attempts(hub, checkpoint):
     with pytest.raises(EagleEyeError, match=r"nor a Hub repo that can be read .*502") as caught:
         from_pretrained(REPO)
     assert "\n" not in str(caught.value)
-    assert hub.count("HEAD", "config.json") <= 20
+    assert 3 <= hub.count("HEAD", "config.json") <= 30  # the client tries again too
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -390,5 +390,5 @@ def test_a_licence_is_added_where_the_card_has_none(hub, tmp_path):
     assert "license" not in (tmp_path / "run" / "README.md").read_text()
     write_checkpoint(tmp_path / "other", REPO, license="mit")
     push_to_hub(tmp_path / "other", REPO, license="mit", token=TOKEN)
-    with pytest.raises(EagleEyeError, match="`license=apache-2.0`, but the card tells the licence mit"):
+    with pytest.raises(EagleEyeError, match=r"`license=apache-2\.0`, but the card tells the licence mit"):
         push_to_hub(tmp_path / "other", REPO, license="apache-2.0", token=TOKEN)

@@ -367,7 +367,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: (c["model_args"]["sizes"][""].update(num_features=7), c.update(num_features=7)), "gives 7 for num_features, but .* has 32"),
+        (
+            lambda c: (c["model_args"]["sizes"][""].update(num_features=7), c.update(num_features=7)),
+            "gives 7 for num_features, but .* has 32",
+        ),
         (lambda c: c["model_args"]["sizes"][""].update(head_hidden_size=7), "gives 7 for head_hidden_size"),
         (lambda c: c["model_args"]["sizes"][""].update({"feature_info.1.num_chs": 7}), "7 for feature_info.1.num_chs"),
         (lambda c: c.update(num_features=7), "`num_features=7`, but the network has 32"),

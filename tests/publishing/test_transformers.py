@@ -13,6 +13,7 @@ import timm
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from timm.utils import reparameterize_model
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 
 import eagleeye_hf
@@ -143,14 +144,15 @@ assert sys.modules["eagleeye_hf"] is None
 
 
 def test_remote_code_works_without_this_package(hub, tmp_path):
-    """For a network of timm, for one that this package brings along, and from a folder with what was published."""
+    """For a network of timm with its branches merged, for one that this package brings along, and from a folder."""
     networks, images = {}, {}
-    for i, name in enumerate(("resnet20_cifar", "resnetblur18")):
+    for i, name in enumerate(("resnet20_cifar", "repvgg_a0")):
         folder = tmp_path / name
         write_checkpoint(folder)
         if name != "resnet20_cifar":
             card = (folder / "README.md").read_text()
             model, images[str(i)] = prune(name, num_classes=10)
+            model = reparameterize_model(model)
             folder = save_pretrained(model, tmp_path / "other", label_names=LABELS, card=card)
         else:
             model, images[str(i)] = prune(name)
@@ -166,7 +168,7 @@ def test_remote_code_works_without_this_package(hub, tmp_path):
         (tmp_path / "cloned" / file).write_bytes(content)
     networks[2], images["2"] = networks[1], images["1"].clone()
     save_file(images, tmp_path / "images.safetensors")
-    repos = ["user/resnet20_cifar", "user/resnetblur18", str(tmp_path / "cloned")]
+    repos = ["user/resnet20_cifar", "user/repvgg_a0", str(tmp_path / "cloned")]
     command = [sys.executable, "-W", "error::UserWarning", "-c", WITHOUT_PACKAGE, str(tmp_path), *repos]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)

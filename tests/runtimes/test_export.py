@@ -1,5 +1,7 @@
 """Exported networks, in the runtimes that they are for."""
 
+import errno
+import os
 import subprocess
 import sys
 import zipfile
@@ -85,6 +87,50 @@ def test_what_fails_is_one_clear_error_and_leaves_nothing(function, ending, tmp_
     with pytest.raises(EagleEyeError, match="gives other outputs"):
         function(nn.Sequential(nn.Conv2d(3, 2, 1)), tmp_path / f"model{ending}", input_size=(3, 8, 8))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_only_where_that_is_allowed(tmp_path, monkeypatch):
+    model, _ = prune("resnet20_cifar")
+    path = tmp_path / "model.pt2"
+    path.write_text("mine")
+    with pytest.raises(EagleEyeError, match=r"`path=.*model\.pt2` exists; choose another, or .* `overwrite`"):
+        export_program(model, path)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(EagleEyeError, match="gives other outputs"):
+        export_program(model, path, overwrite=True)
+    assert path.read_text() == "mine"
+    monkeypatch.undo()
+    old = os.umask(0o027)
+    try:
+        export_program(model, path, overwrite=True)
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(EagleEyeError, match="is a folder; give a file"):
+        export_onnx(model, tmp_path / "folder.onnx", overwrite=True)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(call, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export.os, call, fail)
+    with pytest.raises(EagleEyeError, match=r"`path=.*model\.pt2` can't be written: No space left on device"):
+        export_program(prune("resnet20_cifar")[0], tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_is_exported(tmp_path):
+    model = prune("resnet20_cifar")[0].half()
+    path = export_onnx(model, tmp_path / "model.onnx")
+    images = torch.randn(2, 3, 32, 32).half()
+    with torch.inference_mode():
+        np.testing.assert_allclose(run(path, images), model(images).numpy(), rtol=0, atol=0.05)
+    with pytest.raises(EagleEyeError, match=r"if it is the type torch\.bfloat16 that fails, export `model\.float\(\)`"):
+        export_onnx(model.bfloat16(), tmp_path / "other.onnx")
 
 
 WITHOUT_EXTRAS = """

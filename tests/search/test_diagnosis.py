@@ -2,12 +2,14 @@ import math
 
 import numpy as np
 import pytest
+import timm
 
-from eagleeye_hf import Cost, Strategy
+from eagleeye_hf import Cost, SearchConfig, Strategy, count_cost, run_search, trace_model
 from eagleeye_hf.evaluation.objective import Score
-from eagleeye_hf.evaluation.score import FullScores
+from eagleeye_hf.evaluation.score import FullScores, Preparation
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
+from eagleeye_hf.search.scorer import FunctionScorer
 
 
 def full(classes: int, unchanged: float, adaptive: float) -> FullScores:
@@ -83,3 +85,20 @@ def test_failures_are_counted():
 def test_two_classes_have_a_limit_below_one():
     assert diagnose_full_model(full(2, 0.95, 0.94)) is None
     assert diagnose_full_model(full(2, 0.5, 0.5))
+
+
+def test_each_budget_is_judged_by_its_own_leader():
+    class Steep(FunctionScorer):
+        def prepare(self, examples, latency=False):
+            return Preparation(full=full(10, 0.9, 0.9))
+
+    graph = trace_model(timm.create_model("resnet20_cifar"))
+    full_macs = count_cost(graph, graph.widths).macs
+
+    def score(strategy, fraction):
+        knows = count_cost(graph, strategy).macs > 0.5 * full_macs
+        return Score(loss=1.0 if knows else 2.3, reported=0.8 if knows else 0.1, num_images=1000)
+
+    config = SearchConfig(macs=[0.7, 0.3], candidates=4, method="random", stages=(1.0,))
+    (note,) = run_search(Steep(score), graph, config).notes
+    assert note.startswith("macs=0.3: the best candidate scores 10.00% on 1,000 images")

@@ -233,12 +233,11 @@ import sys, torch, timm
 from pathlib import Path
 from eagleeye_hf import AdaptiveBNScore, SearchConfig, run_search, trace_model
 from eagleeye_hf.runs.arguments import leave_processes
-from eagleeye_hf.evaluation.format import Format
 torch.manual_seed(0)
 model = timm.create_model("resnet20_cifar").eval()
 graph = trace_model(model)
 batches = [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))) for _ in range(4)]
-score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format())
+score = AdaptiveBNScore(model, graph, batches[:2], batches[2:])
 config = SearchConfig(macs=[0.6, 0.4], candidates=9, generation=8, stages=(0.5, 1.0), promote=0.4)
 run_search(score, graph, config, output=Path(sys.argv[1]))
 leave_processes()

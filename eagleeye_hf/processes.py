@@ -6,11 +6,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from eagleeye_hf.errors import EagleEyeError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Made = TypeVar("Made")
 LONGEST_WAIT = timedelta(days=7)
 """For work of the main process alone, as an upload."""
 WATCHED_SECONDS = 2.0
@@ -45,6 +51,28 @@ def main_process_works() -> Iterator[None]:
     group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     yield
     distributed.barrier(group=group)
+
+
+def make_in_main(accelerator: Accelerator, make: Callable[[], Made]) -> Made:
+    """What the main process makes, in every process.
+
+    Raises:
+        EagleEyeError: it could not be made; the same in every process.
+    """
+    if accelerator.num_processes == 1:
+        return make()
+    made, message = None, ""
+    if accelerator.is_main_process:
+        try:
+            made = make()
+        except EagleEyeError as error:
+            message = str(error)
+    from accelerate.utils import broadcast_object_list
+
+    made, message = broadcast_object_list([made, message])
+    if message:
+        raise EagleEyeError(message)
+    return made
 
 
 def leave_processes() -> None:

@@ -1,0 +1,94 @@
+"""The page about a search: whatever a journal says is text there."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from eagleeye_hf import EagleEyeError, Strategy
+from eagleeye_hf.channels.cost import Cost
+from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.evaluation.score import FullScores, Preparation
+from eagleeye_hf.reports.search_page import write_page
+from eagleeye_hf.search.candidate import Candidate
+from eagleeye_hf.search.reading import SearchRecord
+
+ATTACK = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>{{ 7 * 7 }}"
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def record(text: str = "random", **changes) -> SearchRecord:
+    """A search of three candidates; `text` stands wherever a journal can have some."""
+    score = Score(loss=1.0, reported=0.5, num_images=64)
+    settings = {"method": text, "criterion": text, "seed": text, "budgets": [text], "channels": [16]}
+    candidates = [
+        Candidate(
+            index=index,
+            strategy=Strategy((8,)),
+            origin=text,
+            cost=Cost(500 - index, 50),
+            predicted_ms=1.5,
+            score=Score(**{"loss": 1.0 + index, "reported": 0.4, "num_images": 64, **changes}),
+            status="ok",
+        )
+        for index in range(3)
+    ]
+    return SearchRecord(
+        settings=settings | {"full": {"macs": 1000, "params": 100}},
+        prepared=Preparation(reports=text, full=FullScores(unchanged=score, adaptive=score, chance=score)),
+        candidates=tuple(candidates),
+        first_losses={},
+        elapsed=3.0,
+    )
+
+
+def test_the_page_has_the_numbers(tmp_path):
+    picture = tmp_path / "scores.png"
+    picture.write_bytes(b"\x89PNG")
+    text = write_page(record(), {"scores": picture}, tmp_path / "search.html").read_text(encoding="utf-8")
+    for fact in (
+        '<td data-value="1.0">1.0000</td>',
+        '<td data-value="500">50.0%</td>',
+        '<td data-value="1.5">1.50</td>',
+        "3 candidates in 0.1 minutes",
+        "method random, criterion random",
+        "<h2>Leaders under random</h2>",
+        'src="data:image/png;base64,iVBORw=="',
+    ):
+        assert fact in text, fact
+    assert [tag for tag, _ in Tags(text).found].count("tr") == 4
+
+
+def test_a_strangers_journal_is_text(tmp_path):
+    """Nothing of it becomes an element, an attribute or a template of its own."""
+    text = write_page(record(ATTACK), {}, tmp_path / "search.html").read_text(encoding="utf-8")
+    plain = Tags(write_page(record(), {}, tmp_path / "plain.html").read_text(encoding="utf-8"))
+    tags = Tags(text)
+    assert [tag for tag, _ in tags.found] == [tag for tag, _ in plain.found]
+    assert [list(attributes) for _, attributes in tags.found] == [list(attributes) for _, attributes in plain.found]
+    assert sum(ATTACK in word for word in tags.words) >= 5
+    assert "onerror=alert(1)>" not in text
+    assert "{{ 7 * 7 }}" in "".join(tags.words)
+
+
+@pytest.mark.parametrize("changes", [{"reported": "<b>"}, {"reported": None}, {"num_images": ATTACK}])
+def test_values_of_another_type_are_text_or_one_clear_error(changes, tmp_path):
+    try:
+        path = write_page(record(**changes), {}, tmp_path / "search.html")
+    except EagleEyeError as error:
+        assert "the journal holds values that no search writes" in str(error)  # noqa: PT017
+        assert not (tmp_path / "search.html").exists()
+    else:
+        assert "<img" not in path.read_text(encoding="utf-8")
