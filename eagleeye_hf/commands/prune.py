@@ -47,11 +47,12 @@ def run(config: Config) -> None:
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.evaluation.metrics import evaluate_model
     from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
+    from eagleeye_hf.processes import is_main
     from eagleeye_hf.publishing.checkpoint import save_pretrained
+    from eagleeye_hf.publishing.paths import hide_paths
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
     from eagleeye_hf.runs.folder import SAVED, check_output, open_run
     from eagleeye_hf.runs.models import load_model
-    from eagleeye_hf.processes import is_main
     from eagleeye_hf.tracing.trace import trace_model
 
     check_held_out(config.held_out)
@@ -72,10 +73,10 @@ def run(config: Config) -> None:
     full, kept = count_cost(graph, graph.widths)._asdict(), count_cost(graph, strategy)._asdict()
     scores = {step: found.to_dict() for step, found in metrics.items()}
     provenance = {
-        "base_model": config.network.model,
+        "base_model": hide_paths(config.network.model),
         "widths": named_widths(graph, strategy),
         "holdout_metrics": scores,
-        "config": flat_dict(config),
+        "config": hide_paths(flat_dict(config)),
     }
     run = open_run(config.output, "prune")
     if not is_main():

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.files import sync_path
 
 
 def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
@@ -29,7 +30,7 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -
         for path, part in parts.items():
             os.replace(part, path)
             placed.append(path)
-        _sync(folder)
+        sync_path(folder)
     except (OSError, SafetensorError) as error:
         for path in placed:
             path.unlink(missing_ok=True)
@@ -48,15 +49,7 @@ def _write_one(path: Path, write: Callable[[Path], object]) -> None:
     mode = path.stat().st_mode & 0o777
     write(path)
     path.chmod(mode)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(path)
 
 
 def _missing_parents(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
-from eagleeye_hf.runs.result import Measured, find_license, save_result
+from eagleeye_hf.runs.result import Measured, license_of, save_result
 from eagleeye_hf.search.run import run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
@@ -137,7 +137,7 @@ def check_run(model: nn.Module, config: RunConfig) -> None:
             f"a run takes one budget; got {'; '.join(map(str, config.search.budgets))}. Several in one search are for "
             "`eagleeye search`"
         )
-    if config.publishing.push_to and not find_license(model, config):
+    if config.publishing.push_to and not license_of(model, config):
         raise EagleEyeError(
             f"`push_to={config.publishing.push_to}` needs a licence for the card, and `model={config.network.model}` "
             "tells none; give `license`, for example mit"

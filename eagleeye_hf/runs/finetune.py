@@ -16,9 +16,10 @@ from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.processes import main_process_works
-from eagleeye_hf.publishing.card import CardFacts, write_card
+from eagleeye_hf.publishing.card import CardFacts, find_license, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.config import read_config
+from eagleeye_hf.publishing.paths import hide_paths
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.compress import TRAINING, publish_run, test_model
 from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
@@ -87,7 +88,8 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
             trained.cpu(),
             run.path,
             label_names=data.label_names,
-            provenance=history | {"finetune": flat_dict(config), "training": [asdict(record) for record in curve]},
+            provenance=history
+            | {"finetune": hide_paths(flat_dict(config)), "training": [asdict(record) for record in curve]},
             card=write_card(facts, push_to or config.output, on_hub=bool(push_to)),
         )
         run.remove(TRAINING)
@@ -114,7 +116,8 @@ def _facts(
     base, kept = open_model(config.network.model)
     base, trained = base.eval(), trained.cpu()
     graph: ChannelGraph = trace_model(base)
-    told = (history.get("config") or {}).get("license") or (getattr(base, "pretrained_cfg", None) or {}).get("license")
+    local = config.network.weights is not None
+    told = (history.get("config") or {}).get("license") or find_license(getattr(base, "pretrained_cfg", None), local)
     training = config.finetune
     return CardFacts(
         base=history.get("base_model", config.network.model),
@@ -123,6 +126,8 @@ def _facts(
         dataset=data.name,
         dataset_revision=data.revision,
         metrics=metrics,
+        split=data.test.split,
+        local_weights=local,
         holdout_images=config.held_out.holdout_images,
         training_curve=curve_points(curve),
         file_bytes=(state_bytes(base), state_bytes(trained)),

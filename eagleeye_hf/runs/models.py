@@ -13,6 +13,7 @@ from eagleeye_hf.networks.load import check_name, load_from_file, load_pretraine
 from eagleeye_hf.publishing.checkpoint import from_pretrained
 from eagleeye_hf.publishing.config import base_args, read_config
 from eagleeye_hf.publishing.download import download_config
+from eagleeye_hf.publishing.rebuild import build_thin
 
 
 def load_model(name: str, weights: str | None = None) -> nn.Module:
@@ -40,7 +41,8 @@ def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
         arguments = config["model_args"]
         shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
         shape["pretrained_cfg_overlay"] = config["pretrained_cfg"]  # the size of an image too
-        return timm.create_model(arguments["base"], **shape, **base_args(arguments)), widths
+        fused = bool(arguments.get("fused"))
+        return build_thin(arguments["base"], {}, base_args(arguments), fused=fused, **shape), widths
     if Path(name).is_dir():
         return from_pretrained(name), {}
     check_name(name)

@@ -17,8 +17,9 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict, flat_items
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.evaluation.metrics import Metrics
-from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
+from eagleeye_hf.publishing.card import CardFacts, cost_table, find_license, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
+from eagleeye_hf.publishing.paths import hide_paths
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import SAVED, RunFolder
 from eagleeye_hf.runtimes.latency import NOISY, Latency, compare_latency
@@ -62,21 +63,24 @@ def save_result(
         dataset=data.name,
         dataset_revision=data.revision,
         metrics=measured.metrics,
+        steps=measured.steps,
+        split=data.test.split,
+        local_weights=config.network.weights is not None,
         holdout_images=data.holdout.count(),
         training_curve=curve_points(measured.curve),
         latency=latency,
         settings=_settings(config, measured.origin),
         command=_command(accelerator),
-        license=find_license(model, config),
+        license=license_of(model, config),
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
         file_bytes=(state_bytes(model), state_bytes(pruned)),
     )
     provenance = {
-        "base_model": facts.base,
+        "base_model": hide_paths(facts.base),
         "widths": named_widths(graph, measured.strategy),
         "metrics": {step: found.to_dict() for step, found in measured.metrics.items()},
         "holdout_metrics": {step: found.to_dict() for step, found in measured.steps.items()},
-        "config": flat_dict(config),
+        "config": hide_paths(flat_dict(config)),
         "training": [asdict(record) for record in measured.curve],
     }
     run.claim(PICTURE, *SAVED)
@@ -147,10 +151,10 @@ def _command(accelerator: Accelerator) -> str:
     return f"{command} {shlex.join(sys.argv)}"
 
 
-def find_license(model: nn.Module, config: RunConfig) -> str:
+def license_of(model: nn.Module, config: RunConfig) -> str:
     """The licence given or, for weights that came with it, the network's own."""
-    told = None if config.network.weights else getattr(model, "pretrained_cfg", None)
-    return str(config.publishing.license or (told or {}).get("license") or "")
+    told = find_license(getattr(model, "pretrained_cfg", None), config.network.weights is not None)
+    return config.publishing.license or told
 
 
 def summarise(facts: CardFacts, run: RunFolder) -> str:

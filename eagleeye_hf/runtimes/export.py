@@ -18,6 +18,7 @@ from timm.layers import CondConv2d, conv2d_same
 from torch import Tensor, nn
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.files import sync_path
 from eagleeye_hf.networks.description import resolve_input_size
 from eagleeye_hf.networks.running import device_of, evaluation_mode
 from eagleeye_hf.runtimes.config import OPSET
@@ -159,9 +160,9 @@ def _place(part: Path, path: Path) -> None:
         probe = part.with_name("probe")
         probe.touch()
         part.chmod(probe.stat().st_mode & 0o777)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_path(part)
         os.replace(part, path)
+        sync_path(path.parent)
     except OSError as error:
         raise EagleEyeError(f"`path={path}` can't be written: {error.strerror}") from error
 

@@ -53,7 +53,13 @@ def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
     before, after = load_file(checkpoint / "model.safetensors"), load_file(output / "model.safetensors")
     assert {key: tensor.shape for key, tensor in before.items()} == {key: tensor.shape for key, tensor in after.items()}
     assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
-    assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors", "run.yaml"}
+    assert {path.name for path in output.iterdir()} == {
+        ".eagleeye",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "run.yaml",
+    }
     thin = trace_model(from_pretrained(output))
     cost, full = count_cost(thin, thin.widths), trace_model(make_model("resnet20_cifar"), (3, 40, 40))
     card = ModelCard.load(output / "README.md")
