@@ -27,11 +27,13 @@ class Config:
     strategy: str | None = None
     """JSON file (or FILE#NAME) with widths or ratios to show."""
     plot: str | None = None
-    """Draw the groups into this PNG file (needs the extra `plots`)."""
+    """Draw the groups into this new PNG file (needs the extra `plots`)."""
     printing: PrintConfig = PrintConfig()
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.plot and Path(self.plot).exists():
+            raise EagleEyeError(f"`plot={self.plot}` is there already; move it away, or give another name")
 
 
 def run(config: Config) -> None:

@@ -12,7 +12,7 @@ from eagleeye_hf.data.config import DatasetConfig, HeldOutConfig
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
 from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, split_arguments
-from eagleeye_hf.strategies.files import read_strategy
+from eagleeye_hf.strategies.files import read_origin, read_strategy
 from eagleeye_hf.strategies.strategy import named_widths
 
 
@@ -76,6 +76,7 @@ def run(config: Config) -> None:
         "base_model": hide_paths(config.network.model),
         "widths": named_widths(graph, strategy),
         "holdout_metrics": scores,
+        "strategy": read_origin(config.strategy),
         "config": hide_paths(flat_dict(config)),
     }
     run = open_run(config.output, "prune")

@@ -14,6 +14,7 @@ from torch import nn
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.data.splits import Splits, open_splits
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.publishing.card import CardFacts, find_license, write_card
@@ -55,7 +56,7 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
         return test_model(network, data, accelerator, config.data.num_workers)
 
     history = _history(name)
-    metrics = {step: Metrics(**values) for step, values in history.get("metrics", {}).items()}
+    metrics = _metrics_of(history, "metrics")
     before = test(model)
     if "full" not in metrics and teacher is not None:
         metrics = {"full": test(teacher)} | metrics
@@ -126,6 +127,7 @@ def _facts(
         dataset=data.name,
         dataset_revision=data.revision,
         metrics=metrics,
+        steps=_metrics_of(history, "holdout_metrics"),
         split=data.test.split,
         local_weights=local,
         holdout_images=config.held_out.holdout_images,
@@ -133,6 +135,7 @@ def _facts(
         file_bytes=(state_bytes(base), state_bytes(trained)),
         latency=compare_latency(base, [trained], graph.input_size),
         settings={
+            **_made(history),
             "epochs": training.epochs,
             "learning rate": training.lr,
             "batch size": training.batch_size,
@@ -143,3 +146,21 @@ def _facts(
         command=shlex.join(["eagleeye", *sys.argv[1:]]),
         license=str(config.publishing.license or told or ""),
     )
+
+
+def _metrics_of(history: dict[str, Any], key: str) -> dict[str, Metrics]:
+    """Measurements that a checkpoint brings with it; it may come from strangers."""
+    try:
+        return {step: Metrics(**values) for step, values in history.get(key, {}).items()}
+    except (TypeError, AttributeError) as error:
+        raise EagleEyeError(f"`{key}` in the checkpoint's config.json are none ({error}); get the file anew") from error
+
+
+def _made(history: dict[str, Any]) -> dict[str, object]:
+    """How the checkpoint came to be, as its card told it or would have."""
+    pruned, found = history.get("config") or {}, history.get("strategy") or {}
+    settings = {"strategy": found.get("origin"), "budget": found.get("budget") or pruned.get("macs")}
+    settings |= {"criterion": pruned.get("criterion")}
+    if "compensate" in pruned:
+        settings["compensation"] = "least squares" if pruned["compensate"] else "none"
+    return {name: value for name, value in settings.items() if value is not None}

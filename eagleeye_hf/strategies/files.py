@@ -24,36 +24,56 @@ def read_strategy(graph: ChannelGraph, path: str, divisor: int = 1) -> Strategy:
     Raises:
         EagleEyeError: no such file or strategy, or it does not fit the graph.
     """
-    file, _, name = path.partition("#")
-    try:
-        data = json.loads(Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise EagleEyeError(f"`strategy={path}` can't be read: {error}") from error
-    if isinstance(data, dict) and "strategies" in data:
-        known = data["strategies"]
-        if name not in known:
-            raise EagleEyeError(
-                f"`strategy={path}` holds several; choose one, for instance {file}#{next(iter(known))} "
-                f"(it has {', '.join(known)})"
-            )
-        data = known[name]
-    if isinstance(data, dict) and isinstance(data.get("widths"), dict):
+    data = _read_entry(path)
+    if isinstance(data.get("widths"), dict):
         unknown = set(data["widths"]) - {group.name for group in graph.groups}
         if unknown:
             raise EagleEyeError(
                 f"`strategy={path}` names {sorted(unknown)[0]!r}, which is no channel group of this model"
             )
         widths = [data["widths"].get(group.name, group.channels) for group in graph.groups]
-    elif isinstance(data, dict) and isinstance(data.get("ratios"), list):
-        widths, data = widths_from_ratios(graph, _ordered(graph, data), divisor).tolist(), {}
+    elif isinstance(data.get("ratios"), list):
+        widths, data = widths_from_ratios(graph, _ordered(graph, data, path), divisor).tolist(), {}
     else:
         raise EagleEyeError(f"`strategy={path}` has neither `widths` nor `ratios`")
     return check_strategy(graph, Strategy.from_dict({**data, "widths": widths}))
 
 
-def _ordered(graph: ChannelGraph, data: Mapping[str, Any]) -> list[float]:
+def read_origin(path: str) -> dict[str, str]:
+    """What a strategy file tells of how the strategy was found, and under which budget."""
+    data = _read_entry(path)
+    return {key: str(data[key]) for key in ("origin", "budget") if key in data}
+
+
+def _read_entry(path: str) -> dict[str, Any]:
+    """One strategy of `FILE` or `FILE#NAME`."""
+    file, _, name = path.partition("#")
+    try:
+        data = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EagleEyeError(f"`strategy={path}` can't be read: {error}") from error
+    if isinstance(data, dict) and isinstance(data.get("strategies"), dict):
+        known = data["strategies"]
+        if name not in known:
+            raise EagleEyeError(
+                f"`strategy={path}` holds several; choose one, for instance {file}#{next(iter(known), 'NAME')} "
+                f"(it has {', '.join(known)})"
+            )
+        data = known[name]
+    elif name:
+        raise EagleEyeError(
+            f"`strategy={path}`: {file} holds one strategy, and none of the name {name}; leave #{name} out"
+        )
+    if not isinstance(data, dict):
+        raise EagleEyeError(f"`strategy={path}` has neither `widths` nor `ratios`")
+    return data
+
+
+def _ordered(graph: ChannelGraph, data: Mapping[str, Any], path: str) -> list[float]:
     """Ratios in the graph's order, matched by the names of weights where those are this model's."""
     ratios, layers = data["ratios"], data.get("layers") or []
+    if not all(type(ratio) in (int, float) for ratio in ratios) or not isinstance(layers, list):
+        raise EagleEyeError(f"`strategy={path}`: `ratios` are numbers, and `layers` a list of names")
     by_tensor = {
         name: ratio
         for entry, ratio in zip(layers, ratios, strict=False)

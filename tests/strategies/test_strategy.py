@@ -147,3 +147,26 @@ def test_units_make_milliseconds_below_one_possible():
     assert Budget(latency="0.8ms").limits["latency"] == (0.8, False)
     assert Budget(latency="800us").limits["latency"].value == pytest.approx(0.8)
     assert Budget(latency=4.2).limits["latency"] == (4.2, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (
+            '{"strategies": {"a": {"ratios": []}, "b": {}}}',
+            "c",
+            r"holds several; choose one, for instance .*#a \(it has a, b",
+        ),
+        ('{"ratios": [0.1]}', "half", "holds one strategy, and none of the name half; leave #half out"),
+        ('{"ratios": ["a"]}', "", "`ratios` are numbers"),
+        ("[1, 2]", "", "has neither `widths` nor `ratios`"),
+        ('{"widths": {"conv_stem": 1.5}}', "", "positive integers"),
+        ('{"widths": {"conv_stem": null}}', "", "positive integers"),
+        ("[" * 100_000, "", "can't be read"),
+    ],
+)
+def test_files_of_strangers_are_one_clear_error(graph, tmp_path, text, name, message):
+    file = tmp_path / "strategy.json"
+    file.write_text(text)
+    with pytest.raises(EagleEyeError, match=message):
+        read_strategy(graph, f"{file}#{name}" if name else str(file))
