@@ -53,10 +53,10 @@ def run(config: Config) -> None:
     from accelerate import Accelerator
 
     from eagleeye_hf.data.splits import open_splits
-    from eagleeye_hf.evaluation.score import AdaptiveBNScore
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
     from eagleeye_hf.runs.folder import check_output, open_run
     from eagleeye_hf.runs.models import load_model
+    from eagleeye_hf.runs.scoring import make_score
     from eagleeye_hf.search.run import run_search
     from eagleeye_hf.tracing.trace import trace_model
 
@@ -67,16 +67,7 @@ def run(config: Config) -> None:
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
-    score = AdaptiveBNScore(
-        model,
-        graph,
-        data.calibration.cached_batches(),
-        data.holdout.cached_batches(),
-        criterion=config.importance.criterion,
-        compensate=config.scoring.score_compensated,
-        format=config.scoring.format,
-        seed=config.seed,
-    )
+    score = make_score(model, graph, data, config)
     folder = open_run(config.output, "search")
     if accelerator.is_main_process:
         folder.write(RUN_FILE, settings_text(config))

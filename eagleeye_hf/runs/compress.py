@@ -22,6 +22,7 @@ from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
 from eagleeye_hf.runs.result import Measured, license_of, save_result
+from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.search.run import run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
@@ -69,16 +70,7 @@ def _compress(
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))
         run.claim("search.jsonl", TRAINING, "logs")
-    score = AdaptiveBNScore(
-        model,
-        graph,
-        data.calibration.cached_batches(),
-        data.holdout.cached_batches(),
-        criterion=config.importance.criterion,
-        compensate=config.scoring.score_compensated,
-        format=config.scoring.format,
-        seed=config.seed,
-    )
+    score = make_score(model, graph, data, config)
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
 
     def hold(network: nn.Module) -> Metrics:

@@ -1,0 +1,38 @@
+"""The score of a run or a search, from its settings."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.evaluation.config import ScoringConfig
+from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.pruning.config import ImportanceConfig
+
+
+class Settings(Protocol):
+    """What of the settings decides scores."""
+
+    @property
+    def scoring(self) -> ScoringConfig: ...
+    @property
+    def importance(self) -> ImportanceConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Settings) -> AdaptiveBNScore:
+    """Scores by adaptive BatchNorm on the dataset's calibration and holdout images."""
+    return AdaptiveBNScore(
+        model,
+        graph,
+        data.calibration.cached_batches(),
+        data.holdout.cached_batches(),
+        criterion=settings.importance.criterion,
+        compensate=settings.scoring.score_compensated,
+        format=settings.scoring.format,
+        seed=settings.seed,
+    )
