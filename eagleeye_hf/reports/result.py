@@ -32,23 +32,39 @@ def draw_result(
     metrics: Mapping[str, Metrics],
     path: Path,
     curve: Sequence[Mapping[str, float]] = (),
+    steps: Mapping[str, Metrics] | None = None,
 ) -> Path:
-    """Top-1 after each step, the channels that each group keeps and, where there is one, the training curve, as PNG."""
+    """Top-1 after each step, the channels that each group keeps and, where there is one, the training curve, as PNG.
+
+    Args:
+        metrics: on the test images, the full network first, the result last.
+        steps: between the two, on the holdout images.
+    """
     ratios = (1, 2.2, 1.3) if curve else (1, 2.2)
     figure = Figure(figsize=(11 + 4 * bool(curve), 3.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     left, right, *rest = figure.subplots(1, len(ratios), width_ratios=ratios)
-    tops = [100 * m.top1 for m in metrics.values()]
-    bars = left.bar(list(metrics), tops, color=[STEP_COLORS.get(step, DARK) for step in metrics])
-    left.bar_label(bars, [f"{top:.1f}" for top in tops], padding=2)
-    left.set(title="Top-1 on the test images, %", ylim=(0, max([*tops, 1]) * 1.15))
-    left.tick_params(axis="x", rotation=30)
+    draw_steps(left, metrics, steps or {})
     draw_widths(right, graph, strategy)
     if curve:
         draw_curve(rest[0], curve)
     _bare(left, right)
     figure.savefig(path)
     return path
+
+
+def draw_steps(axes: Any, metrics: Mapping[str, Metrics], steps: Mapping[str, Metrics]) -> None:
+    """Top-1 of the full network, after each step, and of the result."""
+    first, *last = metrics
+    ordered = [first, *steps, *last]
+    tops = [100 * (steps.get(name) or metrics[name]).top1 for name in ordered]
+    colors = [STEP_COLORS.get(name, DARK) for name in ordered]
+    bars = axes.bar(ordered, tops, color=colors, edgecolor="white", hatch=["//" if n in steps else "" for n in ordered])
+    axes.bar_label(bars, [f"{top:.1f}" for top in tops], padding=2)
+    axes.set(title="Top-1, %" if steps else "Top-1 on the test images, %", ylim=(0, max([*tops, 1]) * 1.15))
+    axes.tick_params(axis="x", rotation=30)
+    if steps:
+        axes.set_xlabel("hatched: on the holdout images; else on the test images", fontsize=8)
 
 
 def draw_curve(axes: Any, curve: Sequence[Mapping[str, float]]) -> None:

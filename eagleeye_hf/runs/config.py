@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from tyro.conf import arg
@@ -108,9 +108,10 @@ class RunConfig:
         """All that decides which images training sees, and how."""
         return image_identity(self.data, self.held_out, self.augmentation, self.seed)
 
-    def with_budget(self, **changes: Any) -> RunConfig:
-        """The same run with other settings of the search, as `macs`."""
-        return replace(self, search=replace(self.search, **changes))
+    @property
+    def local_weights(self) -> bool:
+        """Whether the full network's weights are other ones than timm's: from a file, or trained in this run."""
+        return self.network.weights is not None or self.adapt.adapt_epochs > 0
 
 
 @dataclass(frozen=True, kw_only=True)

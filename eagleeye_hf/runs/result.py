@@ -65,7 +65,7 @@ def save_result(
         metrics=measured.metrics,
         steps=measured.steps,
         split=data.test.split,
-        local_weights=config.network.weights is not None,
+        local_weights=config.local_weights,
         holdout_images=data.holdout.count(),
         training_curve=curve_points(measured.curve),
         latency=latency,
@@ -88,7 +88,8 @@ def save_result(
     if facts.picture:
         from eagleeye_hf.reports.result import draw_result  # needs the extra `plots`
 
-        draw_result(graph, measured.strategy, measured.metrics, run.path / PICTURE, facts.training_curve)
+        picture = run.path / PICTURE
+        draw_result(graph, measured.strategy, facts.metrics, picture, facts.training_curve, facts.steps)
     push_to = config.publishing.push_to
     save_pretrained(
         pruned,
@@ -153,7 +154,7 @@ def _command(accelerator: Accelerator) -> str:
 
 def license_of(model: nn.Module, config: RunConfig) -> str:
     """The licence given or, for weights that came with it, the network's own."""
-    told = find_license(getattr(model, "pretrained_cfg", None), config.network.weights is not None)
+    told = find_license(getattr(model, "pretrained_cfg", None), config.local_weights)
     return config.publishing.license or told
 
 
