@@ -28,7 +28,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Draw what a search found: scores against costs, widths of the leaders, what each layer's ratios did."""
-    from eagleeye_hf.reports.search_page import write_page
+    from eagleeye_hf.reports.search_page import describe_search, write_page
     from eagleeye_hf.runs.folder import RunFolder
     from eagleeye_hf.search.reading import read_journal
     from eagleeye_hf.training.state import make_folder
@@ -42,7 +42,8 @@ def run(config: Config) -> None:
         raise EagleEyeError("`report` needs matplotlib; install it with: pip install eagleeye-hf[plots]") from error
     make_folder(folder, "output")
     RunFolder(folder, "report").claim("search.html", *PICTURES)
+    facts = describe_search(record)
     pictures = draw_search(record, folder)
-    page = write_page(record, pictures, folder / "search.html")
+    page = write_page(facts, pictures, folder / "search.html")
     paths = {name: str(path) for name, path in pictures.items()} | {"page": str(page)}
     print(json.dumps(paths) if config.printing.json else "\n".join(paths.values()))

@@ -9,10 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
-from eagleeye_hf.search.reading import SearchRecord
+from eagleeye_hf.search.reading import SearchRecord, expected_values
 
 SHOWN = 25
 CAPTIONS = {
@@ -24,18 +23,8 @@ HEADS = ("index", "origin", "loss", "{reports}", "images", "MACs", "parameters",
 TEMPLATE = "search_page.html.jinja"
 
 
-def write_page(record: SearchRecord, pictures: Mapping[str, Path], path: Path) -> Path:
-    """Write the page, pictures inside; it needs nothing from elsewhere.
-
-    Raises:
-        EagleEyeError: the journal holds values that no search writes.
-    """
-    try:
-        facts = _facts(record)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise EagleEyeError(
-            f"the journal holds values that no search writes ({type(error).__name__}: {error}), so {path} can't be made"
-        ) from error
+def write_page(facts: Mapping[str, Any], pictures: Mapping[str, Path], path: Path) -> Path:
+    """Write the page about what `describe_search` says, pictures inside; it needs nothing from elsewhere."""
     images = [
         {"caption": CAPTIONS[name], "data": base64.b64encode(picture.read_bytes()).decode()}
         for name, picture in pictures.items()
@@ -44,6 +33,16 @@ def write_page(record: SearchRecord, pictures: Mapping[str, Path], path: Path) -
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     path.write_text(environment.get_template(TEMPLATE).render(pictures=images, **facts), encoding="utf-8")
     return path
+
+
+def describe_search(record: SearchRecord) -> dict[str, Any]:
+    """What the page shows, without its pictures.
+
+    Raises:
+        EagleEyeError: the journal holds values that no search writes.
+    """
+    with expected_values():
+        return _facts(record)
 
 
 def _facts(record: SearchRecord) -> dict[str, Any]:

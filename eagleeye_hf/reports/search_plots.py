@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eagleeye_hf.reports.result import ACCENT, DARK, LIGHT, MAX_NAMES
-from eagleeye_hf.search.reading import SearchRecord
+from eagleeye_hf.search.reading import SearchRecord, expected_values
 
 ORIGINS = {"random": "#9aa5b1", "evolution": DARK, "uniform": "#edae49", "global": "#3caea3"}
 PICTURES = ("search_scores.png", "search_widths.png", "search_ratios.png")
@@ -20,9 +20,14 @@ PANELS = 12
 
 
 def draw_search(record: SearchRecord, folder: Path) -> dict[str, Path]:
-    """Draw the three pictures of a search as PNG; by what they show."""
+    """Draw the three pictures of a search as PNG; by what they show.
+
+    Raises:
+        EagleEyeError: the journal holds values that no search writes.
+    """
+    with expected_values():
+        pictures = {"scores": _draw_scores(record), "widths": _draw_leaders(record), "ratios": _draw_ratios(record)}
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"scores": _draw_scores(record), "widths": _draw_leaders(record), "ratios": _draw_ratios(record)}
     paths = {}
     for name, figure in pictures.items():
         paths[name] = folder / f"search_{name}.png"

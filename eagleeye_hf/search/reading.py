@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,15 @@ def read_journal(path: Path) -> SearchRecord:
         first_losses=losses,
         elapsed=max(line.elapsed for line in lines),
     )
+
+
+@contextmanager
+def expected_values() -> Iterator[None]:
+    """One clear error where a record's values are none that a search writes: of another type, zero, left out."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise EagleEyeError(
+            f"the journal holds values that no search writes ({type(error).__name__}: {error}); report another one, "
+            "or remove the lines that are wrong"
+        ) from error

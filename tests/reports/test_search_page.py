@@ -1,6 +1,7 @@
 """The page about a search: whatever a journal says is text there."""
 
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from eagleeye_hf import EagleEyeError, Strategy
 from eagleeye_hf.channels.cost import Cost
 from eagleeye_hf.evaluation.objective import Score
 from eagleeye_hf.evaluation.score import FullScores, Preparation
-from eagleeye_hf.reports.search_page import write_page
+from eagleeye_hf.reports.search_page import describe_search, write_page
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.reading import SearchRecord
 
@@ -54,10 +55,15 @@ def record(text: str = "random", **changes) -> SearchRecord:
     )
 
 
+def page(searched: SearchRecord, folder: Path, pictures: dict[str, Path] | None = None) -> str:
+    path = write_page(describe_search(searched), pictures or {}, folder / "search.html")
+    return path.read_text(encoding="utf-8")
+
+
 def test_the_page_has_the_numbers(tmp_path):
     picture = tmp_path / "scores.png"
     picture.write_bytes(b"\x89PNG")
-    text = write_page(record(), {"scores": picture}, tmp_path / "search.html").read_text(encoding="utf-8")
+    text = page(record(), tmp_path, {"scores": picture})
     for fact in (
         '<td data-value="1.0">1.0000</td>',
         '<td data-value="500">50.0%</td>',
@@ -73,8 +79,8 @@ def test_the_page_has_the_numbers(tmp_path):
 
 def test_a_strangers_journal_is_text(tmp_path):
     """Nothing of it becomes an element, an attribute or a template of its own."""
-    text = write_page(record(ATTACK), {}, tmp_path / "search.html").read_text(encoding="utf-8")
-    plain = Tags(write_page(record(), {}, tmp_path / "plain.html").read_text(encoding="utf-8"))
+    text = page(record(ATTACK), tmp_path)
+    plain = Tags(page(record(), tmp_path))
     tags = Tags(text)
     assert [tag for tag, _ in tags.found] == [tag for tag, _ in plain.found]
     assert [list(attributes) for _, attributes in tags.found] == [list(attributes) for _, attributes in plain.found]
@@ -83,12 +89,14 @@ def test_a_strangers_journal_is_text(tmp_path):
     assert "{{ 7 * 7 }}" in "".join(tags.words)
 
 
-@pytest.mark.parametrize("changes", [{"reported": "<b>"}, {"reported": None}, {"num_images": ATTACK}])
-def test_values_of_another_type_are_text_or_one_clear_error(changes, tmp_path):
-    try:
-        path = write_page(record(**changes), {}, tmp_path / "search.html")
-    except EagleEyeError as error:
-        assert "the journal holds values that no search writes" in str(error)  # noqa: PT017
-        assert not (tmp_path / "search.html").exists()
-    else:
-        assert "<img" not in path.read_text(encoding="utf-8")
+@pytest.mark.parametrize("changes", [{"reported": "<b>"}, {"reported": None}, {"loss": "<b>"}, {"num_images": ATTACK}])
+def test_words_in_place_of_a_number_are_one_clear_error(changes):
+    with pytest.raises(EagleEyeError, match="the journal holds values that no search writes"):
+        describe_search(record(**changes))
+
+
+def test_pictures_of_values_that_no_search_writes_are_one_clear_error(tmp_path):
+    draw_search = pytest.importorskip("eagleeye_hf.reports.search_plots").draw_search
+    with pytest.raises(EagleEyeError, match="the journal holds values that no search writes"):
+        draw_search(record(), tmp_path / "pictures")
+    assert not (tmp_path / "pictures").exists()
