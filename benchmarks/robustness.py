@@ -1,6 +1,6 @@
 """What runs, files and the command line bear: kills, disks that refuse, damaged files, wrong values.
 
-    python benchmarks/robustness.py                    # half an hour on one core; writes robustness.md
+    python benchmarks/robustness.py                    # a quarter of an hour on one core; writes robustness.md
     python benchmarks/robustness.py kills --num 10     # one kind alone, printed
 
 A small network is searched, pruned, trained and saved over and over. Whatever happens on the way, the same command is
