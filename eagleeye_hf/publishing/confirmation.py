@@ -126,7 +126,7 @@ def _outputs(
 def _flat(outputs: Any) -> Tensor:
     """Shape `(N, values)`, of several outputs too."""
     parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return torch.cat([part.double().cpu().flatten(1) for part in parts], 1)
+    return torch.cat([part.cpu().double().flatten(1) for part in parts], 1)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
