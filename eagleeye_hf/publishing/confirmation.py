@@ -95,7 +95,7 @@ def _compare(
     expected, found = _outputs(model, rebuilt, input_size, device, dtype)
     if not bool(torch.isfinite(expected).all()) and dtype != torch.float64:  # half precision overflows
         device, dtype = torch.device("cpu"), torch.float64
-        model, rebuilt = (copy.deepcopy(network).to(device, dtype) for network in (model, rebuilt))
+        model, rebuilt = (copy.deepcopy(network).cpu().double() for network in (model, rebuilt))
         expected, found = _outputs(model, rebuilt, input_size, device, dtype)
     if not bool(torch.isfinite(expected).all()):
         raise EagleEyeError("`model` gives NaN or infinite outputs for random images; there is nothing to save")
