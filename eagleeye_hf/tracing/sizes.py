@@ -139,6 +139,9 @@ class SizeFinder:
                     self._add(name, (attribute,), value, after)
                 elif attribute in OTHER_SIZES:
                     self._add(name, (attribute,), value, after, before)
+            groups = self.found_ids.get((name, ("groups",)))
+            if groups is not None and vars(module).get("in_channels") == len(groups):  # of a depthwise part inside
+                self.found_ids.setdefault((name, ("in_channels",)), groups)
         self._finish_model()
         return self.found_ids
 
