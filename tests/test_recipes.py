@@ -83,18 +83,26 @@ def test_the_main_recipe_on_real_images(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epoch-number", "5"], "unknown arguments: --epoch-number 5"),
-        (["--model", "resnet20_cifra"], "is no model of timm; did you mean"),
         ([*RESNET, "--dataset", "/nowhere"], "`dataset=/nowhere` can't be opened"),
-        ([*RESNET, *CIFAR, *SHORT, "--macs", "1.5"], "`macs` is a fraction of the full model"),
-        ([*RESNET, *CIFAR, *SHORT, "--macs", "0.5", "0.3"], "a run takes one budget; got macs=0.5; macs=0.3"),
-        (["--batch_size", "5"], "--batch_size; did you mean --batch-size?"),
         (["--config", "nowhere.yaml"], "`config=nowhere.yaml` can't be read"),
         ([*RESNET, *CIFAR, *SHORT, "--macs", "0.01"], "out of reach: .* the smallest model still has"),
         ([*RESNET[:2], "--weights", str(ROOT / "README.md")], "can't be read as safetensors"),
-        (["--model", "resnet56_cifar", *RESNET[2:]], "does not fit `model=resnet56_cifar`"),
-        (["--model", "resnet18"], "its trained weights can't be loaded"),
-        ([*RESNET, *CIFAR, *SHORT, "--push-to", "user/thin"], "`push_to=user/thin` needs a licence for the card"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--epoch-number", "5"], "unknown arguments: --epoch-number 5"),
+                (["--model", "resnet20_cifra"], "is no model of timm; did you mean"),
+                ([*RESNET, *CIFAR, *SHORT, "--macs", "1.5"], "`macs` is a fraction of the full model"),
+                ([*RESNET, *CIFAR, *SHORT, "--macs", "0.5", "0.3"], "a run takes one budget; got macs=0.5; macs=0.3"),
+                (["--batch_size", "5"], "--batch_size; did you mean --batch-size?"),
+                (["--model", "resnet56_cifar", *RESNET[2:]], "does not fit `model=resnet56_cifar`"),
+                (["--model", "resnet18"], "its trained weights can't be loaded"),
+                (
+                    [*RESNET, *CIFAR, *SHORT, "--push-to", "user/thin"],
+                    "`push_to=user/thin` needs a licence for the card",
+                ),
+            )
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, flags, message):
