@@ -51,7 +51,7 @@ def run(config: Config) -> None:
     from eagleeye_hf.publishing.checkpoint import save_pretrained
     from eagleeye_hf.publishing.paths import hide_paths
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
-    from eagleeye_hf.runs.folder import SAVED, check_output, open_run
+    from eagleeye_hf.runs.folder import check_output, open_run
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.tracing.trace import trace_model
 
@@ -83,9 +83,7 @@ def run(config: Config) -> None:
     if not is_main():
         return
     run.write(RUN_FILE, settings_text(config))
-    run.claim(*SAVED)
-    if run.has_result:  # whole, though the run was killed before it said so
-        run.remove(*SAVED)
+    run.claim_checkpoint()
     save_pretrained(pruned.cpu().eval(), run.path, label_names=data.label_names, provenance=provenance)
     run.note(finished=True)
     if config.printing.json:

@@ -24,7 +24,7 @@ from eagleeye_hf.publishing.paths import hide_paths
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.compress import TRAINING, publish_run, test_model
 from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
-from eagleeye_hf.runs.folder import SAVED, check_output, open_run
+from eagleeye_hf.runs.folder import check_output, open_run
 from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
 from eagleeye_hf.runs.result import curve_points
 from eagleeye_hf.runtimes.latency import compare_latency
@@ -82,9 +82,7 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
         facts = _facts(config, history, data, trained, metrics, curve)
         history["metrics"] = {step: found.to_dict() for step, found in metrics.items()}
         push_to = config.publishing.push_to
-        run.claim(*SAVED)
-        if run.has_result:  # whole, though the run was killed before it said so
-            run.remove(*SAVED)
+        run.claim_checkpoint()
         save_pretrained(
             trained.cpu(),
             run.path,

@@ -60,6 +60,12 @@ class RunFolder:
                 )
         self.note(files=list(dict.fromkeys([*self.record["files"], *names])))
 
+    def claim_checkpoint(self) -> None:
+        """Put a checkpoint's files on record; one that is whole, though the run was killed before it said so, goes."""
+        self.claim(*SAVED)
+        if self.has_result:
+            self.remove(*SAVED)
+
     def note(self, **changes: Any) -> None:
         """Write into the record."""
         self.record |= changes
