@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from eagleeye_hf.runs.config import RunConfig as RunConfig
     from eagleeye_hf.runs.models import load_model as load_model
     from eagleeye_hf.runs.recipe import run_recipe as run_recipe
+    from eagleeye_hf.runtimes.config import LatencyConfig as LatencyConfig
     from eagleeye_hf.runtimes.export import export_onnx as export_onnx
     from eagleeye_hf.runtimes.latency import measure_latency as measure_latency
+    from eagleeye_hf.runtimes.quantize import quantize_onnx as quantize_onnx
     from eagleeye_hf.search.config import SearchConfig as SearchConfig
     from eagleeye_hf.search.result import SearchResult as SearchResult
     from eagleeye_hf.search.run import run_search as run_search
@@ -78,8 +80,10 @@ _PLACES = {
     "runs.config": ("AdaptConfig", "FinetuneRunConfig", "HubConfig", "NetworkConfig", "PublishConfig", "RunConfig"),
     "runs.models": ("load_model",),
     "runs.recipe": ("run_recipe",),
+    "runtimes.config": ("LatencyConfig",),
     "runtimes.export": ("export_onnx",),
     "runtimes.latency": ("measure_latency",),
+    "runtimes.quantize": ("quantize_onnx",),
     "search.config": ("SearchConfig",),
     "search.result": ("SearchResult",),
     "search.run": ("run_search",),

@@ -15,10 +15,11 @@ COMMANDS = {
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",
     "search": "find the best thin versions of a trained network under one or several budgets",
     "prune": "apply a strategy: slice, recompute BatchNorm statistics, save",
+    "compare": "checkpoints side by side: top-1, milliseconds in every runtime at hand, MACs, parameters, file size",
     "report": "draw what a search found, as PNG files and one HTML page",
     "finetune": "train a pruned network further, on the labels and on a teacher's outputs",
     "evaluate": "measure top-1, top-5 and cross-entropy on a dataset's test images",
-    "export": "write a network as ONNX or as a program of torch.export",
+    "export": "write a network as ONNX, in 8-bit integers if wanted, or as a program of torch.export",
     "push": "publish a checkpoint with its model card on the Hub",
 }
 """Each is a module of `eagleeye_hf.commands` with a `Config` and `run(config)`, imported when it is called."""

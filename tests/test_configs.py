@@ -41,7 +41,7 @@ COMMANDS = [evaluate, export, finetune, inspect, prune, push, report, search]
         (lambda: FinetuneConfig(optimizer="sgdm"), "`optimizer=sgdm` is not known to timm"),
         (lambda: FinetuneConfig(tracker="diary"), "`tracker=diary` is unknown; choose one of"),
         (lambda: SearchConfig(macs="0,5"), "`macs` is a fraction .* got 0,5"),
-        (lambda: SearchConfig(divisor=0), "`divisor` is an integer, at least 1; got 0"),
+        (lambda: SearchConfig(divisor=0), "`divisor` is an integer, at least 1 or one of auto; got 0"),
         (lambda: SearchConfig(max_ratio=1), r"`max_ratio` is a number, in \(0, 1\); got 1"),
         (lambda: HeldOutConfig(holdout_images=-1), "`holdout_images` is an integer, at least 0; got -1"),
         (lambda: DatasetConfig(num_workers=-1), "`num_workers` is an integer, at least 0; got -1"),

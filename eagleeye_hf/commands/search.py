@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
@@ -17,14 +17,18 @@ from eagleeye_hf.data.config import DatasetConfig, HeldOutConfig
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.pruning.config import ImportanceConfig
 from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, split_arguments
+from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.files import describe_strategy
 
 if TYPE_CHECKING:
+    from eagleeye_hf.runs.folder import RunFolder
+    from eagleeye_hf.runs.front import Front
     from eagleeye_hf.search.candidate import Candidate
     from eagleeye_hf.search.result import SearchResult
 
 SHOWN = 10
+FRONT, FRONT_PICTURE = "front.json", "front.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class Config:
     search: SearchConfig = SearchConfig()
     scoring: ScoringConfig = ScoringConfig()
     importance: ImportanceConfig = ImportanceConfig()
+    measuring: LatencyConfig = LatencyConfig()
     printing: PrintConfig = PrintConfig()
     seed: Seed = 0
     """Of everything random."""
@@ -55,6 +60,7 @@ def run(config: Config) -> None:
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
     from eagleeye_hf.runs.folder import check_output, open_run
+    from eagleeye_hf.runs.front import format_front, search_front
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runs.scoring import make_score
     from eagleeye_hf.search.run import run_search
@@ -84,11 +90,39 @@ def run(config: Config) -> None:
     folder = open_run(config.output, "search")
     if accelerator.is_main_process:
         folder.write("strategy.json", describe_best(graph, result))
-        show = to_json if config.printing.json else format_result
-        print(show(graph, result, folder.path))
-        for note in result.notes:
+        front = search_front(score, result, config.measuring)
+        folder.write(FRONT, json.dumps(front.to_dict(), indent=1))
+        picture = draw(front, folder)
+        if config.printing.json:
+            print(json.dumps(to_json(graph, result, folder.path) | {"front": front.to_dict()}))
+        else:
+            print(format_result(graph, result, folder.path), format_front(front), *picture, sep="\n\n")
+        for note in [*result.notes, *slower_rows(front)]:
             print(f"warning: {note}", file=sys.stderr)
     accelerator.wait_for_everyone()
+
+
+def draw(front: Front, folder: RunFolder) -> list[str]:
+    """The picture's path, where matplotlib is installed."""
+    try:
+        from eagleeye_hf.reports.front import draw_front
+    except ImportError:
+        return []
+    folder.claim(FRONT_PICTURE)
+    return [f"picture: {draw_front(front.to_dict(), folder.path / FRONT_PICTURE)}"]
+
+
+def slower_rows(front: Front) -> list[str]:
+    """Choices that are slower than the full network in the runtime that was asked for."""
+    if not front.places:
+        return []
+    place, full = front.places[0], front.rows[0]
+    return [
+        f"{row.name} is slower than the full network in {place}: {row.milliseconds[place]:.3g} ms where that takes "
+        f"{full.milliseconds[place]:.3g}; ask for milliseconds (`--latency`), or for wider steps (`--divisor 16`)"
+        for row in front.rows[1:]
+        if row.kind == "chosen" and row.milliseconds.get(place, 0.0) > full.milliseconds.get(place, 0.0)
+    ]
 
 
 def describe_best(graph: ChannelGraph, result: SearchResult) -> str:
@@ -101,7 +135,7 @@ def describe_best(graph: ChannelGraph, result: SearchResult) -> str:
     return json.dumps(best[0] if len(best) == 1 else several, indent=2)
 
 
-def to_json(graph: ChannelGraph, result: SearchResult, folder: Path) -> str:
+def to_json(graph: ChannelGraph, result: SearchResult, folder: Path) -> dict[str, Any]:
     """The leaders of each budget, for machines."""
     budgets = [
         {"budget": asdict(budget), "leaders": [_plain(c) for c in result.leaders_of(number)[:SHOWN]]}
@@ -110,7 +144,7 @@ def to_json(graph: ChannelGraph, result: SearchResult, folder: Path) -> str:
     full = count_cost(graph, graph.widths)._asdict()
     groups = [group.name for group in graph.groups]
     found = {"full": full, "groups": groups, "budgets": budgets, "notes": list(result.notes)}
-    return json.dumps(found | {"journal": str(folder / "search.jsonl")})
+    return found | {"journal": str(folder / "search.jsonl")}
 
 
 def format_result(graph: ChannelGraph, result: SearchResult, folder: Path) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import batch_norms, recalibrate_bn
 from eagleeye_hf.evaluation.config import FormatName
 from eagleeye_hf.evaluation.format import (
@@ -31,8 +32,13 @@ from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, device_of
 from eagleeye_hf.pruning.builder import Builder, one_thread
 from eagleeye_hf.pruning.config import Criterion
-from eagleeye_hf.runtimes.latency import Latency, compare_latency
-from eagleeye_hf.runtimes.latency_model import LatencyModel, fit_latency
+from eagleeye_hf.runtimes.alignment import measure_alignment
+from eagleeye_hf.runtimes.config import LatencyConfig
+from eagleeye_hf.runtimes.latency import Latency, compare_programs, draw_images
+from eagleeye_hf.runtimes.latency_model import LatencyModel
+from eagleeye_hf.runtimes.profiling import fit_latency
+from eagleeye_hf.runtimes.runtime import Loader, Runtime, find_runtime
+from eagleeye_hf.strategies.budget import Budget
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
 
 NAMED_FORMATS = {
@@ -68,6 +74,8 @@ class Preparation:
     full: FullScores | None = None
     format: FormatChoice | None = None
     latency: LatencyModel | None = None
+    alignment: int | None = None
+    """The multiple of channels of which widths are, where the search was to find one."""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Preparation:
@@ -78,6 +86,15 @@ class Preparation:
         }
         read = {name: data[name] and reader(data[name]) for name, reader in readers.items()}
         return Preparation(**{**data, **read})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How a search draws widths."""
+
+    divisor: int | tuple[int, ...]
+    max_ratio: float
+    budgets: tuple[Budget, ...]
 
 
 class AdaptiveBNScore:
@@ -96,6 +113,7 @@ class AdaptiveBNScore:
             `"measured"`: the fastest; both with float32 where bfloat16 ranks otherwise.
         objective: what ranks, and what is reported.
         seed: of the criterion `random`.
+        latency: where milliseconds are measured.
     """
 
     def __init__(
@@ -111,6 +129,7 @@ class AdaptiveBNScore:
         format: Format | FormatName = "auto",
         objective: Objective | None = None,
         seed: int = 0,
+        latency: LatencyConfig | None = None,
     ) -> None:
         model = unwrap_model(model)
         batch_norms(model)  # refuses a network without any
@@ -122,6 +141,8 @@ class AdaptiveBNScore:
         self.device = device_of(model)
         self.builder = Builder(model, graph, calibration, criterion, seed)
         self.images = ScoringImages(calibration, holdout, self.device)
+        self.runtime: Runtime = find_runtime(latency, self.device)
+        self._loader: Loader | None = None
 
     @property
     def workers(self) -> int:
@@ -160,12 +181,16 @@ class AdaptiveBNScore:
                 recalibrate_bn(model, calibration, self.momentum)
                 return self.objective.measure(model, holdout)
 
-    def prepare(self, examples: Sequence[Strategy], latency: bool = False) -> Preparation:
+    def measure_alignment(self) -> int:
+        """The multiple of channels at which the runtime is fast."""
+        return measure_alignment(self.runtime)
+
+    def prepare(self, examples: Sequence[Strategy], draws: Draws | None = None) -> Preparation:
         """Measure what the search needs to know once; `adopt` takes it, here or in another process.
 
         Args:
             examples: strategies to measure on, typical ones of this search.
-            latency: also fit a model of milliseconds.
+            draws: how it draws widths; also fit a model of milliseconds to such.
         """
         choice = None if self.format else self._choose_format(examples)
         if choice is not None:
@@ -177,18 +202,44 @@ class AdaptiveBNScore:
             reports=self.objective.reports,
             full=self._full_scores(),
             format=choice,
-            latency=fit_latency(self.model, self.graph, importance) if latency else None,
+            latency=fit_latency(
+                self.model,
+                self.graph,
+                importance,
+                self.runtime,
+                divisor=draws.divisor,
+                max_ratio=draws.max_ratio,
+                budgets=draws.budgets,
+            )
+            if draws
+            else None,
         )
 
     def adopt(self, prepared: Preparation) -> None:
-        """Score as another process has prepared it."""
+        """Score as another process has prepared it.
+
+        Raises:
+            EagleEyeError: its milliseconds are of another runtime, device or number of threads.
+        """
+        if prepared.latency is not None and prepared.latency.place != self.runtime.place:
+            raise EagleEyeError(
+                f"the search's milliseconds are of {prepared.latency.place}, and here they would be of "
+                f"{self.runtime.place}: go on with the same `runtime`, `threads`, `latency_batch` and `int8`, or start "
+                "anew in another folder"
+            )
         if prepared.format is not None:
             self.format = prepared.format.chosen
 
     def measure_latency(self, strategies: Sequence[Strategy]) -> list[Latency]:
-        """Milliseconds of one forward pass of one image, each beside the full model."""
-        thin = [self.build(strategy, compensate=False) for strategy in strategies]
-        return compare_latency(self.model, thin, self.graph.input_size)
+        """Milliseconds of one forward pass, each beside the full model."""
+        if self._loader is None:
+            images = draw_images(self.runtime, self.graph.input_size)
+            self._loader = self.runtime.load_thin(self.model, self.graph, images)
+        full, *thin = [
+            self._loader(self.builder.importance.choose(widths))
+            for widths in (self.graph.widths, *(strategy.widths for strategy in strategies))
+        ]
+        return compare_programs(full, thin, self.runtime.place)
 
     def _choose_format(self, examples: Sequence[Strategy]) -> FormatChoice:
         def build(format: Format) -> nn.Module:

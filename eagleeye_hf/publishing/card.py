@@ -70,6 +70,10 @@ class CardFacts:
     """Full, pruned."""
     latency: Sequence[Latency] = ()
     """Of the pruned network beside the full one, one measurement per runtime."""
+    int8: Mapping[str, Metrics] = field(default_factory=dict)
+    """On the test images, quantised to 8-bit integers: of `full` and of `pruned`."""
+    int8_bytes: tuple[int, ...] | None = None
+    """Full, pruned: their ONNX files."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Search, calibration and training settings, and the seed."""
     command: str = ""
@@ -211,12 +215,21 @@ def cost_table(facts: CardFacts) -> list[dict[str, str]]:
         rows.append(("file size", *(f"{size / 1e6:,.2f} MB" for size in facts.file_bytes)))
     for latency in facts.latency:
         pair = latency.full_ms, latency.milliseconds
-        rows.append((f"latency, one image, {latency.place}", *(f"{ms:.2f} ms" for ms in pair)))
+        rows.append((f"latency, {latency.place.images}, {latency.place}", *(f"{ms:.{digits(ms)}f} ms" for ms in pair)))
     before, after = facts.metrics.get("full"), facts.final
     if before and after:
         rows.append(("top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"))
         rows.append(("top-5", f"{before.top5:.2%}", f"{after.top5:.2%}"))
+    if len(facts.int8) == 2:
+        rows.append(("top-1, int8", *(f"{found.top1:.2%}" for found in facts.int8.values())))
+    if facts.int8_bytes:
+        rows.append(("file size, int8", *(f"{size / 1e6:,.2f} MB" for size in facts.int8_bytes)))
     return [{"name": name, "full": a, "pruned": b} for name, a, b in rows]
+
+
+def digits(milliseconds: float) -> int:
+    """Decimals that leave three figures or more."""
+    return 2 if milliseconds >= 1 else 3
 
 
 def address_card(text: str, repo: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
 from eagleeye_hf.runs.result import Measured, license_of, save_result
 from eagleeye_hf.runs.scoring import make_score
+from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.run import run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
@@ -121,8 +121,7 @@ def test_model(network: nn.Module, data: Splits, accelerator: Accelerator, num_w
 
 def check_run(model: nn.Module, config: RunConfig) -> None:
     """Find out before anything takes time what would be missing at the end."""
-    if config.onnx_latency and not importlib.util.find_spec("onnxruntime"):
-        raise EagleEyeError("`onnx_latency` needs onnx; install it with: pip install eagleeye-hf[onnx]")
+    find_runtime(config.measuring)
     check_held_out(config.held_out)
     if not config.strategy and len(config.search.budgets) > 1:
         raise EagleEyeError(
@@ -150,7 +149,9 @@ def find_strategy(
 ) -> tuple[Strategy, str]:
     """The given strategy, or the search's best; and how it was found."""
     if config.strategy:
-        strategy, origin = read_strategy(graph, config.strategy, config.search.divisor), "file"
+        divisor = config.search.divisor  # a file tells its own widths
+        strategy = read_strategy(graph, config.strategy, 1 if divisor == "auto" else divisor)
+        origin = "file"
     else:
         result = run_search(
             score,

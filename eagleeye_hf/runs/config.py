@@ -12,6 +12,7 @@ from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutCo
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
+from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.training.config import FinetuneConfig
 
@@ -83,13 +84,12 @@ class RunConfig:
     scoring: ScoringConfig = ScoringConfig()
     importance: ImportanceConfig = ImportanceConfig()
     repair: RepairConfig = RepairConfig()
+    measuring: LatencyConfig = LatencyConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     publishing: PublishConfig = PublishConfig()
     hub: HubConfig = HubConfig()
     strategy: str | None = None
     """JSON file (or FILE#NAME) with pruning ratios or widths; skips the search."""
-    onnx_latency: bool = False
-    """Measure the latency in ONNX Runtime too (needs the extra `onnx`)."""
     seed: Seed = 0
     """Of everything random."""
     output: str = "outputs/compressed"
@@ -122,6 +122,7 @@ class FinetuneRunConfig:
     data: DatasetConfig = DatasetConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    measuring: LatencyConfig = LatencyConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     publishing: PublishConfig = PublishConfig()
     hub: HubConfig = HubConfig()

@@ -25,9 +25,9 @@ from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.compress import TRAINING, publish_run, test_model
 from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
 from eagleeye_hf.runs.folder import check_output, open_run
+from eagleeye_hf.runs.measuring import measure_result
 from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
 from eagleeye_hf.runs.result import curve_points
-from eagleeye_hf.runtimes.latency import compare_latency
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
@@ -131,7 +131,7 @@ def _facts(
         holdout_images=config.held_out.holdout_images,
         training_curve=curve_points(curve),
         file_bytes=(state_bytes(base), state_bytes(trained)),
-        latency=compare_latency(base, [trained], graph.input_size),
+        latency=measure_result(base, trained, graph.input_size, config.measuring),
         settings={
             **_made(history),
             "epochs": training.epochs,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -22,7 +21,8 @@ from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.paths import hide_paths
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import SAVED, RunFolder
-from eagleeye_hf.runtimes.latency import NOISY, Latency, compare_latency
+from eagleeye_hf.runs.int8 import test_int8
+from eagleeye_hf.runs.measuring import judge_latency, measure_result
 from eagleeye_hf.strategies.strategy import Strategy, named_widths
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord
@@ -54,7 +54,11 @@ def save_result(
     accelerator: Accelerator,
 ) -> None:
     """Measure milliseconds, and save the checkpoint with its card; `config.json` comes last."""
-    latency = measure(model, pruned.to(accelerator.device).eval(), graph, config.onnx_latency)
+    pruned = pruned.to(accelerator.device).eval()
+    latency = measure_result(model, pruned, graph.input_size, config.measuring)
+    int8 = {}
+    if config.measuring.int8:
+        int8 = {name: test_int8(one, data) for name, one in (("full", model), ("pruned", pruned))}
     pruned = pruned.cpu().eval()
     facts = CardFacts(
         base=config.network.model,
@@ -69,6 +73,8 @@ def save_result(
         holdout_images=data.holdout.count(),
         training_curve=curve_points(measured.curve),
         latency=latency,
+        int8={name: found for name, (found, _) in int8.items()},
+        int8_bytes=tuple(size for _, size in int8.values()) or None,
         settings=_settings(config, measured.origin),
         command=_command(accelerator),
         license=license_of(model, config),
@@ -83,6 +89,9 @@ def save_result(
         "config": hide_paths(flat_dict(config)),
         "training": [asdict(record) for record in measured.curve],
     }
+    limit = None if config.strategy else config.search.budgets[0].limits.get("latency")
+    for note in judge_latency(latency[0], limit) if latency else []:
+        print(f"warning: {note}", file=sys.stderr)
     run.claim(PICTURE, *SAVED)
     run.note(summary=summarise(facts, run))
     if facts.picture:
@@ -104,24 +113,6 @@ def curve_points(curve: Sequence[EpochRecord]) -> list[dict[str, float]]:
     """The training curve as cards and pictures want it."""
     keys = ("epoch", "loss", "top1")
     return [{key: value for key in keys if (value := getattr(record, key)) is not None} for record in curve]
-
-
-def measure(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, onnx: bool) -> list[Latency]:
-    """The pruned network beside the full one, in PyTorch and where wanted in ONNX Runtime."""
-    found = compare_latency(model, [pruned], graph.input_size)
-    if onnx:
-        try:
-            found += compare_latency(model, [pruned], graph.input_size, "onnxruntime")
-        except Exception as error:  # the exporter raises many kinds, and a whole run must not end with them
-            warnings.warn(f"the latency in ONNX Runtime is left out: {type(error).__name__}: {error}", stacklevel=2)
-    for latency in found:
-        if latency.noise > NOISY:
-            print(
-                f"warning: milliseconds in {latency.place} vary by {latency.noise:.0%} between rounds: the machine is "
-                "busy; the fastest are given, measure again when it is quiet",
-                file=sys.stderr,
-            )
-    return found
 
 
 def _settings(config: RunConfig, origin: str) -> dict[str, object]:

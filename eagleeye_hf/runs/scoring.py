@@ -11,6 +11,7 @@ from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.pruning.config import ImportanceConfig
+from eagleeye_hf.runtimes.config import LatencyConfig
 
 
 class Settings(Protocol):
@@ -20,6 +21,8 @@ class Settings(Protocol):
     def scoring(self) -> ScoringConfig: ...
     @property
     def importance(self) -> ImportanceConfig: ...
+    @property
+    def measuring(self) -> LatencyConfig: ...
     @property
     def seed(self) -> int: ...
 
@@ -35,4 +38,5 @@ def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Se
         compensate=settings.scoring.score_compensated,
         format=settings.scoring.format,
         seed=settings.seed,
+        latency=settings.measuring,
     )

@@ -49,15 +49,16 @@ def export_onnx(
             exported, or ONNX Runtime gives other outputs than the model (by more than 1e-4 of the largest, or what its
             type can resolve). The file is not touched then.
     """
-    path = _check_path(path, ".onnx", overwrite)
+    path = check_path(path, ".onnx", overwrite)
     try:
-        from eagleeye_hf.runtimes import onnx_runtime
+        from eagleeye_hf.runtimes.onnx_files import write_onnx
+        from eagleeye_hf.runtimes.onnx_runtime import run_onnx
     except ImportError as error:
         raise EagleEyeError("exporting to ONNX needs onnx; install it with: pip install eagleeye-hf[onnx]") from error
 
     def write(images: Tensor, part: Path) -> Callable[[Tensor], Tensor]:
-        onnx_runtime.write_onnx(model, images, part, opset, dynamic=batch_size is None)
-        return lambda inputs: onnx_runtime.run_onnx(part, inputs)
+        write_onnx(model, images, part, opset, dynamic=batch_size is None)
+        return lambda inputs: run_onnx(part, inputs)
 
     return _export(model, path, input_size, batch_size, write)
 
@@ -78,7 +79,7 @@ def export_program(
     Raises:
         EagleEyeError: as for `export_onnx`, but for the extra.
     """
-    path = _check_path(path, ".pt2", overwrite)
+    path = check_path(path, ".pt2", overwrite)
 
     def write(images: Tensor, part: Path) -> Callable[[Tensor], Tensor]:
         shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
@@ -92,7 +93,11 @@ def export_program(
     return _export(model, path, input_size, batch_size, write)
 
 
-def _check_path(path: str | Path, ending: str, overwrite: bool) -> Path:
+def check_path(path: str | Path, ending: str, overwrite: bool) -> Path:
+    """
+    Raises:
+        EagleEyeError: a file can't be written there, or is there and must not be replaced.
+    """
     path = Path(path)
     if path.suffix != ending:
         raise EagleEyeError(f"`path={path}` has to end in {ending}")
@@ -118,7 +123,7 @@ def _export(
     def draw(count: int) -> Tensor:
         return torch.randn(count, *size).to(like.device, like.dtype)
 
-    with _beside(path) as folder, evaluation_mode(model), torch.no_grad():
+    with beside(path) as folder, evaluation_mode(model), torch.no_grad():
         part = folder / path.name
         try:
             with _experts_apart(model) if batch_size is None else nullcontext():
@@ -132,12 +137,12 @@ def _export(
             raise EagleEyeError(f"`model` can't be exported ({_short(error)}){hint}") from error
         for images, outputs in found:
             _compare(model(images).cpu(), outputs)
-        _place(part, path)
+        place(part, path)
     return path
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """A folder on the same disk, for what is not finished yet."""
     try:
         folder = tempfile.TemporaryDirectory(dir=path.parent)
@@ -154,7 +159,7 @@ def _raise_full(error: Exception, path: Path) -> None:
         raise EagleEyeError(f"`path={path}` can't be written: no space left on the disk") from error
 
 
-def _place(part: Path, path: Path) -> None:
+def place(part: Path, path: Path) -> None:
     """Onto the disk and into its place, with the permissions that files have here."""
     try:
         probe = part.with_name("probe")

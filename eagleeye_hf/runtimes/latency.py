@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import random
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import device_of, evaluation_mode
-from eagleeye_hf.runtimes.torch_runtime import TorchRuntime
+from eagleeye_hf.runtimes.config import LatencyConfig, RuntimeName
+from eagleeye_hf.runtimes.runtime import Place, Program, Runtime, find_runtime
 
-TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-"""Runtimes, and what people call them."""
 NOISY = 0.3
 """Noise above which milliseconds are to be taken with care."""
 WARM_UP = 3
 """Rounds that don't count."""
+QUICK = 5.0
+"""Milliseconds below which a program's time depends on what ran before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +31,7 @@ class Latency:
     milliseconds: float
     full_ms: float
     """Of the full network, which took turns with this one."""
-    runtime: str
-    device: str
-    threads: int
-    batch_size: int = 1
+    place: Place
     noise: float = 0.0
     """How far the median of the rounds lies above their minimum, of the noisier of the two networks, as a fraction."""
 
@@ -45,53 +40,18 @@ class Latency:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Latency:
-        return Latency(**data)
-
-    @property
-    def place(self) -> str:
-        """Where it was measured, in words."""
-        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
-        return f"{TITLES.get(self.runtime, self.runtime)} on {self.device}{threads}"
-
-
-class Runtime(Protocol):
-    """What executes a network where it is used."""
-
-    name: str
-
-    def load(self, model: nn.Module, images: Tensor, folder: Path) -> Callable[[], object]:
-        """A function that runs the network once on these images, and waits until it has."""
-
-    def describe(self, model: nn.Module) -> tuple[str, int]:
-        """The device, and the number of threads (0 where threads don't matter)."""
-
-
-def find_runtime(name: str) -> Runtime:
-    """A runtime by its name.
-
-    Raises:
-        EagleEyeError: it is unknown, or not installed.
-    """
-    if name == "torch":
-        return TorchRuntime()
-    if name == "onnxruntime":
-        try:
-            from eagleeye_hf.runtimes.onnx_runtime import OnnxRuntime
-        except ImportError as error:
-            raise EagleEyeError(
-                "`runtime=onnxruntime` needs onnx; install it with: pip install eagleeye-hf[onnx]"
-            ) from error
-        return OnnxRuntime()
-    raise EagleEyeError(f"`runtime={name}` is unknown; choose torch or onnxruntime")
+        return Latency(**{**data, "place": Place.from_dict(data["place"])})
 
 
 def measure_latency(
     models: Sequence[nn.Module],
     input_size: Sequence[int],
-    runtime: str = "torch",
+    runtime: RuntimeName = "torch",
     *,
     batch_size: int = 1,
     rounds: int = 20,
+    threads: int | None = None,
+    int8: bool = False,
 ) -> list[float]:
     """Milliseconds of one forward pass per model, in eval mode.
 
@@ -100,52 +60,67 @@ def measure_latency(
 
     Args:
         input_size: (channels, height, width) of one image.
-        runtime: `"torch"`, on the device where the models live, or `"onnxruntime"`, on the CPU.
+        runtime: as in `LatencyConfig`; PyTorch runs on the device where the models live.
         batch_size: images of one pass.
         rounds: turns that count, after a few that don't.
+        threads: of the CPU; by default as many as PyTorch has.
+        int8: measure the networks quantised to 8-bit integers.
     Raises:
-        EagleEyeError: the runtime is unknown or not installed.
+        EagleEyeError: the runtime is unknown, not installed, or can't run here.
     """
-    return [min(times) for times in _time(models, input_size, find_runtime(runtime), batch_size, rounds)]
-
-
-def _time(
-    models: Sequence[nn.Module], input_size: Sequence[int], kind: Runtime, batch_size: int, rounds: int
-) -> list[list[float]]:
-    """Milliseconds of every round, per model."""
-    images = torch.randn(batch_size, *input_size, device=device_of(models[0]))
-    times: list[list[float]] = [[] for _ in models]
-    order, turns = list(range(len(models))), random.Random(0)
-    with tempfile.TemporaryDirectory() as folder, evaluation_mode(*models):
-        runs = [kind.load(model, images, Path(folder)) for model in models]
-        for number in range(rounds + WARM_UP):
-            turns.shuffle(order)
-            for place in order:
-                started = time.perf_counter()
-                runs[place]()
-                if number >= WARM_UP:
-                    times[place].append((time.perf_counter() - started) * 1000)
-    return times
+    config = LatencyConfig(runtime=runtime, threads=threads, latency_batch=batch_size, int8=int8)
+    kind = find_runtime(config, device_of(models[0]))
+    with evaluation_mode(*models):
+        programs = [kind.load(model, draw_images(kind, input_size)) for model in models]
+        return [min(turns) for turns in take_turns(programs, rounds)]
 
 
 def compare_latency(
-    full: nn.Module, thin: Sequence[nn.Module], input_size: Sequence[int], runtime: str = "torch", rounds: int = 20
+    full: nn.Module, thin: Sequence[nn.Module], input_size: Sequence[int], runtime: Runtime, rounds: int = 20
 ) -> list[Latency]:
     """Measure networks beside the full one; one record per thin network."""
-    kind = find_runtime(runtime)
-    full_turns, *others = _time([full, *thin], input_size, kind, 1, rounds)
-    device, threads = kind.describe(full)
+    with evaluation_mode(full, *thin):
+        programs = [runtime.load(model, draw_images(runtime, input_size)) for model in (full, *thin)]
+        return compare_programs(programs[0], programs[1:], runtime.place, rounds)
+
+
+def compare_programs(full: Program, thin: Sequence[Program], place: Place, rounds: int = 20) -> list[Latency]:
+    """The same of programs that are loaded."""
+    full_turns, *others = take_turns([full, *thin], rounds)
     return [
         Latency(
             milliseconds=min(turns),
             full_ms=min(full_turns),
-            runtime=runtime,
-            device=device,
-            threads=threads,
+            place=place,
             noise=max(_noise(full_turns), _noise(turns)),
         )
         for turns in others
     ]
+
+
+def take_turns(programs: Sequence[Program], rounds: int) -> list[list[float]]:
+    """Milliseconds of every round, per program, in random order: on a busy machine time slices can fall into step with
+    a fixed one. A quick program runs once more before it is timed, for the others have emptied the caches."""
+    times: list[list[float]] = [[] for _ in programs]
+    quick = [False] * len(programs)
+    order, turns = list(range(len(programs))), random.Random(0)
+    for number in range(rounds + WARM_UP):
+        turns.shuffle(order)
+        for place in order:
+            if quick[place]:
+                programs[place].run()
+            started = time.perf_counter()
+            programs[place].run()
+            took = (time.perf_counter() - started) * 1000
+            quick[place] = took < QUICK
+            if number >= WARM_UP:
+                times[place].append(took)
+    return times
+
+
+def draw_images(runtime: Runtime, input_size: Sequence[int]) -> Tensor:
+    """A batch of random images as the runtime is to take them."""
+    return torch.randn(runtime.place.batch_size, *input_size)
 
 
 def _noise(turns: Sequence[float]) -> float:

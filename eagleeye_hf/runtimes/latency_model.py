@@ -1,100 +1,196 @@
-"""A model of milliseconds, fitted to measured sub-nets."""
+"""A model of milliseconds, fitted to profiles of sub-nets, layer by layer."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 from torch import nn
 
-from eagleeye_hf.channels.cost import count_cost
+from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.slicing import slice_model
-from eagleeye_hf.pruning.importance import Importance
-from eagleeye_hf.runtimes.latency import measure_latency
-from eagleeye_hf.strategies.strategy import widths_from_ratios
+from eagleeye_hf.runtimes.runtime import OperatorTime, Place
 
-SAMPLES = 40
-TOGETHER = 6
-"""Sub-nets that take turns with the full model."""
+PADDED = (1, 8, 16, 32)
+"""Runtimes compute as if channels were filled up to multiples of these."""
+ODD = (4, 8, 16)
+"""Channels that are no multiples of these may take another, slower way."""
+PAIRS = ((1, 1), (8, 8), (16, 8), (16, 16), (32, 8), (32, 1))
+"""Multiples of output and input channels, for their products."""
 RIDGE = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyModel:
-    """Milliseconds as a linear function of MACs, parameters and the fraction of each group that stays."""
+class ChannelCount:
+    """How many channels a layer has along one side, as a linear function of the widths of groups."""
 
+    constant: int
+    per_group: tuple[tuple[int, int], ...] = ()
+    """(number of the group, channels here per channel of it)."""
+
+    def __call__(self, widths: np.ndarray) -> np.ndarray:
+        """Of widths, shape `(num_candidates, num_groups)`; shape `(num_candidates,)`."""
+        start = np.full(len(widths), self.constant, dtype=np.int64)
+        return sum((widths[:, group] * count for group, count in self.per_group), start)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ChannelCount:
+        return ChannelCount(constant=data["constant"], per_group=tuple(map(tuple, data["per_group"])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """Milliseconds of a layer, and of what follows it up to the next."""
+
+    weight: str
+    """The tensor that it multiplies with."""
+    outputs: ChannelCount
+    inputs: ChannelCount
+    """Of one group of a grouped convolution."""
+    depthwise: bool
     coefficients: tuple[float, ...]
-    """Of the features that `latency_features` gives."""
+    """Of `layer_features`, none negative."""
+
+    def predict(self, widths: np.ndarray) -> np.ndarray:
+        features = layer_features(self.outputs(widths), self.inputs(widths), self.depthwise)
+        return features @ np.array(self.coefficients)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> LayerTime:
+        sides = {name: ChannelCount.from_dict(data[name]) for name in ("outputs", "inputs")}
+        return LayerTime(**{**data, **sides, "coefficients": tuple(data["coefficients"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyModel:
+    """Milliseconds as a sum over layers, each a function of its own channels and of their alignment."""
+
+    place: Place
+    layers: tuple[LayerTime, ...]
+    constant: float = 0.0
+    """Milliseconds of what no layer tells of."""
     full_ms: float
     """Measured on the full network."""
     error: float
-    """Median relative error on networks that were not fitted to."""
-    runtime: str = "torch"
+    """Mean relative error on networks that were not fitted to."""
+    seconds: float = 0.0
+    """That profiling, measuring and fitting took."""
 
     def predict(self, graph: ChannelGraph, widths: np.ndarray) -> np.ndarray:
-        return latency_features(graph, widths) @ np.array(self.coefficients)
+        """Milliseconds at widths of shape `(num_candidates, num_groups)`."""
+        widths = np.atleast_2d(widths)
+        return self.constant + sum((layer.predict(widths) for layer in self.layers), np.zeros(len(widths)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> LatencyModel:
-        return LatencyModel(**{**data, "coefficients": tuple(data["coefficients"])})
+        layers = tuple(map(LayerTime.from_dict, data["layers"]))
+        return LatencyModel(**{**data, "place": Place.from_dict(data["place"]), "layers": layers})
+
+    def adjusted(self, factor: float, offset: float, full_ms: float) -> LatencyModel:
+        """The same, its milliseconds times a factor and shifted."""
+        layers = [
+            LayerTime(**{**vars(layer), "coefficients": tuple(c * factor for c in layer.coefficients)})
+            for layer in self.layers
+        ]
+        return LatencyModel(
+            **{**vars(self), "layers": tuple(layers), "constant": self.constant * factor + offset, "full_ms": full_ms}
+        )
 
 
-def latency_features(graph: ChannelGraph, widths: np.ndarray) -> np.ndarray:
-    """Shape `(num_candidates, 3 + num_prunable)`: one, then fractions kept: of MACs, of parameters, of each group."""
-    widths = np.atleast_2d(widths)
-    full, cost = count_cost(graph, graph.widths), count_cost(graph, widths)
-    prunable = [number for number, group in enumerate(graph.groups) if group.prunable]
-    kept = widths[:, prunable] / np.array(graph.widths)[prunable]
-    one = np.ones((len(widths), 1))
-    return np.hstack([one, np.c_[cost.macs / full.macs, cost.params / full.params], kept])
+def layer_features(outputs: np.ndarray, inputs: np.ndarray, depthwise: bool) -> np.ndarray:
+    """What a layer's time is a sum of: one, its channels and their product, each filled up and each where it is odd.
 
-
-def fit_latency(
-    model: nn.Module, graph: ChannelGraph, importance: Importance, max_ratio: float = 0.8, seed: int = 0
-) -> LatencyModel:
-    """Measure random sub-nets of all sizes, the full model and a very thin one, and fit a linear model to them.
-
-    Milliseconds are relative to the full model's in the same round, so that a machine under changing load misleads
-    little. A quarter of the sub-nets is kept out of the fit to tell its error, then the fit takes all.
+    Spatial sizes don't change with widths, so they are in the coefficients. Shape `(num_candidates, num_features)`.
     """
-    random = np.random.default_rng(seed)
-    num_groups = len(graph.prunable)
-    sizes = random.random((SAMPLES, 1))
-    ratios = np.clip(sizes * max_ratio + random.normal(0, 0.2, (SAMPLES, num_groups)), 0, max_ratio)
-    ratios = np.vstack([np.zeros(num_groups), np.full(num_groups, max_ratio), ratios])
-    widths = widths_from_ratios(graph, ratios)
-    relative, full_times = [], []
-    for start in range(0, len(widths), TOGETHER):
-        thin = [slice_model(model, graph, importance.choose(row.tolist())) for row in widths[start : start + TOGETHER]]
-        full_ms, *times = measure_latency([model, *thin], graph.input_size, rounds=10)
-        relative += [ms / full_ms for ms in times]
-        full_times.append(full_ms)
-    features, target = latency_features(graph, widths), np.array(relative)
-    test = np.arange(len(target)) % 4 == 2
-    guess = features[test] @ _fit(features[~test], target[~test])
-    full = statistics.median(full_times)
-    return LatencyModel(
-        coefficients=tuple((_fit(features, target) * full).tolist()),
-        full_ms=full,
-        error=float(np.median(np.abs(guess / target[test] - 1))),
-    )
+    columns = [np.ones(len(outputs))]
+    for side in (outputs,) if depthwise else (outputs, inputs):
+        columns += [_fill(side, multiple) for multiple in PADDED]
+        columns += [side * (side % multiple != 0) for multiple in ODD]
+    if not depthwise:
+        columns += [_fill(outputs, first) * _fill(inputs, second) for first, second in PAIRS]
+        columns += [outputs * inputs * (side % multiple != 0) for multiple in (4, 16) for side in (outputs, inputs)]
+    return np.array(columns, dtype=float).T
 
 
-def _fit(features: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least squares, then once more without the measurements that something else disturbed."""
-    misses = np.abs(features @ _ridge(features, target) - target)
-    sound = misses <= 3 * np.median(misses) + 1e-9
-    return _ridge(features[sound], target[sound])
+def _fill(channels: np.ndarray, multiple: int) -> np.ndarray:
+    return -(-channels // multiple) * multiple
 
 
-def _ridge(features: np.ndarray, target: np.ndarray) -> np.ndarray:
-    penalty = RIDGE * len(target) * np.eye(features.shape[1])
-    penalty[:3, :3] *= 1e-3  # the constant and the totals explain most
-    return np.linalg.solve(features.T @ features + penalty, features.T @ target)
+def fit_layers(
+    model: nn.Module, graph: ChannelGraph, widths: np.ndarray, profiles: Sequence[Sequence[OperatorTime]]
+) -> tuple[list[LayerTime], float]:
+    """Fit each layer's milliseconds to its profiles; layers of one shape and role are fitted together.
+
+    Args:
+        widths: of the profiled networks, shape `(num_networks, num_groups)`.
+        profiles: of each.
+    Returns:
+        The layers, and the milliseconds before the first of them.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    times = [_segments(profile) for profile in profiles]
+    counts = _channel_counts(graph, shapes)
+    alike: dict[tuple, list[str]] = {}
+    for weight in times[0]:
+        if weight:
+            role = weight.split(".")[-2:-1]
+            alike.setdefault((shapes[weight], *role), []).append(weight)
+    layers = {}
+    for (shape, *_), weights in alike.items():
+        depthwise = len(shape) > 2 and shape[1] == 1
+        sides = {w: [counts.get((w, dim)) or ChannelCount(constant=shape[dim]) for dim in (0, 1)] for w in weights}
+        features = {w: layer_features(sides[w][0](widths), sides[w][1](widths), depthwise) for w in weights}
+        took = {w: np.array([one.get(w, 0.0) for one in times]) for w in weights}
+        common = _fit(np.vstack([features[w] for w in weights]), np.concatenate([took[w] for w in weights]))
+        for weight in weights:
+            guess = features[weight] @ common
+            scale = float(np.median(took[weight] / np.maximum(guess, 1e-9))) if len(weights) > 1 else 1.0
+            outputs, inputs = sides[weight]
+            layers[weight] = LayerTime(
+                weight=weight,
+                outputs=outputs,
+                inputs=inputs,
+                depthwise=depthwise,
+                coefficients=tuple((common * scale).tolist()),
+            )
+    return [layers[w] for w in times[0] if w], float(np.median([one.get("", 0.0) for one in times]))
+
+
+def _segments(profile: Sequence[OperatorTime]) -> dict[str, float]:
+    """Milliseconds per weight: of its operator, and of those that follow up to the next one with a weight."""
+    found, current = {"": 0.0}, ""
+    for operator in profile:
+        current = operator.weight or current
+        found[current] = found.get(current, 0.0) + operator.milliseconds
+    return found
+
+
+def _channel_counts(graph: ChannelGraph, shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, int], ChannelCount]:
+    """Per dimension of a tensor that can lose channels."""
+    parts: dict[tuple[str, int], dict[int, int]] = {}
+    for number, group in enumerate(graph.groups):
+        for member in group.members:
+            part = parts.setdefault((member.tensor, member.dim), {})
+            part[number] = part.get(number, 0) + member.index.shape[1]
+    return {
+        (tensor, dim): ChannelCount(
+            constant=shapes[tensor][dim] - sum(graph.groups[g].channels * count for g, count in part.items()),
+            per_group=tuple(part.items()),
+        )
+        for (tensor, dim), part in parts.items()
+    }
+
+
+def _fit(features: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Least squares of relative errors, no coefficient negative, a little shrunk."""
+    scale = np.maximum(features.max(0), 1e-9)
+    weight = 1 / np.maximum(times, 0.02 * times.max() + 1e-6)
+    rows = np.vstack([features / scale * weight[:, None], RIDGE * len(times) ** 0.5 * np.eye(len(scale))])
+    coefficients, _ = nnls(rows, np.concatenate([times * weight, np.zeros(len(scale))]))
+    return coefficients / scale

@@ -29,6 +29,8 @@ class Candidate:
     """On the holdout images of its last stage, after adaptive BatchNorm."""
     latency: Latency | None = None
     """Measured."""
+    beyond: float = 0.0
+    """By how much the measured milliseconds exceed the budget's bound, as a fraction of it; 0 where they keep to it."""
     seconds: float = 0.0
     """Spent on it in all stages."""
     status: str = "not scored"
@@ -104,15 +106,16 @@ class Timed:
 
     index: int
     latency: Latency
-    status: str
+    beyond: float
+    """As in `Candidate`."""
     elapsed: float
 
     def apply(self, candidate: Candidate) -> Candidate:
-        return replace(candidate, latency=self.latency, status=self.status)
+        return replace(candidate, latency=self.latency, beyond=self.beyond)
 
     def to_dict(self) -> dict[str, Any]:
         latency = self.latency.to_dict()
-        return {"kind": "latency", "index": self.index, "latency": latency, "status": self.status} | {
+        return {"kind": "latency", "index": self.index, "latency": latency, "beyond": self.beyond} | {
             "elapsed": self.elapsed
         }
 
@@ -121,6 +124,7 @@ Line = Scored | Timed
 
 
 def rank_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that have a score; more images first, then the lower holdout loss."""
-    ranked = [(-c.score.num_images, c.score.loss, c.index, c) for c in candidates if c.scored and c.score]
-    return [entry[-1] for entry in sorted(ranked, key=lambda entry: entry[:3])]
+    """Those that have a score; more images first, then the lower holdout loss. Those that were measured beyond their
+    budget's milliseconds come last, the nearest to it first."""
+    ranked = [(c.beyond, -c.score.num_images, c.score.loss, c.index, c) for c in candidates if c.scored and c.score]
+    return [entry[-1] for entry in sorted(ranked, key=lambda entry: entry[:4])]

@@ -23,16 +23,19 @@ class SearchConfig:
     """Which strategies to try, and how many images each gets."""
 
     macs: Bound = None
-    """MACs to keep: a fraction of the full network, or an absolute number as 300M; several give several budgets in one
-    search. Half of them, where no budget is given."""
+    """MACs to keep: a fraction of the full network, or an absolute number as 300M; several numbers give several budgets
+    in one search, and where several bounds have lists, the first numbers of all make the first budget, and so on. Half
+    of the MACs, where no budget is given."""
     params: Bound = None
     """Parameters to keep, likewise; one number holds for all budgets."""
     latency: Bound = None
-    """Milliseconds of one image to keep, likewise, as 4.2ms; measured on this device."""
+    """Milliseconds of a forward pass to keep in `runtime`, likewise: 0.5, or with a unit 4.2ms or 800us; predicted for
+    candidates, measured for the best of them."""
     tolerance: Annotated[float, Within("(0, 1)")] = 0.005
     """How far the budget may be missed, as a fraction of the full network."""
-    divisor: Annotated[int, Within("[1, inf)")] = 1
-    """Widths are multiples of this many channels."""
+    divisor: Annotated[int, Within("[1, inf)")] | Literal["auto"] = "auto"
+    """Widths are multiples of this many channels; auto: the smallest multiple at which the runtime is fast, measured
+    once on this machine (8 where it can't be), less in narrow groups and where the budget could hardly be met."""
     max_ratio: Annotated[float, Within("(0, 1)")] = 0.7
     """The largest fraction of channels removed from a group."""
     method: Method = "evolution"

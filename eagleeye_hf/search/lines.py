@@ -52,7 +52,7 @@ def read_line(data: Mapping[str, Any]) -> Line:
     line: Line
     if data["kind"] == "latency":
         latency = Latency.from_dict(data["latency"])
-        line = Timed(index=data["index"], latency=latency, status=data["status"], elapsed=data["elapsed"])
+        line = Timed(latency=latency, **{key: data[key] for key in ("index", "beyond", "elapsed")})
     elif data["kind"] == "score":
         line = Scored(
             candidate=Candidate.from_dict(data),

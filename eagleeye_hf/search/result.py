@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.score import FullScores
 from eagleeye_hf.search.candidate import Candidate, rank_candidates
 from eagleeye_hf.strategies.budget import Budget
 
@@ -16,6 +17,8 @@ class SearchResult:
     budgets: tuple[Budget, ...]
     reports: str = "score"
     """What is reported beside the loss, as top-1."""
+    full: FullScores | None = None
+    """Of the full network."""
     notes: tuple[str, ...] = ()
     """What is wrong with the scores, and what to do; empty when all is well."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from tqdm.auto import tqdm
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
-from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.evaluation.score import Draws, Preparation
 from eagleeye_hf.processes import make_in_main
-from eagleeye_hf.search.candidate import Candidate, Line, Timed
+from eagleeye_hf.runtimes.alignment import UNMEASURED
+from eagleeye_hf.search.alignment import divisor_of, loosen
+from eagleeye_hf.search.candidate import Line
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
 from eagleeye_hf.search.failures import named_errors, remedy_of
@@ -27,21 +28,16 @@ from eagleeye_hf.search.generations import Search
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.search.scorer import Scorer, check_scorer
+from eagleeye_hf.search.timing import MEASURED, measure_leaders
 from eagleeye_hf.search.workers import Workers
-from eagleeye_hf.strategies.budget import Bounds, Limit
+from eagleeye_hf.strategies.budget import Bounds
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 
 EXAMPLES = 6
 """Random strategies on which formats are compared."""
-MEASURED = 10
-"""Leaders of each budget whose latency is measured."""
 LOOSE_FIT = 0.1
 """An error of the latency model above which a note says so."""
-ROUNDS = 10
-"""How often more leaders are measured before giving up."""
-LATENCY_SLACK = 0.05
-"""By how much a measured latency may exceed its bound, for measurements are noisy."""
 
 
 def run_search(
@@ -73,12 +69,13 @@ def run_search(
     accelerator = accelerator or Accelerator()
     for budget in config.budgets:  # refused at once, and by every process
         if "latency" not in budget.limits:
-            Space(Bounds(graph, budget), config.divisor, config.max_ratio)
+            Space(Bounds(graph, budget), 1 if config.divisor == "auto" else config.divisor, config.max_ratio)
     settings = flat_dict(config) | {"seed": seed} | _describe_graph(graph, config) | dict(fingerprint or {})
     journal, lines, prepared = _open_journal(output, settings, accelerator)
     prepared = _prepare(score, graph, config, seed, prepared, accelerator, output)
     make_in_main(accelerator, lambda: journal.start(prepared) if journal is not None else None)
-    spaces = [Space(Bounds(graph, one, prepared.latency), config.divisor, config.max_ratio) for one in config.budgets]
+    divisor = divisor_of(graph, config, prepared.alignment)
+    spaces = [Space(Bounds(graph, one, prepared.latency), divisor, config.max_ratio) for one in config.budgets]
     workers = Workers(score, accelerator, journal, lines, started, output)
     search = Search(spaces, config, seed, workers, score.unit_scores(), prepared.reports)
     notes = [diagnose_full_model(prepared.full) if prepared.full else None]
@@ -91,12 +88,13 @@ def run_search(
     if notes[0] and accelerator.is_main_process:
         tqdm.write(f"warning: {notes[0]}", file=sys.stderr)
     search.run()
-    _measure_leaders(search, workers)
+    notes += measure_leaders(search, workers)
     notes += _diagnose(search, prepared)
     return SearchResult(
         candidates=tuple(search.candidates),
         budgets=config.budgets,
         reports=prepared.reports,
+        full=prepared.full,
         notes=tuple(note for note in notes if note),
     )
 
@@ -151,9 +149,16 @@ def _prepare(
     """What is measured once per search: by the first life, in the main process, for all."""
 
     def measure() -> Preparation:
-        latency = any("latency" in budget.limits for budget in config.budgets)
+        alignment = None
+        with named_errors("measuring milliseconds", remedy_of(output)):
+            if config.divisor == "auto":
+                alignment = score.measure_alignment() or UNMEASURED
+            divisor = divisor_of(graph, config, alignment)
+            timed = any("latency" in budget.limits for budget in config.budgets)
         with named_errors("scoring the full network", remedy_of(output)):
-            return score.prepare(_draw_examples(graph, config, seed), latency)
+            draws = Draws(divisor=divisor, max_ratio=config.max_ratio, budgets=config.budgets) if timed else None
+            found = score.prepare(_draw_examples(graph, config, seed), draws)
+        return found if alignment is None else replace(found, alignment=loosen(graph, config, found, alignment, seed))
 
     prepared = prepared or make_in_main(accelerator, measure)
     score.adopt(prepared)
@@ -168,35 +173,3 @@ def _draw_examples(graph: ChannelGraph, config: SearchConfig, seed: int) -> list
             ratios = Space(Bounds(graph, budget), max_ratio=config.max_ratio).shift(ratios)
             break
     return [Strategy(tuple(row)) for row in widths_from_ratios(graph, ratios)]
-
-
-def _measure_leaders(search: Search, workers: Workers) -> None:
-    """Measure the milliseconds of the best candidates; one beyond its bound leads no longer.
-
-    Where a bound excludes leaders, more are measured, until one is within it.
-    """
-    for number, space in enumerate(search.spaces):
-        limit = space.bounds.budget.limits.get("latency")
-        for _ in range(ROUNDS):
-            leaders = search.leaders(number)[:MEASURED]
-            pending = [candidate for candidate in leaders if candidate.index not in workers.timed]
-            lines = [workers.timed[c.index] for c in leaders if c.index in workers.timed]
-            if pending:
-                lines += workers.record_times(functools.partial(_time_candidates, workers, pending, limit))
-            for line in lines:
-                search.take(line)
-            first = search.leaders(number)[:1]
-            if limit is None or not first or first[0].index in workers.timed:
-                break
-
-
-def _time_candidates(workers: Workers, candidates: Sequence[Candidate], limit: Limit | None) -> list[Timed]:
-    lines = []
-    with named_errors("measuring milliseconds", remedy_of(workers.output)):
-        times = workers.score.measure_latency([candidate.strategy for candidate in candidates])
-    for candidate, latency in zip(candidates, times, strict=False):  # none, where the scorer can't measure
-        bound = limit.value * (latency.full_ms if limit.is_fraction else 1) if limit else math.inf
-        fits = latency.milliseconds <= bound * (1 + LATENCY_SLACK)
-        status = "ok" if fits else f"measured {latency.milliseconds:.2f} ms, beyond the bound of {bound:.2f}"
-        lines.append(Timed(index=candidate.index, latency=latency, status=status, elapsed=round(workers.elapsed, 2)))
-    return lines

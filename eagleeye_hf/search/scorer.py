@@ -9,7 +9,7 @@ import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.objective import Score
-from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.evaluation.score import Draws, Preparation
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.strategies.strategy import Strategy
 
@@ -30,12 +30,15 @@ class Scorer(Protocol):
         after a second try.
         """
 
-    def prepare(self, examples: Sequence[Strategy], latency: bool = False) -> Preparation:
+    def measure_alignment(self) -> int | None:
+        """The multiple of channels at which the runtime is fast; None where that can't be measured."""
+
+    def prepare(self, examples: Sequence[Strategy], draws: Draws | None = None) -> Preparation:
         """Measure what is needed once per search; called in the main process, in the first life of a search.
 
         Args:
             examples: strategies like those that the search will score.
-            latency: whether the budget bounds milliseconds.
+            draws: how the search draws widths, where its budget bounds milliseconds.
         """
 
     def adopt(self, prepared: Preparation) -> None:
@@ -59,8 +62,11 @@ class FunctionScorer:
     def __call__(self, strategy: Strategy, fraction: float = 1.0) -> Score:
         return self.function(strategy, fraction)
 
-    def prepare(self, examples: Sequence[Strategy], latency: bool = False) -> Preparation:
-        if latency:
+    def measure_alignment(self) -> int | None:
+        return None
+
+    def prepare(self, examples: Sequence[Strategy], draws: Draws | None = None) -> Preparation:
+        if draws is not None:
             raise EagleEyeError("a budget of milliseconds needs a scorer that measures them, as AdaptiveBNScore does")
         return Preparation()
 
@@ -80,7 +86,7 @@ def check_scorer(score: object) -> None:
         EagleEyeError: something of `Scorer` is missing.
     """
     if not isinstance(score, Scorer):
-        needed = ["__call__", "adopt", "measure_latency", "prepare", "unit_scores", "workers"]
+        needed = ["__call__", "adopt", "measure_alignment", "measure_latency", "prepare", "unit_scores", "workers"]
         missing = [name for name in needed if not hasattr(score, name)]
         raise EagleEyeError(
             f"`score` ({type(score).__name__}) lacks {', '.join(missing)} of a `Scorer`; "

@@ -108,6 +108,8 @@ class Bounds:
             )
         self.graph, self.budget, self.latency = graph, budget, latency
         self.full = self._measure(np.array([graph.widths]))
+        if "latency" in self.full and latency is not None:
+            self.full["latency"] = np.array([latency.full_ms])  # what was measured
         self.targets = {
             name: limit.value if limit.is_fraction else limit.value / float(self.full[name][0])
             for name, limit in budget.limits.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ def sample_strategies(
     num: int,
     seed: int = 0,
     *,
-    divisor: int = 1,
+    divisor: int | Sequence[int] = 1,
     max_ratio: float = 0.7,
     sampler: Sampler = "projected",
     latency: LatencyPredictor | None = None,
@@ -35,7 +36,7 @@ def sample_strategies(
 
     Args:
         num: how many, the uniform one included.
-        divisor: widths are multiples of it.
+        divisor: widths are multiples of it; one number, or one per prunable group.
         max_ratio: the largest fraction removed from a group.
         latency: predicts milliseconds where the budget bounds them.
     Raises:
@@ -73,7 +74,7 @@ def draw_random(space: Space, seed: int, numbers: range, sampler: Sampler = "pro
     if missing:
         raise EagleEyeError(
             f"only {len(found)} of {len(numbers)} random strategies meet the budget ({space.bounds.budget}) within "
-            f"`tolerance={space.bounds.budget.tolerance}` at `divisor={space.divisor}` (the nearest draw misses it by "
-            f"{nearest:.4f} of the full model). Raise `tolerance`, or lower `divisor`."
+            f"`tolerance={space.bounds.budget.tolerance}` at `divisor={space.divisor_name}` (the nearest draw misses "
+            f"it by {nearest:.4f} of the full model). Raise `tolerance`, or lower `divisor`."
         )
     return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.strategies.budget import Bounds
-from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
+from eagleeye_hf.strategies.strategy import Strategy, multiples_of, widths_from_ratios
 
 REPAIRS = 60
 """Single steps of widths that may bring a strategy within the tolerance."""
@@ -20,13 +19,13 @@ class Space:
     """The strategies of one network that meet one budget.
 
     Args:
-        divisor: widths are multiples of it.
+        divisor: widths are multiples of it; one number, or one per prunable group.
         max_ratio: the largest fraction removed from a group.
     Raises:
         EagleEyeError: there are none; the message says what is possible.
     """
 
-    def __init__(self, bounds: Bounds, divisor: int = 1, max_ratio: float = 0.7) -> None:
+    def __init__(self, bounds: Bounds, divisor: int | Sequence[int] = 1, max_ratio: float = 0.7) -> None:
         if not 0 < max_ratio < 1:
             raise EagleEyeError(f"`max_ratio` is the largest fraction removed, in (0, 1); got {max_ratio}")
         graph = bounds.graph
@@ -35,7 +34,7 @@ class Space:
         self.bounds, self.divisor, self.max_ratio = bounds, divisor, max_ratio
         self.graph, self.num_groups = graph, len(graph.prunable)
         self.prunable = np.array([number for number, group in enumerate(graph.groups) if group.prunable])
-        self.multiples = np.array([math.lcm(divisor, graph.groups[number].step) for number in self.prunable])
+        self.multiples = multiples_of(graph, divisor)
         self.smallest = self.widths(np.full(self.num_groups, max_ratio))
         if float(bounds.excess(self.smallest)[0]) > bounds.budget.tolerance:
             tiny = [
@@ -44,10 +43,16 @@ class Space:
             hint = f" (`{tiny[0]}` above 1 is an absolute number; fractions are at most 1)" if tiny else ""
             raise EagleEyeError(
                 f"the budget ({bounds.budget}){hint} is out of reach: with `max_ratio={max_ratio}` and "
-                f"`divisor={divisor}` the smallest model still has {bounds.describe(self.smallest.tolist())}. "
-                f"Raise the budget, or raise `max_ratio`{', or lower `divisor`' if divisor > 1 else ''}."
+                f"`divisor={self.divisor_name}` the smallest model still has "
+                f"{bounds.describe(self.smallest.tolist())}. Raise the budget, or raise `max_ratio`"
+                f"{', or lower `divisor`' if self.divisor_name != '1' else ''}."
             )
         self._tilt = bounds.weights()
+
+    @property
+    def divisor_name(self) -> str:
+        """As messages give it."""
+        return str(self.divisor if isinstance(self.divisor, int) else max(self.divisor))
 
     def widths(self, ratios: np.ndarray) -> np.ndarray:
         return widths_from_ratios(self.graph, ratios, self.divisor)

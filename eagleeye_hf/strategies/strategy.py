@@ -84,7 +84,40 @@ def ratios_of(graph: ChannelGraph, strategy: Strategy) -> np.ndarray:
     return np.array([1 - width / group.channels for width, group in pairs if group.prunable])
 
 
-def widths_from_ratios(graph: ChannelGraph, ratios: Sequence[float] | np.ndarray, divisor: int = 1) -> np.ndarray:
+def aligned_divisors(graph: ChannelGraph, alignment: int) -> tuple[int, ...]:
+    """Per prunable group the divisor for a runtime's alignment, a power of two: the alignment itself or, in a group
+    that would have fewer than two widths to choose from, the largest part of it that leaves two."""
+    divisors = []
+    for group in graph.prunable:
+        divisor = alignment
+        while divisor > 1 and group.channels < 2 * divisor:
+            divisor //= 2
+        divisors.append(divisor)
+    return tuple(divisors)
+
+
+def multiples_of(graph: ChannelGraph, divisor: int | Sequence[int]) -> np.ndarray:
+    """The multiple of channels that each prunable group's width must be: of the divisor, and of the group's step.
+
+    Args:
+        divisor: one for all, or one per prunable group.
+    Raises:
+        EagleEyeError: a divisor is no positive integer, or there is not one per prunable group.
+    """
+    divisors = [divisor] * len(graph.prunable) if isinstance(divisor, (int, float)) else list(divisor)
+    wrong = [one for one in divisors if one < 1 or int(one) != one]
+    if wrong:
+        raise EagleEyeError(f"`divisor` is a positive integer number of channels; got {wrong[0]}")
+    if len(divisors) != len(graph.prunable):
+        raise EagleEyeError(
+            f"`divisor` needs one number per prunable group ({len(graph.prunable)}); got {len(divisors)}"
+        )
+    return np.array([math.lcm(int(one), group.step) for one, group in zip(divisors, graph.prunable, strict=True)])
+
+
+def widths_from_ratios(
+    graph: ChannelGraph, ratios: Sequence[float] | np.ndarray, divisor: int | Sequence[int] = 1
+) -> np.ndarray:
     """Turn the fraction removed from each prunable group into integer widths.
 
     A group of c channels keeps `c - floor(c * ratio)` of them, as the paper's code does, rounded up to a multiple of
@@ -93,7 +126,8 @@ def widths_from_ratios(graph: ChannelGraph, ratios: Sequence[float] | np.ndarray
     Args:
         ratios: fraction *removed*, in `[0, 1)`; shape `(num_prunable,)` or `(num_candidates, num_prunable)`, ordered
             as `graph.prunable`.
-        divisor: widths round to a multiple of this many channels, never below one multiple.
+        divisor: widths round to a multiple of this many channels, never below one multiple; one number for all
+            groups, or one per prunable group.
     Returns:
         Channels *kept*, shape `(..., num_groups)`; pinned groups keep theirs.
     Raises:
@@ -107,10 +141,8 @@ def widths_from_ratios(graph: ChannelGraph, ratios: Sequence[float] | np.ndarray
         )
     if not np.all((array >= 0) & (array < 1)):
         raise EagleEyeError(f"`ratios` are fractions removed, in [0, 1); got {array[(array < 0) | (array >= 1)][:3]}")
-    if divisor < 1 or int(divisor) != divisor:
-        raise EagleEyeError(f"`divisor` is a positive integer number of channels; got {divisor}")
     channels = np.array(graph.widths)[prunable]
-    multiples = np.array([math.lcm(divisor, graph.groups[i].step) for i in prunable])
+    multiples = multiples_of(graph, divisor)
     kept = channels - np.floor(channels * array + 1e-9).astype(np.int64)
     kept = np.minimum(channels, -(-np.maximum(kept, 1) // multiples) * multiples)
     widths = np.broadcast_to(np.array(graph.widths), (*array.shape[:-1], len(graph.groups))).copy()

@@ -135,11 +135,12 @@ def test_half_precision_is_exported(tmp_path):
 
 WITHOUT_EXTRAS = """
 import sys
-for name in ("onnx", "onnxruntime", "onnxscript", "matplotlib"):
+for name in ("onnx", "onnxruntime", "onnxscript", "openvino", "matplotlib"):
     sys.modules[name] = None
+NEED_ONNX = ("onnx_files", "onnx_runtime", "onnx_slices", "runtimes.quantize")
 import importlib, pkgutil, eagleeye_hf
 for module in pkgutil.walk_packages(eagleeye_hf.__path__, "eagleeye_hf."):
-    if not module.name.endswith(("onnx_runtime", "reports.result", "search_plots")):
+    if not module.name.endswith((*NEED_ONNX, "openvino_runtime", "reports.result", "reports.front", "search_plots")):
         importlib.import_module(module.name)
 import timm
 try:

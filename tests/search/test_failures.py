@@ -19,7 +19,7 @@ from eagleeye_hf.search.scorer import FunctionScorer
 from tests.search.test_run import BY_SUM, Timed, by_sum, essence
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = SearchConfig(candidates=60, method="random", stages=(1.0,))
+CONFIG = SearchConfig(candidates=60, method="random", stages=(1.0,), divisor=1)
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported elsewhere\n"
 
 

@@ -3,10 +3,10 @@ import pytest
 import timm
 
 from eagleeye_hf import Budget, EagleEyeError, count_cost, sample_strategies, trace_model
-from eagleeye_hf.runtimes.latency_model import LatencyModel
 from eagleeye_hf.strategies.budget import Bounds
 from eagleeye_hf.strategies.space import Space
-from eagleeye_hf.strategies.strategy import ratios_of, widths_from_ratios
+from eagleeye_hf.strategies.strategy import aligned_divisors, ratios_of, widths_from_ratios
+from tests.runtimes.predictors import LinearLaw
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,28 @@ def test_coarse_widths_meet_the_budget_by_single_steps(divisor):
             assert width % divisor == 0 or width == group.channels
 
 
+@pytest.mark.parametrize(
+    "budget", [Budget(latency=0.6), Budget(latency=0.6, macs=0.45), Budget(latency=0.6, params=0.4)]
+)
+def test_draws_inside_a_bound_on_milliseconds_are_spread_like_uniform_ones_that_fit(graph, budget):
+    """The oracle is rejection, as for MACs; here also with a second bound."""
+    latency = LinearLaw(2.0, 6.0, 2.0)
+    bounds = Bounds(graph, budget, latency)
+    ratios = np.random.default_rng(7).random((60_000, len(graph.prunable))) * 0.7
+    accepted = ratios[bounds.fits(widths_from_ratios(graph, ratios))]
+    found = sample_strategies(graph, budget, 400, seed=3, latency=latency)[1:]
+    drawn = np.array([ratios_of(graph, strategy) for strategy in found])
+    assert len(accepted) > 200
+    assert np.abs(drawn.mean(0) - accepted.mean(0)).max() < 0.08
+    spread = drawn.std(0) / accepted.std(0)
+    assert 0.75 < spread.min() < spread.max() < 1.25
+    for strategy in found:
+        left = latency.predict(graph, np.array([strategy.widths]))[0] / latency.full_ms
+        assert left <= 0.6 + 0.005
+
+
 def test_latency_is_a_bound_like_the_others(graph):
-    rows = 3 + len(graph.prunable)
-    latency = LatencyModel(coefficients=(2.0, 6.0, 0.0, *[0.0] * (rows - 3)), full_ms=8.0, error=0.0)
+    latency = LinearLaw(2.0, 6.0)
     full = count_cost(graph, graph.widths).macs
     for strategy in sample_strategies(graph, Budget(latency=5.0), 20, latency=latency)[1:]:
         milliseconds = 2 + 6 * count_cost(graph, strategy).macs / full
@@ -62,7 +81,7 @@ def test_latency_is_a_bound_like_the_others(graph):
 
 
 def test_three_bounds_at_once(graph):
-    latency = LatencyModel(coefficients=(0.0, 0.0, 10.0, *[0.0] * len(graph.prunable)), full_ms=10.0, error=0.0)
+    latency = LinearLaw(0.0, 0.0, 10.0)
     budget = Budget(macs=0.6, params=0.5, latency=0.7)
     full = count_cost(graph, graph.widths)
     for strategy in sample_strategies(graph, budget, 20, latency=latency):
@@ -89,3 +108,34 @@ def test_what_is_shifted_keeps_its_order(graph):
 def test_budgets_of_another_network_say_so(graph, budget, message):
     with pytest.raises(EagleEyeError, match=message):
         Space(Bounds(graph, budget))
+
+
+@pytest.mark.parametrize(
+    ("value", "fraction", "milliseconds"),
+    [
+        (0.5, True, None),
+        ("0.5", True, None),
+        ("4.2ms", False, 4.2),
+        ("0.8ms", False, 0.8),
+        ("800us", False, 0.8),
+        (3, False, 3.0),
+    ],
+)
+def test_a_unit_makes_a_bound_on_milliseconds_absolute(value, fraction, milliseconds):
+    limit = Budget(latency=value).limits["latency"]
+    assert limit.is_fraction == fraction
+    if milliseconds is not None:
+        assert limit.value == pytest.approx(milliseconds)
+
+
+def test_divisors_follow_the_alignment_but_leave_narrow_groups_a_choice():
+    graph = trace_model(timm.create_model("resnet20_cifar"))
+    divisors = aligned_divisors(graph, 16)
+    channels = [group.channels for group in graph.prunable]
+    assert dict(zip(channels, divisors, strict=True)) == {16: 8, 32: 16, 64: 16}
+    widths = widths_from_ratios(graph, np.random.default_rng(0).random((50, len(channels))) * 0.7, divisors)
+    kept = widths[:, [i for i, group in enumerate(graph.groups) if group.prunable]]
+    assert np.all((kept % divisors == 0) | (kept == channels))
+    assert len(np.unique(kept[:, channels.index(16)])) == 2
+    with pytest.raises(EagleEyeError, match=r"`divisor` needs one number per prunable group \(\d+\); got 2"):
+        widths_from_ratios(graph, np.zeros(len(channels)), (8, 8))

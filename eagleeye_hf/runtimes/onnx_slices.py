@@ -1,0 +1,217 @@
+"""Thin networks cut out of one exported graph, so that profiling many needs one export. Needs onnx."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from eagleeye_hf.channels.cut import kept_places, kept_size, named_tensors
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.slicing import slice_model
+from eagleeye_hf.networks.running import device_of, dtype_of
+from eagleeye_hf.runtimes.onnx_files import export_proto
+from eagleeye_hf.runtimes.quantize import quantize_proto
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WRITTEN: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Any]] = weakref.WeakKeyDictionary()
+"""What was exported of a network for as long as it lives: runtimes share it, and exporting takes seconds."""
+QUANTIZED = "_quantized"
+"""What ONNX Runtime's quantisation appends to the names of weights."""
+PROBES = 2
+"""Thin networks that are exported to find numbers of channels."""
+
+
+def write_proto(model: nn.Module, images: Tensor, precision: str) -> Any:
+    """A network as an `onnx.ModelProto` for images of this shape, for timing: quantised by random ones' ranges."""
+    shapes = tuple(tuple(tensor.shape) for _, tensor in named_tensors(model))
+    key = (tuple(images.shape), precision, shapes)
+    written = _WRITTEN.setdefault(model, {})
+    if key not in written:
+        inputs = images.to(device_of(model), dtype_of(model))
+        proto = export_proto(model, inputs)
+        written[key] = quantize_proto(proto, [inputs.cpu().float().numpy()]) if precision == "int8" else proto
+    return written[key]
+
+
+def slice_proto(model: nn.Module, graph: ChannelGraph, images: Tensor, precision: str) -> SlicedGraph:
+    """What cuts thin networks out of the exported one."""
+    key = (tuple(images.shape), precision, graph)
+    written = _WRITTEN.setdefault(model, {})
+    if key not in written:
+        written[key] = SlicedGraph(lambda network: write_proto(network, images, precision), model, graph)
+    return written[key]
+
+
+class SlicedGraph:
+    """An exported network whose initialisers can lose the channels that a thin network lacks.
+
+    Integers of the graph that are numbers of channels (the sizes of a split, the target of a reshape) are found by
+    comparing it with two thin networks that are exported, too. What can't be found so makes `take` wrong, and the
+    runtime refuses it.
+
+    Args:
+        export: writes a network as an `onnx.ModelProto`, quantised or not.
+    """
+
+    def __init__(self, export: Callable[[nn.Module], Any], model: nn.Module, graph: ChannelGraph) -> None:
+        proto = export(model)
+        self.graph = graph
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+        self._arrays = {entry.name: numpy_helper.to_array(entry) for entry in proto.graph.initializer}
+        self._transposed = self._find_transposed(model)
+        self._producers = {output: node for node in proto.graph.node for output in node.output}
+        self._bare = onnx.ModelProto()
+        self._bare.CopyFrom(proto)
+        for field in (self._bare.graph.initializer, self._bare.graph.value_info):
+            del field[:]
+        self.weights = [
+            (weight, self._shapes[weight])
+            for node in proto.graph.node
+            if node.op_type in WEIGHTED and (weight := self._weight_of(node)) is not None
+        ]
+        """Names and shapes of the weights, in the order of the graph."""
+        self._integers: dict[str, list[tuple[int, tuple[int, int] | None]]] = {}
+        """Per initialiser of integers that changes with widths: its values in the full network and, where one is a
+        number of channels, which of `_sizes` it is, times what."""
+        self._find_integers(export, model)
+
+    def thin_weights(self, keep: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, ...]]]:
+        """`weights` of the thin network."""
+        kept = kept_places(self.graph, keep, self._shapes)
+        return [
+            (name, tuple(len(kept[name, dim]) if (name, dim) in kept else size for dim, size in enumerate(shape)))
+            for name, shape in self.weights
+        ]
+
+    def take(self, keep: Mapping[str, np.ndarray]) -> bytes:
+        """The thin network, as a serialised graph."""
+        kept = kept_places(self.graph, keep, self._shapes)
+        cuts: dict[str, dict[int, np.ndarray]] = {}
+        for (tensor, dim), places in kept.items():
+            cuts.setdefault(tensor, {})[dim] = places
+        thin = onnx.ModelProto()
+        thin.CopyFrom(self._bare)
+        sizes = self._sizes(keep, kept) if self._integers else []
+        changed = {
+            name: np.array([value if size is None else size[1] * sizes[size[0]] for value, size in entries])
+            for name, entries in self._integers.items()
+        }
+        for node in thin.graph.node:
+            weight = self._weight_of(node) if node.op_type in WEIGHTED else None
+            if weight is None:
+                continue
+            for role, source in enumerate(node.input[1:3], 1):
+                changed |= self._cut_operand(source, weight, cuts.get(weight, {}), is_bias=role == 2)
+            self._set_groups(node, weight, keep)
+        for name, array in self._arrays.items():
+            array = changed[name].astype(array.dtype) if name in changed else _cut(array, cuts.get(name, {}))
+            thin.graph.initializer.append(numpy_helper.from_array(array, name))
+        return thin.SerializeToString()
+
+    def _cut_operand(
+        self, source: str, weight: str, cut: Mapping[int, np.ndarray], is_bias: bool
+    ) -> dict[str, np.ndarray]:
+        """A weight or bias, and the scales of its channels where it is quantised."""
+        producer = self._producers.get(source)
+        names = [source] if producer is None else list(producer.input)
+        found = {}
+        for name in names:
+            array = self._arrays.get(name)
+            if array is None:
+                continue
+            if array.ndim == len(self._shapes[weight]) and not is_bias and array.ndim >= 2:
+                transposed = name in self._transposed
+                found[name] = _cut(array, {1 - dim: places for dim, places in cut.items()} if transposed else cut)
+            elif array.shape == self._shapes[weight][:1] and 0 in cut:
+                found[name] = array[cut[0]]
+        return found
+
+    def _weight_of(self, node: Any) -> str | None:
+        """The network's tensor that a node multiplies with."""
+        producer = self._producers.get(node.input[1])
+        name = node.input[1] if producer is None else producer.input[0]
+        name = name.removesuffix(QUANTIZED)
+        name = self._transposed.get(name, name)
+        return name if name in self._shapes and len(self._shapes[name]) >= 2 else None
+
+    def _set_groups(self, node: Any, weight: str, keep: Mapping[str, np.ndarray]) -> None:
+        """Depthwise and grouped convolutions have as many groups as are left."""
+        module = weight.rpartition(".")[0]
+        for attribute in self.graph.attributes:
+            if attribute.module == module and attribute.path == ("groups",):
+                for entry in node.attribute:
+                    if entry.name == "group":
+                        entry.i = kept_size(attribute, self.graph, keep)
+
+    def _find_integers(self, export: Callable[[nn.Module], Any], model: nn.Module) -> None:
+        names = [n for n, a in self._arrays.items() if a.dtype == np.int64 and a.ndim == 1 and (a > 1).any()]
+        random, found, sizes = np.random.default_rng(0), list[dict[str, np.ndarray]](), list[list[int]]()
+        for _ in range(PROBES if names else 0):
+            keep = _draw_keep(self.graph, random)
+            thin = export(slice_model(model, self.graph, keep).eval())
+            arrays = {entry.name: entry for entry in thin.graph.initializer}
+            found.append({name: numpy_helper.to_array(arrays[name]) for name in names if name in arrays})
+            sizes.append(self._sizes(keep, kept_places(self.graph, keep, self._shapes)))
+        full = self._sizes({}, {})
+        for name in names:
+            values = [self._arrays[name], *(one.get(name, self._arrays[name]) for one in found)]
+            if any(other.shape != values[0].shape for other in values):
+                continue
+            entries = [
+                (int(column[0]), _match(column, np.array([full, *sizes])) if (column != column[0]).any() else None)
+                for column in np.stack(values, axis=1)
+            ]
+            if any(size is not None for _, size in entries):
+                self._integers[name] = entries
+
+    def _sizes(self, keep: Mapping[str, np.ndarray], kept: Mapping[tuple[str, int], np.ndarray]) -> list[int]:
+        """Every number of channels that a graph may hold: what the model's Python counts, then tensors' dimensions."""
+        counted = [kept_size(attribute, self.graph, keep) for attribute in self.graph.attributes]
+        places = dict.fromkeys((m.tensor, m.dim) for group in self.graph.groups for m in group.members)
+        return counted + [len(kept[key]) if key in kept else self._shapes[key[0]][key[1]] for key in places]
+
+    def _find_transposed(self, model: nn.Module) -> dict[str, str]:
+        """Initialisers that hold a weight of two dimensions the other way round, under another name."""
+        others = {name: a for name, a in self._arrays.items() if a.ndim == 2 and name not in self._shapes}
+        found = {}
+        for name, tensor in model.named_parameters():
+            if tensor.ndim == 2:
+                for other, array in others.items():
+                    if array.shape == tuple(tensor.shape)[::-1] and np.array_equal(array.T, tensor.detach().cpu()):
+                        found[other] = name
+        return found
+
+
+def _draw_keep(graph: ChannelGraph, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random channels of every group that can be pruned."""
+    keep = {}
+    for group in graph.prunable:
+        units = random.permutation(len(group.units))[: max(1, int(len(group.units) * random.uniform(0.4, 0.95)))]
+        keep[group.name] = np.sort(group.units[units].ravel())
+    return keep
+
+
+def _match(column: np.ndarray, sizes: np.ndarray) -> tuple[int, int] | None:
+    """Which size, times which integer, has these values in the full network and in the probes.
+
+    Args:
+        sizes: shape `(1 + probes, num_sizes)`.
+    """
+    for place in range(sizes.shape[1]):
+        factor = int(column[0]) // max(int(sizes[0, place]), 1)
+        if factor and np.array_equal(sizes[:, place] * factor, column):
+            return place, factor
+    return None
+
+
+def _cut(array: np.ndarray, cut: Mapping[int, np.ndarray]) -> np.ndarray:
+    for dim, places in cut.items():
+        if dim < array.ndim:
+            array = np.take(array, places, axis=dim)
+    return array

@@ -1,0 +1,112 @@
+"""Every runtime runs thin networks as they are, and tells where their time goes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import EagleEyeError, slice_model, trace_model
+from eagleeye_hf.runtimes import runtime as runtimes
+from eagleeye_hf.runtimes.config import LatencyConfig
+from eagleeye_hf.runtimes.profiles import assign_weights
+from eagleeye_hf.runtimes.runtime import find_runtime
+from tests.helpers import make_model, random_keep
+
+ON_CPU = ["torch", "onnxruntime", "openvino"]
+QUICK = ["resnet20_cifar"]
+REST = ["mobilenetv3_small_050", "regnety_002", "resnext26ts", "tf_mixnet_s", "ghostnet_050", "densenet121"]
+REST += ["eca_resnet33ts", "repvgg_a0", "dla34", "hrnet_w18_small", "shufflenet_v2_x0_5", "res2net50_26w_4s"]
+
+
+def need(name: str) -> None:
+    if name != "torch":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip(name)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("model_name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_thin_programs_compute_what_the_sliced_model_does(name, model_name):
+    """Cut out of one exported graph, depthwise and grouped layers, splits and padded shortcuts included."""
+    need(name)
+    try:
+        model = make_model(model_name)
+    except RuntimeError:
+        pytest.skip(f"this timm has no {model_name}")
+    pixels = 32 if "cifar" in model_name else 64
+    images = torch.randn(2, 3, pixels, pixels)
+    graph = trace_model(model, (3, pixels, pixels))
+    load = find_runtime(LatencyConfig(runtime=name, latency_batch=2)).load_thin(model, graph, images)
+    for seed in range(2):
+        keep = {name: kept.numpy() for name, kept in random_keep(graph, seed, None).items()}
+        program = load(keep)
+        with torch.inference_mode():
+            expected = slice_model(model, graph, keep)(images).numpy()
+        np.testing.assert_allclose(program.run(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    profile = program.profile(3)
+    weighted = [operator.weight for operator in profile if operator.weight]
+    layers = [f"{n}.weight" for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert sorted(weighted) == sorted(set(weighted))
+    assert set(weighted) <= set(layers)
+    assert len(weighted) > 0.9 * len(layers)
+    assert all(operator.milliseconds >= 0 for operator in profile)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_profile_adds_up_to_the_whole(name):
+    """A layer with a hundred times the work of another takes most of the time, wherever it stands."""
+    need(name)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 192, 5), nn.Conv2d(192, 8, 5), nn.ReLU()).eval()
+    program = find_runtime(LatencyConfig(runtime=name)).load_thin(
+        model, trace_model(model, (3, 64, 64)), torch.randn(1, 3, 64, 64)
+    )({})
+    took = {operator.weight: operator.milliseconds for operator in program.profile(5) if operator.weight}
+    assert set(took) == {"0.weight", "2.weight", "3.weight"}
+    assert took["2.weight"] + took["3.weight"] > took["0.weight"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_programs_run_and_are_profiled():
+    model = make_model("resnet20_cifar")
+    images = torch.randn(1, 3, 32, 32)
+    program = find_runtime(LatencyConfig(runtime="compile")).load(model, images)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.run(), model(images), rtol=1e-4, atol=1e-4)
+    profile = program.profile(3)
+    assert sum(bool(operator.weight) for operator in profile) >= 20
+    assert sum(operator.milliseconds for operator in profile) > 0
+
+
+def test_the_default_is_onnx_runtime_where_it_is_installed(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    found = find_runtime(LatencyConfig(threads=3))
+    assert (found.place.runtime, found.place.threads, found.place.batch_size) == ("onnxruntime", 3, 1)
+    assert str(found.place).startswith("ONNX Runtime on CPU (")
+    assert str(found.place).endswith("), 3 threads")
+    monkeypatch.setattr(runtimes, "is_installed", lambda name: False)
+    assert find_runtime(LatencyConfig()).place.runtime == "torch"
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.delitem(__import__("sys").modules, "eagleeye_hf.runtimes.openvino_runtime", raising=False)
+    with pytest.raises(
+        EagleEyeError, match=r"`runtime=openvino` needs openvino; .*pip install eagleeye-hf\[openvino\]"
+    ):
+        find_runtime(LatencyConfig(runtime="openvino"))
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(EagleEyeError, match=r"`runtime=tensorrt` needs TensorrtExecutionProvider, which this ONNX"):
+        find_runtime(LatencyConfig(runtime="tensorrt"))
+    with pytest.raises(EagleEyeError, match=r"`int8` is for runtime onnxruntime or openvino; got `runtime=torch`"):
+        LatencyConfig(runtime="torch", int8=True)
+
+
+def test_weights_are_found_by_order_and_by_their_filled_up_shapes():
+    weights = [("a", (24, 3, 3, 3)), ("b", (40, 24, 1, 1)), ("c", (10, 40))]
+    multiplying = [True, False, True, True]
+    assert assign_weights(multiplying, None, weights) == ["a", "", "b", "c"]
+    swapped = [(40, 32, 1, 1), None, (32, 3, 3, 3), None]
+    assert assign_weights(multiplying, swapped, weights) == ["b", "", "a", "c"]
