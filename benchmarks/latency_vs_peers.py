@@ -235,7 +235,7 @@ def search_fastnas(task: Task, model: nn.Module, folder: Path) -> tuple[nn.Modul
         pruned, _ = mtp.prune(
             copy.deepcopy(model),
             mode=[("fastnas", rules)],
-            constraints={"flops": f"{100 * (0.95 - 0.9 * setting):g}%"},
+            constraints={"flops": f"{100 * (0.95 - 0.64 * setting):g}%"},
             dummy_input=torch.randn(1, *task.size),
             config={
                 "data_loader": calibration[: few[0]],
@@ -248,7 +248,7 @@ def search_fastnas(task: Task, model: nn.Module, folder: Path) -> tuple[nn.Modul
         return _plain_copy(model, pruned)
 
     thin, setting = bring_to_time(build, model, task.size)
-    return recalibrate_bn(thin, calibration), {"candidates": scores, "flops_asked": 0.95 - 0.9 * setting}
+    return recalibrate_bn(thin, calibration), {"candidates": scores, "flops_asked": 0.95 - 0.64 * setting}
 
 
 def _plain_copy(model: nn.Module, pruned: nn.Module) -> nn.Module:

@@ -17,8 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+DOCS = "\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
+
+
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_python_code_runs(tmp_path, monkeypatch):
@@ -53,7 +56,7 @@ def test_commands_name_existing_recipes_and_flags(command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", re.findall(r"^eagleeye .*?[^\\]$", "\n".join(blocks("bash")), re.DOTALL | re.MULTILINE)
+    "command", re.findall(r"^eagleeye .*?[^\\]$", "\n".join(blocks("bash", TEXT + DOCS)), re.DOTALL | re.MULTILINE)
 )
 def test_eagleeye_commands_have_these_flags(command):
     name, *words = shlex.split(command.replace("\\\n", " "), comments=True)[1:]

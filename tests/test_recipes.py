@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 SHORT = ["--candidates", "3", "--calibration-images", "32", "--holdout-images", "32"]
 RESNET = ["--model", "resnet20_cifar", "--weights", str(SHARED / "models" / "resnet20_cifar10.safetensors")]
-CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num-workers", "0"]
+CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num-workers", "0", "--runtime", "torch"]
 
 
 def run(recipe: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:

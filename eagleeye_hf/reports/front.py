@@ -38,11 +38,13 @@ def draw_front(front: dict[str, Any], path: Path) -> Path:
                 axes.plot(x, y, color=color, alpha=0.35, linewidth=1)
                 axes.scatter(x, y, s=size, color=color, marker=marker, label=label, zorder=3, linewidths=0)
         axes.set(xlabel="milliseconds (measured)", xlim=(0, None))
+        axes.margins(x=0.08, y=0.1)
         axes.set_title(place, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
     panels[0].set_ylabel(f"{front['reports']}, %")
-    panels[-1].legend(frameon=False, fontsize=8, loc="lower right")
+    handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(f"Accuracy against milliseconds ({front['images']})", fontsize=10)
     figure.savefig(path)
     return path

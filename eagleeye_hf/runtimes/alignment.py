@@ -76,7 +76,7 @@ def measure_alignment(runtime: Runtime) -> int:
 def measure_excess(runtime: Runtime) -> dict[int, float]:
     """Per multiple: the median extra time of its widths over what coarse ones take at the same work."""
     widest = max(GRID)
-    model = Convolutions(widest).eval()
+    model = Convolutions(widest).eval().to(runtime.device)
     graph = trace_model(model, (widest, PIXELS, PIXELS))
     pinned = {g.name for g in graph.groups if not g.prunable}
     widths = sorted({*GRID, *(w for several in WIDTHS.values() for w in several)})

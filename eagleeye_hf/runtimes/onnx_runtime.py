@@ -51,7 +51,7 @@ class OnnxRuntime:
                 f"`runtime={name}` needs {missing.pop()}, which this ONNX Runtime lacks (it has "
                 f"{', '.join(onnxruntime.get_available_providers())}); install onnxruntime-gpu, or choose another"
             )
-        self.name, self.threads = name, threads
+        self.name, self.threads, self.device = name, threads, torch.device("cpu")
         on_cpu = name == "onnxruntime"
         self.place = Place(
             runtime=name,

@@ -27,7 +27,7 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, threads: int = 1, batch_size: int = 1, precision: str = "float32") -> None:
-        self.threads = threads
+        self.threads, self.device = threads, torch.device("cpu")
         self.place = Place(
             runtime="openvino", device=cpu_title(), threads=threads, batch_size=batch_size, precision=precision
         )

@@ -93,6 +93,10 @@ class Runtime(Protocol):
     def place(self) -> Place:
         """Where its milliseconds are of."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where a network lives that is to be loaded."""
+
     def load(self, model: nn.Module, images: Tensor) -> Program:
         """The network, ready to run."""
 

@@ -15,7 +15,7 @@ from eagleeye_hf.search.candidate import Candidate, Line, Scored, Timed
 
 CHECKSUM = "checksum"
 """Key of a row, over the rest of it; rows without are taken as they are."""
-SIGNED = ("loss", "reported", "predicted_ms", "rank_correlation")
+SIGNED = ("loss", "reported", "predicted_ms", "rank_correlation", "constant")
 """Numbers that may be negative."""
 
 

@@ -19,7 +19,7 @@ from tests.hub_server import TOKEN
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # huggingface_hub's own
 FLAGS = ["--calibration-images", "20", "--holdout-images", "20", "--candidates", "2", "--epochs", "1"]
-FLAGS += ["--batch-size", "40", "--num-workers", "0", "--license", "mit"]
+FLAGS += ["--batch-size", "40", "--num-workers", "0", "--license", "mit", "--runtime", "torch"]
 
 
 @pytest.fixture(scope="module")

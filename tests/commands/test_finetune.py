@@ -13,7 +13,18 @@ from eagleeye_hf.cli import main
 from eagleeye_hf.publishing.card import check_card
 from tests.helpers import digits_dataset, make_model, random_keep
 
-COUNTS = ["--calibration-images", "20", "--holdout-images", "20", "--num-workers", "0", "--batch-size", "20"]
+COUNTS = [
+    "--calibration-images",
+    "20",
+    "--holdout-images",
+    "20",
+    "--num-workers",
+    "0",
+    "--runtime",
+    "torch",
+    "--batch-size",
+    "20",
+]
 
 
 @pytest.fixture(scope="module")

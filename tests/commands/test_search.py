@@ -12,10 +12,19 @@ from safetensors.torch import save_file
 
 from eagleeye_hf import count_cost, from_pretrained, trace_model
 from eagleeye_hf.cli import main
+from eagleeye_hf.runs import measuring
 from tests.helpers import digits_dataset, make_model
 from tests.helpers import run_command as run
 
 COUNTS = ["--calibration-images", "32", "--holdout-images", "64"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_pytorch_alone():
+    """Fronts in all runtimes are what `test_latency.py` looks at; exporting takes seconds each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "runtimes_here", lambda device: ["torch"])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +42,25 @@ def inputs(tmp_path_factory) -> list[str]:
 def searched(inputs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     budgets = ["--macs", "0.7", "0.4", "--candidates", "10"]
-    assert main(["search", *inputs, *COUNTS, *budgets, "--output", str(folder)]) == 0
+    assert main(["search", *inputs, *COUNTS, "--runtime", "torch", *budgets, "--output", str(folder)]) == 0
     return folder
 
 
 def test_a_search_ends_with_tables_and_goes_on_as_json(inputs, searched, capsys):
-    command = ["search", *inputs, *COUNTS, "--macs", "0.7", "0.4", "--candidates", "10", "--output", str(searched)]
+    command = [
+        "search",
+        *inputs,
+        *COUNTS,
+        "--runtime",
+        "torch",
+        "--macs",
+        "0.7",
+        "0.4",
+        "--candidates",
+        "10",
+        "--output",
+        str(searched),
+    ]
     before = (searched / "search.jsonl").read_text()
     code, out, err = run(capsys, *command)
     assert code == 0

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import timm
+import torch
 from scipy.stats import spearmanr
 
 from eagleeye_hf import Budget, sample_strategies, trace_model
@@ -26,6 +27,7 @@ class Law:
 
     def __init__(self, padded: int, noise: float = 0.0, overhead: float = 0.0, odd: float = 0.0) -> None:
         self.padded, self.noise, self.overhead, self.odd, self.loads = padded, noise, overhead, odd, 0
+        self.device = torch.device("cpu")
         self.place = Place(runtime="onnxruntime", device=f"law of {padded}", threads=1)
         self.random = np.random.default_rng(0)
 
