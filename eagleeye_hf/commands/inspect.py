@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
@@ -15,8 +15,14 @@ from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.runs.config import NetworkConfig
+from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.strategies.files import read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PROFILE_ROUNDS, SLOWEST = 20, 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,9 @@ class Config:
     """JSON file (or FILE#NAME) with widths or ratios to show."""
     plot: str | None = None
     """Draw the groups into this new PNG file (needs the extra `plots`)."""
+    profile: bool = False
+    """Show what takes the milliseconds: time per kind of operator, and the slowest ones, in the runtime."""
+    measuring: LatencyConfig = LatencyConfig()
     printing: PrintConfig = PrintConfig()
 
     def __post_init__(self) -> None:
@@ -57,6 +66,8 @@ def run(config: Config) -> None:
         print(json.dumps({"model": name, "input_size": size, "full": full, "kept": thin, "groups": groups}))
     else:
         print(format_groups(graph, rows))
+    if config.profile:
+        print(f"\n{profile_network(model, graph, strategy, config.measuring)}")
     if config.plot:
         draw_groups(graph, strategy, config.plot)
 
@@ -87,6 +98,32 @@ def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
             f"kept: {thin.macs / 1e6:,.1f} M MACs ({thin.macs / full.macs:.1%}), "
             f"{thin.params / 1e6:,.3f} M parameters ({thin.params / full.params:.1%})"
         )
+    return "\n".join(lines)
+
+
+def profile_network(model: nn.Module, graph: ChannelGraph, strategy: Strategy, measuring: LatencyConfig) -> str:
+    """Two tables: milliseconds per kind of operator, and of the slowest operators."""
+    from eagleeye_hf.networks.running import evaluation_mode
+    from eagleeye_hf.pruning.importance import Importance
+    from eagleeye_hf.runtimes.latency import draw_images
+    from eagleeye_hf.runtimes.runtime import find_runtime
+
+    runtime = find_runtime(measuring)
+    keep = Importance(model, graph).choose(strategy.widths)
+    with evaluation_mode(model):
+        load = runtime.load_thin(model, graph, draw_images(runtime, graph.input_size))
+        operators = load(keep).profile(PROFILE_ROUNDS)
+    total = sum(operator.milliseconds for operator in operators)
+    kinds: dict[str, list[float]] = {}
+    for operator in operators:
+        kinds.setdefault(operator.kind, []).append(operator.milliseconds)
+    lines = [f"{total:.3g} ms in {runtime.place}, {runtime.place.images}", "", f"{'kind':<28}{'number':>8}{'ms':>9}"]
+    for kind, times in sorted(kinds.items(), key=lambda item: -sum(item[1])):
+        lines.append(f"{kind:<28}{len(times):>8}{sum(times):>9.3f}{sum(times) / total:>7.0%}")
+    lines += ["", f"{'slowest operators':<48}{'ms':>9}"]
+    for operator in sorted(operators, key=lambda operator: -operator.milliseconds)[:SLOWEST]:
+        name = operator.weight.removesuffix(".weight") or operator.name
+        lines.append(f"{name:<48}{operator.milliseconds:>9.3f}{operator.milliseconds / total:>7.0%}")
     return "\n".join(lines)
 
 

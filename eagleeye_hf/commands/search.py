@@ -63,10 +63,12 @@ def run(config: Config) -> None:
     from eagleeye_hf.runs.front import format_front, search_front
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runs.scoring import make_score
+    from eagleeye_hf.runtimes.runtime import find_runtime
     from eagleeye_hf.search.run import run_search
     from eagleeye_hf.tracing.trace import trace_model
 
     check_held_out(config.held_out)
+    find_runtime(config.measuring)  # refuses one that is not installed
     check_output(config.output, "search")
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights)

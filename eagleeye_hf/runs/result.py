@@ -23,6 +23,7 @@ from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import SAVED, RunFolder
 from eagleeye_hf.runs.int8 import test_int8
 from eagleeye_hf.runs.measuring import judge_latency, measure_result
+from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.strategies.strategy import Strategy, named_widths
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord
@@ -90,7 +91,9 @@ def save_result(
         "training": [asdict(record) for record in measured.curve],
     }
     limit = None if config.strategy else config.search.budgets[0].limits.get("latency")
-    for note in judge_latency(latency[0], limit) if latency else []:
+    asked = find_runtime(config.measuring, accelerator.device).place
+    notes = [note for found in latency if found.place == asked for note in judge_latency(found, limit)]
+    for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     run.claim(PICTURE, *SAVED)
     run.note(summary=summarise(facts, run))

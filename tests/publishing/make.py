@@ -10,6 +10,7 @@ from torch import nn
 from eagleeye_hf import Metrics, Strategy, save_pretrained, slice_model, trace_model
 from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.runtimes.latency import Latency
+from eagleeye_hf.runtimes.runtime import Place
 from tests.helpers import make_model, random_keep
 
 LABELS = [f"class {number}" for number in range(10)]
@@ -45,8 +46,10 @@ def whole_facts(model: nn.Module, **changes) -> CardFacts:
         "training_curve": [{"epoch": 1, "loss": 1.5, "top1": 0.7}, {"epoch": 2, "loss": 1.1}],
         "file_bytes": (1_100_000, 600_000),
         "latency": [
-            Latency(milliseconds=1.5, full_ms=2.5, runtime="torch", device="CPU (x86_64)", threads=1),
-            Latency(milliseconds=0.75, full_ms=1.25, runtime="onnxruntime", device="CPU (x86_64)", threads=2),
+            Latency(milliseconds=1.5, full_ms=2.5, place=Place(runtime="torch", device="CPU (x86_64)", threads=1)),
+            Latency(
+                milliseconds=0.75, full_ms=1.25, place=Place(runtime="onnxruntime", device="CPU (x86_64)", threads=2)
+            ),
         ],
         "settings": {"criterion": "l1", "calibration images": 50, "seed": 3},
         "command": "accelerate launch recipes/mbv1.py --macs 0.5",

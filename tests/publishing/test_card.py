@@ -11,6 +11,8 @@ import yaml
 from eagleeye_hf import EagleEyeError, Metrics
 from eagleeye_hf.publishing.card import check_card, find_license, write_card
 from eagleeye_hf.publishing.paths import hide_command, hide_paths
+from eagleeye_hf.runtimes.latency import Latency
+from eagleeye_hf.runtimes.runtime import Place
 from tests.helpers import make_model
 from tests.publishing.make import whole_facts, write_checkpoint
 
@@ -31,7 +33,8 @@ def test_every_fact_is_told():
         "| parameters | 0.270 M |",
         "| file size | 1.10 MB | 0.60 MB |",
         "| latency, one image, PyTorch on CPU (x86_64), 1 thread | 2.50 ms | 1.50 ms |",
-        "| latency, one image, ONNX Runtime on CPU (x86_64), 2 threads | 1.25 ms | 0.75 ms |",
+        "| latency, one image, ONNX Runtime on CPU (x86_64), 2 threads | 1.25 ms | 0.750 ms |",
+        "with **60% of its milliseconds** (PyTorch on CPU (x86_64), 1 thread)",
         "| top-1 | 90.00% | 87.50% |",
         "| top-5 | 99.00% | 99.00% |",
         "| vanilla | 12.00% |",
@@ -224,3 +227,21 @@ def test_a_relative_path_is_one_where_it_is_there(tmp_path, monkeypatch):
     assert (
         hide_command(command) == "accelerate launch recipes/mbv1.py --dataset photos --output=runs/one --weights w.pt"
     )
+
+
+def test_a_card_tells_what_8_bit_integers_give():
+    int8 = {
+        name: Metrics(top1=top1, top5=0.99, loss=0.4, num_images=100)
+        for name, top1 in (("full", 0.89), ("pruned", 0.87))
+    }
+    place = Place(runtime="onnxruntime", device="CPU (x86_64)", threads=1, batch_size=4, precision="int8")
+    latency = [Latency(milliseconds=0.4, full_ms=0.5, place=place)]
+    facts = whole_facts(make_model("resnet20_cifar"), int8=int8, int8_bytes=(300_000, 160_000), latency=latency)
+    text = write_card(facts, "here")
+    for row in (
+        "| latency, 4 images, ONNX Runtime on CPU (x86_64), 1 thread, int8 | 0.500 ms | 0.400 ms |",
+        "| top-1, int8 | 89.00% | 87.00% |",
+        "| file size, int8 | 0.30 MB | 0.16 MB |",
+    ):
+        assert row in text
+    check_card(text, "the card")

@@ -7,6 +7,7 @@ from torch import nn
 
 from eagleeye_hf import EagleEyeError, slice_model, trace_model
 from eagleeye_hf.runtimes import runtime as runtimes
+from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.profiles import assign_weights
 from eagleeye_hf.runtimes.runtime import find_runtime
@@ -110,3 +111,28 @@ def test_weights_are_found_by_order_and_by_their_filled_up_shapes():
     assert assign_weights(multiplying, None, weights) == ["a", "", "b", "c"]
     swapped = [(40, 32, 1, 1), None, (32, 3, 3, 3), None]
     assert assign_weights(multiplying, swapped, weights) == ["b", "", "a", "c"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["torch", "onnxruntime-cuda", "tensorrt"])
+def test_programs_on_a_gpu(name):
+    """They compute what the sliced model does, their layers are timed, and the alignment is found."""
+    device = torch.device("cuda")
+    try:
+        runtime = find_runtime(LatencyConfig(runtime=name), device)
+    except EagleEyeError as error:
+        pytest.skip(str(error))
+    model = make_model("resnet20_cifar").to(runtime.device)
+    graph, images = trace_model(model), torch.randn(1, 3, 32, 32)
+    keep = {name: kept.numpy() for name, kept in random_keep(graph, 0).items()}
+    program = runtime.load_thin(model, graph, images)(keep)
+    program.run()
+    profile = program.profile(5)
+    assert sum(bool(operator.weight) for operator in profile) >= 20
+    assert sum(operator.milliseconds for operator in profile) > 0
+    assert 1 <= measure_alignment(runtime) <= 32
+    if name == "torch":
+        with torch.inference_mode():
+            expected = slice_model(model, graph, keep)(images.to(device))
+        torch.testing.assert_close(program.run(), expected)
