@@ -15,10 +15,8 @@ from eagleeye_hf.networks.running import device_of
 from eagleeye_hf.runtimes.config import LatencyConfig, RuntimeName
 from eagleeye_hf.runtimes.latency import NOISY, Latency, compare_latency
 from eagleeye_hf.runtimes.runtime import Runtime, find_runtime, runtimes_here
+from eagleeye_hf.search.timing import LATENCY_SLACK
 from eagleeye_hf.strategies.budget import Limit
-
-SLACK = 0.02
-"""By how much a measured latency may exceed its bound before a run says so."""
 
 
 def deployments(measuring: LatencyConfig, device: torch.device, everywhere: bool = True) -> list[Runtime]:
@@ -81,7 +79,7 @@ def judge_latency(latency: Latency, limit: Limit | None) -> list[str]:
     notes = []
     if limit is not None:
         bound = limit.value * (latency.full_ms if limit.is_fraction else 1)
-        if latency.milliseconds > bound * (1 + SLACK):
+        if latency.milliseconds > bound * (1 + LATENCY_SLACK):
             notes.append(
                 f"the result takes {latency.milliseconds:.3g} ms in {latency.place}, "
                 f"{latency.milliseconds / bound - 1:.1%} more than the budget's {bound:.3g} ms"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from eagleeye_hf.networks.running import evaluation_mode
+from eagleeye_hf.runtimes.cache import cache_folder, identify, read_cache, write_cache
 from eagleeye_hf.runtimes.latency import draw_images, take_turns
-from eagleeye_hf.runtimes.profiling import cache_folder, identify
 from eagleeye_hf.runtimes.runtime import Runtime
 from eagleeye_hf.tracing.trace import trace_model
 
@@ -58,19 +56,19 @@ def measure_alignment(runtime: Runtime) -> int:
     Found by timing, which takes seconds, and remembered for this runtime, machine and number of threads.
     """
     file, known = cache_folder() / "alignment.json", json.dumps(identify(runtime), sort_keys=True)
-    found = _read(file)
-    if known not in found:
+    found = read_cache(file)
+    if not isinstance(found.get(known), int):
         excess = measure_excess(runtime)
         chosen = COARSEST
         for multiple in MULTIPLES:
             if excess[multiple] > WORTH:
                 break
             chosen = multiple
-        found[known] = {"alignment": chosen, "excess": {str(m): round(e, 3) for m, e in excess.items()}}
+        found[known] = chosen
         text = ", ".join(f"{multiple}: {extra:+.0%}" for multiple, extra in sorted(excess.items()))
         print(f"{runtime.place} likes multiples of {chosen} channels (extra time by multiple: {text})", file=sys.stderr)
-        _write(file, found)
-    return int(found[known]["alignment"])
+        write_cache(file, found)
+    return int(found[known])
 
 
 def measure_excess(runtime: Runtime) -> dict[int, float]:
@@ -91,21 +89,3 @@ def excess_of(widths: Sequence[int], took: dict[int, float]) -> float:
     """Median extra time of these widths over a smooth curve through the coarse ones."""
     curve = np.polynomial.Polynomial.fit(GRID, [took[w] for w in GRID], 2)
     return float(np.median([took[w] / curve(w) - 1 for w in widths]))
-
-
-def _read(file: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-        return {key: value for key, value in found.items() if isinstance(value["alignment"], int)}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):  # none, or of another version
-        return {}
-
-
-def _write(file: Any, found: dict[str, Any]) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(found, indent=1))
-        part.replace(file)
-    except OSError:
-        part.unlink(missing_ok=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import constants
 from scipy.stats import spearmanr
 from torch import nn
 from tqdm.auto import tqdm
@@ -24,9 +21,10 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import evaluation_mode
 from eagleeye_hf.pruning.importance import Importance
+from eagleeye_hf.runtimes.cache import cache_folder, identify, read_cache, write_cache
 from eagleeye_hf.runtimes.latency import draw_images, take_turns
 from eagleeye_hf.runtimes.latency_model import LatencyModel, fit_layers
-from eagleeye_hf.runtimes.runtime import Loader, Place, Program, Runtime, cpu_name
+from eagleeye_hf.runtimes.runtime import Loader, Place, Program, Runtime
 from eagleeye_hf.strategies.budget import Bounds, Budget
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import widths_from_ratios
@@ -101,13 +99,13 @@ def fit_latency(
             seed=seed,
         )
         full_ms = min(take_turns([subject.load(graph.widths)], TURNS)[0])
-        found = _read(file)
+        found = _known(file)
         if found is not None:
             print(f"milliseconds in {found.place}: layers as fitted before, in {file}", file=sys.stderr)
             found = found.adjusted(full_ms / found.full_ms, 0.0, full_ms)
         else:
             found = _fit(subject, runtime.place, full_ms)
-            _write(file, replace(found, seconds=round(time.perf_counter() - started, 1)))
+            write_cache(file, replace(found, seconds=round(time.perf_counter() - started, 1)).to_dict())
         found = _fit_to_budgets(subject, found, budgets)
     return replace(found, seconds=round(time.perf_counter() - started, 1))
 
@@ -195,41 +193,15 @@ def _measure(subject: _Subject, fitted: LatencyModel, widths: np.ndarray) -> tup
     return fitted.predict(graph, np.vstack([graph.widths, widths])), np.array(relative) * min(full_times)
 
 
-def cache_folder() -> Path:
-    """Where measurements of this machine are kept, beside the Hub's cache (`HF_HOME`)."""
-    return Path(constants.HF_HOME) / "eagleeye_hf"
-
-
-def identify(runtime: Runtime) -> dict[str, str]:
-    """What a measurement depends on beside the network."""
-    packages = {"openvino": "openvino", "torch": "torch", "compile": "torch"}
-    package = packages.get(runtime.place.runtime, "onnxruntime")
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # onnxruntime-gpu has another name
-        version = ""
-    return {"place": json.dumps(runtime.place.to_dict()), "version": version, "cpu": cpu_name()}
-
-
 def _cache_file(graph: ChannelGraph, runtime: Runtime, divisor: int | Sequence[int], max_ratio: float) -> Path:
     facts = identify(runtime) | {"graph": graph.to_json(), "divisor": str(divisor), "max_ratio": str(max_ratio)}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     return cache_folder() / "latency" / f"{digest}.json"
 
 
-def _read(file: Path) -> LatencyModel | None:
+def _known(file: Path) -> LatencyModel | None:
+    """The model that was kept; None where there is none, or one of another version."""
     try:
-        return LatencyModel.from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):  # none, or of another version
+        return LatencyModel.from_dict(read_cache(file))
+    except (TypeError, LookupError, AttributeError):
         return None
-
-
-def _write(file: Path, fitted: LatencyModel) -> None:
-    """Whole or not at all; a cache that can't be written is none."""
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(fitted.to_dict()))
-        part.replace(file)
-    except OSError:
-        part.unlink(missing_ok=True)
