@@ -30,10 +30,10 @@ from eagleeye_hf.runtimes.runtime import TITLES, find_runtime
 from eagleeye_hf.strategies.strategy import aligned_divisors
 
 MODELS = ("mobilenetv1_100", "resnet50", "efficientnet_b0", "mobilenetv3_large_100")
-NUM, TOGETHER, ROUNDS = 20, 5, 40
+NUM, TOGETHER = 20, 5
 
 
-def measure(name: str, config: LatencyConfig, cache: Path, divisor: int | None) -> dict[str, float | str]:
+def measure(name: str, config: LatencyConfig, cache: Path, divisor: int | None, rounds: int) -> dict[str, float | str]:
     """Fit a model of milliseconds to one network, and compare it with measurements."""
     runtime = find_runtime(config)
     model = timm.create_model(name).eval()
@@ -54,7 +54,7 @@ def measure(name: str, config: LatencyConfig, cache: Path, divisor: int | None) 
         found = np.zeros(NUM)
         for start in range(0, NUM, TOGETHER):
             chosen = order[start : start + TOGETHER]
-            turns = take_turns([full, *(load(keeps[i]) for i in chosen)], ROUNDS)
+            turns = take_turns([full, *(load(keeps[i]) for i in chosen)], rounds)
             found[chosen] = [min(times) / min(turns[0]) for times in turns[1:]]
         return found
 
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--runtime", default="onnxruntime", choices=("torch", "onnxruntime", "openvino", "compile"))
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--divisor", type=int, help="multiple of channels, instead of the runtime's own")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each of the two measurements")
     parser.add_argument("--output", type=Path, default=Path("outputs/latency_model"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = LatencyConfig(runtime=arguments.runtime, threads=1, int8=arguments.int8)
     for name in arguments.model:
-        found = measure(name, config, arguments.output, arguments.divisor)
+        found = measure(name, config, arguments.output, arguments.divisor, arguments.rounds)
         print(found, flush=True)
         ending = f"{arguments.runtime}{'_int8' if arguments.int8 else ''}_{found['divisor']}"
         (arguments.output / f"{name}_{ending}.json").write_text(json.dumps(found, indent=1))

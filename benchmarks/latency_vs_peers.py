@@ -347,9 +347,9 @@ def write_table(folder: Path, page: Path) -> None:
             lines += ["| choice | time | MACs | parameters | before training | after, by seed | mean | search |"]
             lines += ["|---|---:|---:|---:|---:|---:|---:|---:|", *rows, ""]
     lines += [
-        "Torch-Pruning and FastNAS can't follow the zero-padded shortcuts of ResNet-56, so they prune the inner widths of "
-        "its blocks alone, and end above half of the time. The paper's procedure draws any width, and in this runtime few "
-        "widths are fast; half of the time then leaves few MACs."
+        "Torch-Pruning and FastNAS can't follow the zero-padded shortcuts of ResNet-56, so they prune the inner widths "
+        "of its blocks alone, and end above half of the time. The paper's procedure draws any width, and in this "
+        "runtime few widths are fast; half of the time then leaves few MACs."
     ]
     page.write_text("\n".join(lines).rstrip() + "\n")
     print(page.read_text())
