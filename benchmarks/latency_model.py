@@ -30,7 +30,7 @@ from eagleeye_hf.runtimes.runtime import TITLES, find_runtime
 from eagleeye_hf.strategies.strategy import aligned_divisors
 
 MODELS = ("mobilenetv1_100", "resnet50", "efficientnet_b0", "mobilenetv3_large_100")
-NUM, TOGETHER = 20, 5
+NUM, TOGETHER, SEED = 20, 5, 123
 
 
 def measure(name: str, config: LatencyConfig, cache: Path, divisor: int | None, rounds: int) -> dict[str, float | str]:
@@ -45,7 +45,7 @@ def measure(name: str, config: LatencyConfig, cache: Path, divisor: int | None, 
     for file in (cache / "none" / "latency").glob("*"):
         file.unlink()
     fitted = profiling.fit_latency(model, graph, importance, runtime, divisor=divisors)
-    strategies = sample_strategies(graph, Budget(macs=0.5), NUM + 1, seed=77, divisor=divisors)[1:]
+    strategies = sample_strategies(graph, Budget(macs=0.5), NUM + 1, seed=SEED, divisor=divisors)[1:]
     load = runtime.load_thin(model, graph, draw_images(runtime, graph.input_size))
     full = load({})
     keeps = [importance.choose(strategy.widths) for strategy in strategies]

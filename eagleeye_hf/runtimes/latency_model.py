@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ ODD = (4, 8, 16)
 PAIRS = ((1, 1), (8, 8), (16, 8), (16, 16), (32, 8), (32, 1))
 """Multiples of output and input channels, for their products."""
 RIDGE = 1e-2
+REACH = 0.2
+"""How far a profiled network tells of others, in fractions of a layer's channels."""
+CLEAR = 0.7
+"""A correction is used where it leaves less than this of the error at the networks that it was not made from."""
+LARGEST = 0.3
+"""Errors of a layer that are corrected, as a fraction; larger ones are something else's work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,30 @@ class ChannelCount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What a sum of smooth parts misses: runtimes choose other algorithms for some sizes.
+
+    Kernel regression (Gaussian process) of the relative error over a layer's channels.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    """Output and input channels of the profiled networks, as fractions of the full network's."""
+    weights: tuple[float, ...]
+    full: tuple[int, int]
+    """Channels of the full network."""
+
+    def __call__(self, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        places = np.stack([outputs, inputs], axis=1) / np.array(self.full)
+        return _kernel(places, np.array(self.points)) @ np.array(self.weights)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Correction:
+        return Correction(
+            points=tuple(map(tuple, data["points"])), weights=tuple(data["weights"]), full=tuple(data["full"])
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerTime:
     """Milliseconds of a layer, and of what follows it up to the next."""
 
@@ -53,15 +83,19 @@ class LayerTime:
     depthwise: bool
     coefficients: tuple[float, ...]
     """Of `layer_features`, none negative."""
+    correction: Correction | None = None
+    """Where one is clear."""
 
     def predict(self, widths: np.ndarray) -> np.ndarray:
-        features = layer_features(self.outputs(widths), self.inputs(widths), self.depthwise)
-        return features @ np.array(self.coefficients)
+        outputs, inputs = self.outputs(widths), self.inputs(widths)
+        smooth = layer_features(outputs, inputs, self.depthwise) @ np.array(self.coefficients)
+        return smooth if self.correction is None else smooth * (1 + self.correction(outputs, inputs))
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> LayerTime:
         sides = {name: ChannelCount.from_dict(data[name]) for name in ("outputs", "inputs")}
-        return LayerTime(**{**data, **sides, "coefficients": tuple(data["coefficients"])})
+        correction = data["correction"] and Correction.from_dict(data["correction"])
+        return LayerTime(**{**data, **sides, "coefficients": tuple(data["coefficients"]), "correction": correction})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +186,33 @@ def fit_layers(
             guess = features[weight] @ common
             scale = float(np.median(took[weight] / np.maximum(guess, 1e-9))) if len(weights) > 1 else 1.0
             outputs, inputs = sides[weight]
-            layers[weight] = LayerTime(
+            smooth = LayerTime(
                 weight=weight,
                 outputs=outputs,
                 inputs=inputs,
                 depthwise=depthwise,
                 coefficients=tuple((common * scale).tolist()),
             )
+            layers[weight] = replace(smooth, correction=_correct(smooth, graph, widths, took[weight]))
     return [layers[w] for w in times[0] if w], float(np.median([one.get("", 0.0) for one in times]))
+
+
+def _correct(layer: LayerTime, graph: ChannelGraph, widths: np.ndarray, took: np.ndarray) -> Correction | None:
+    """What the profiles tell beyond the smooth sum; None where that is not clear, judged by leaving each one out."""
+    errors = np.clip(took / np.maximum(layer.predict(widths), 1e-9) - 1, -LARGEST, LARGEST)
+    whole = np.array([graph.widths])
+    full = int(layer.outputs(whole)[0]), int(layer.inputs(whole)[0])
+    places = np.stack([layer.outputs(widths), layer.inputs(widths)], axis=1) / np.array(full)
+    inverse = np.linalg.inv(_kernel(places, places) + np.eye(len(places)))
+    weights = inverse @ errors
+    left_out = weights / np.diag(inverse)  # the error at each network of a regression without it
+    if np.square(left_out).mean() >= CLEAR**2 * np.square(errors).mean():
+        return None
+    return Correction(points=tuple(map(tuple, places.tolist())), weights=tuple(weights.tolist()), full=full)
+
+
+def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.exp(-np.square(first[:, None] - second[None]).sum(-1) / (2 * REACH**2))
 
 
 def _segments(profile: Sequence[OperatorTime]) -> dict[str, float]:

@@ -107,6 +107,24 @@ def test_the_model_predicts_and_ranks_sub_nets_that_it_never_saw(network, padded
     assert LatencyModel.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
 
 
+def test_another_algorithm_for_some_sizes_is_noticed_where_it_is_clear(network, monkeypatch):
+    """Layers of middling width take a quarter longer, which no sum of products can say."""
+    model, graph = network
+    smooth = Law.milliseconds
+
+    def jumpy(law, size):
+        return smooth(law, size) * (1.25 if size[0] > 300 and 300 < size[1] < 420 else 1.0)
+
+    monkeypatch.setattr(Law, "milliseconds", jumpy)
+    law, importance = Law(1, noise=0.01), Importance(model, graph)
+    fitted = profiling.fit_latency(model, graph, importance, law, divisor=4)
+    corrected = [layer for layer in fitted.layers if layer.correction is not None]
+    assert corrected
+    assert all(layer.correction.full[1] > 300 for layer in corrected)
+    assert fitted.error < 0.03
+    assert LatencyModel.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+
+
 def test_layers_are_fitted_once_and_used_again_for_the_same_network_and_place(network, capsys):
     model, graph = network
     importance = Importance(model, graph)
