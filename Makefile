@@ -12,10 +12,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/accelerate launch recipes/quickstart.py
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
