@@ -149,16 +149,24 @@ def _prepare(
     """What is measured once per search: by the first life, in the main process, for all."""
 
     def measure() -> Preparation:
-        alignment = None
-        with named_errors("measuring milliseconds", remedy_of(output)):
-            if config.divisor == "auto":
+        alignment, timed = None, any("latency" in budget.limits for budget in config.budgets)
+        if config.divisor == "auto":
+            with named_errors("measuring milliseconds", remedy_of(output)):
                 alignment = score.measure_alignment() or UNMEASURED
-            divisor = divisor_of(graph, config, alignment)
-            timed = any("latency" in budget.limits for budget in config.budgets)
+        found = prepare(alignment, timed)
+        while alignment is not None:
+            looser = loosen(graph, config, found, alignment, seed)
+            if looser == alignment or not timed:
+                return replace(found, alignment=looser)
+            alignment = looser  # the model of milliseconds has to know the widths that are drawn
+            found = replace(found, latency=prepare(alignment, timed).latency)
+        return found
+
+    def prepare(alignment: int | None, timed: bool) -> Preparation:
+        divisor = divisor_of(graph, config, alignment)
+        draws = Draws(divisor=divisor, max_ratio=config.max_ratio, budgets=config.budgets) if timed else None
         with named_errors("scoring the full network", remedy_of(output)):
-            draws = Draws(divisor=divisor, max_ratio=config.max_ratio, budgets=config.budgets) if timed else None
-            found = score.prepare(_draw_examples(graph, config, seed), draws)
-        return found if alignment is None else replace(found, alignment=loosen(graph, config, found, alignment, seed))
+            return score.prepare(_draw_examples(graph, config, seed), draws)
 
     prepared = prepared or make_in_main(accelerator, measure)
     score.adopt(prepared)

@@ -19,6 +19,7 @@ from eagleeye_hf.evaluation.score import Preparation
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.scorer import FunctionScorer
+from eagleeye_hf.strategies.strategy import aligned_divisors
 from tests.runtimes.predictors import PLACE, per_channel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,6 +239,35 @@ def test_where_no_candidate_keeps_to_the_bound_the_nearest_is_chosen_and_a_note_
         in (result.notes[-1])
     )
     assert read_journal(tmp_path).leaders()[0].strategy == result.best.strategy
+
+
+def test_milliseconds_are_fitted_to_the_widths_that_are_drawn(graph):
+    """Where the alignment leaves too few strategies, and is halved, the model of milliseconds is fitted again."""
+    fitted = []
+
+    class Recorded(Timed):
+        def measure_alignment(self):
+            return 16
+
+        def prepare(self, examples, draws):
+            fitted.append(draws.divisor)
+            return super().prepare(examples, draws)
+
+        def measure_latency(self, strategies):
+            return [Latency(milliseconds=5.0, full_ms=10.0, place=PLACE) for _ in strategies]
+
+    scorer = Recorded(by_sum)
+    scorer.graph = graph
+    result = run_search(scorer, graph, replace(CONFIG, latency=0.5, divisor="auto", tolerance=0.0005))
+    assert fitted[0] == aligned_divisors(graph, 16)
+    assert len(fitted) > 1
+    assert max(fitted[-1]) < 16
+    multiples = np.array(fitted[-1])
+    kept = np.array(
+        [[w for w, g in zip(c.strategy.widths, graph.groups, strict=True) if g.prunable] for c in result.candidates]
+    )
+    channels = np.array([g.channels for g in graph.prunable])
+    assert np.all((kept % multiples == 0) | (kept == channels))
 
 
 def test_widths_keep_to_the_alignment_where_that_leaves_enough_strategies(graph, tmp_path):
