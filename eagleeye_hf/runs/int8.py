@@ -44,7 +44,7 @@ class Int8Result:
     def rows(self) -> list[tuple[str, str, str]]:
         before, after = self.metrics
         return [
-            ("top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"),
+            ("test top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"),
             (f"latency, one image, {self.place}", *(f"{ms:.3g} ms" for ms in self.milliseconds)),  # type: ignore[list-item]
             ("file size (ONNX)", *(f"{size / 1e6:,.2f} MB" for size in self.file_bytes)),  # type: ignore[list-item]
         ]

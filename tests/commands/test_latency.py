@@ -140,7 +140,7 @@ def test_int8_is_written_measured_beside_float32_and_told_in_the_card(thin, inpu
     code, out, _ = run_command(capsys, *command)
     assert code == 0
     assert re.search(r"^ +float32 +int8$", out, re.MULTILINE)
-    assert re.search(r"^top-1 +\d+\.\d\d% +\d+\.\d\d%$", out, re.MULTILINE)
+    assert re.search(r"^test top-1 +\d+\.\d\d% +\d+\.\d\d%$", out, re.MULTILINE)
     text = card.read_text()
     assert text.index("## In 8-bit integers") < text.index("## How to load it")
     assert run_command(capsys, *command, "--overwrite")[0] == 0
