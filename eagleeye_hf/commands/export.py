@@ -77,6 +77,7 @@ def run(config: Config) -> None:
 def _write_int8(config: Config, model: Any, size: tuple[int, ...]) -> None:
     """Quantise, measure beside float32, and add the numbers to the card of a checkpoint folder."""
     from eagleeye_hf.data.splits import open_splits
+    from eagleeye_hf.files import write_whole
     from eagleeye_hf.publishing.config import CARD
     from eagleeye_hf.runs.int8 import export_int8
     from eagleeye_hf.runtimes.export import check_path
@@ -86,7 +87,7 @@ def _write_int8(config: Config, model: Any, size: tuple[int, ...]) -> None:
     found = export_int8(model, data, path, config.measuring, size, opset=config.opset, overwrite=config.overwrite)
     card = Path(config.network.model) / CARD
     if card.is_file():
-        card.write_text(found.add_to_card(card.read_text(encoding="utf-8")), encoding="utf-8")
+        write_whole(card, found.add_to_card(card.read_text(encoding="utf-8")))
     if config.printing.json:
         print(json.dumps(found.to_dict()))
         return

@@ -78,7 +78,7 @@ def judge_latency(latency: Latency, limit: Limit | None) -> list[str]:
     """What a user has to know of a result's milliseconds in the runtime that was asked for; nothing if all is well."""
     notes = []
     if limit is not None:
-        bound = limit.value * (latency.full_ms if limit.is_fraction else 1)
+        bound = limit.bound(latency.full_ms)
         if latency.milliseconds > bound * (1 + LATENCY_SLACK):
             notes.append(
                 f"the result takes {latency.milliseconds:.3g} ms in {latency.place}, "

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import dtype_of
 from eagleeye_hf.runtimes.onnx_files import INPUT, OUTPUT
-from eagleeye_hf.runtimes.onnx_slices import slice_proto, write_proto
+from eagleeye_hf.runtimes.onnx_slices import load_slices, write_proto
 from eagleeye_hf.runtimes.profiles import assign_weights, low_quantile
 from eagleeye_hf.runtimes.runtime import Loader, OperatorTime, Place, Program, cpu_title
 
@@ -66,19 +65,10 @@ class OnnxRuntime:
         return self._program(proto.SerializeToString(), images, dtype_of(model))
 
     def load_thin(self, model: nn.Module, graph: ChannelGraph, images: Tensor) -> Loader:
-        sliced = slice_proto(model, graph, images, self.place.precision)
+        def open_program(thin: bytes, weights: Sequence[tuple[str, tuple[int, ...]]]) -> Program:
+            return self._program(thin, images, dtype_of(model), weights)
 
-        def load(keep: Mapping[str, np.ndarray]) -> Program:
-            weights = sliced.thin_weights(keep)
-            try:
-                program = self._program(sliced.take(keep), images, dtype_of(model), weights)
-                program.run()
-            except Exception:  # a graph that keeps channel numbers elsewhere, too; ONNX Runtime's errors are many
-                proto = write_proto(slice_model(model, graph, keep).eval(), images, self.place.precision)
-                program = self._program(proto.SerializeToString(), images, dtype_of(model), weights)
-            return program
-
-        return load
+        return load_slices(model, graph, images, self.place.precision, open_program)
 
     def _program(
         self, graph: bytes, images: Tensor, dtype: torch.dtype, weights: Sequence[tuple[str, tuple[int, ...]]] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.networks.running import device_of, dtype_of
 from eagleeye_hf.runtimes.onnx_files import export_proto
 from eagleeye_hf.runtimes.quantize import quantize_proto
+from eagleeye_hf.runtimes.runtime import Loader, Program
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WRITTEN: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Any]] = weakref.WeakKeyDictionary()
@@ -46,6 +47,33 @@ def slice_proto(model: nn.Module, graph: ChannelGraph, images: Tensor, precision
     if key not in written:
         written[key] = SlicedGraph(lambda network: write_proto(network, images, precision), model, graph)
     return written[key]
+
+
+def load_slices(
+    model: nn.Module,
+    graph: ChannelGraph,
+    images: Tensor,
+    precision: str,
+    open_program: Callable[[bytes, Sequence[tuple[str, tuple[int, ...]]]], Program],
+) -> Loader:
+    """What loads thin networks cut out of the exported one, or exported each where a runtime refuses them.
+
+    Args:
+        open_program: makes a program of a serialised graph, and of the names and shapes of its weights.
+    """
+    sliced = slice_proto(model, graph, images, precision)
+
+    def load(keep: Mapping[str, np.ndarray]) -> Program:
+        weights = sliced.thin_weights(keep)
+        try:
+            program = open_program(sliced.take(keep), weights)
+            program.run()
+        except Exception:  # a graph that keeps channel numbers elsewhere, too; the runtimes' errors are many
+            proto = write_proto(slice_model(model, graph, keep).eval(), images, precision)
+            program = open_program(proto.SerializeToString(), weights)
+        return program
+
+    return load
 
 
 class SlicedGraph:

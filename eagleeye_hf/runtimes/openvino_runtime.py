@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import openvino
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.slicing import slice_model
-from eagleeye_hf.runtimes.onnx_slices import slice_proto, write_proto
+from eagleeye_hf.runtimes.onnx_slices import load_slices, write_proto
 from eagleeye_hf.runtimes.profiles import assign_weights, low_quantile
 from eagleeye_hf.runtimes.runtime import Loader, OperatorTime, Place, Program, cpu_title
 
@@ -36,17 +35,10 @@ class OpenVinoRuntime:
         return self._program(write_proto(model, images, self.place.precision).SerializeToString(), images)
 
     def load_thin(self, model: nn.Module, graph: ChannelGraph, images: Tensor) -> Loader:
-        sliced = slice_proto(model, graph, images, self.place.precision)
+        def open_program(thin: bytes, weights: Sequence[tuple[str, tuple[int, ...]]]) -> Program:
+            return self._program(thin, images, weights)
 
-        def load(keep: Mapping[str, np.ndarray]) -> Program:
-            weights = sliced.thin_weights(keep)
-            try:
-                return self._program(sliced.take(keep), images, weights)
-            except RuntimeError:  # a graph that keeps channel numbers elsewhere, too
-                proto = write_proto(slice_model(model, graph, keep).eval(), images, self.place.precision)
-                return self._program(proto.SerializeToString(), images, weights)
-
-        return load
+        return load_slices(model, graph, images, self.place.precision, open_program)
 
     def _program(
         self, graph: bytes, images: Tensor, weights: Sequence[tuple[str, tuple[int, ...]]] = ()

@@ -57,7 +57,7 @@ def _time_candidates(workers: Workers, candidates: Sequence[Candidate], limit: L
     with named_errors("measuring milliseconds", remedy_of(workers.output)):
         times = workers.score.measure_latency([candidate.strategy for candidate in candidates])
     for candidate, latency in zip(candidates, times, strict=False):  # none, where the scorer can't measure
-        bound = limit.value * (latency.full_ms if limit.is_fraction else 1) if limit else math.inf
+        bound = limit.bound(latency.full_ms) if limit else math.inf
         beyond = latency.milliseconds / bound - 1
         lines.append(
             Timed(

@@ -28,6 +28,10 @@ class Limit(NamedTuple):
     is_fraction: bool
     """Of the full network's, or absolute."""
 
+    def bound(self, full: float) -> float:
+        """As an absolute number, where the full network has this much."""
+        return self.value * full if self.is_fraction else self.value
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
