@@ -22,6 +22,8 @@ from eagleeye_hf.strategies.strategy import Strategy
 if TYPE_CHECKING:
     from torch import nn
 
+    from eagleeye_hf.runtimes.runtime import OperatorTime, Place
+
 PROFILE_ROUNDS, SLOWEST = 20, 12
 
 
@@ -49,6 +51,7 @@ def run(config: Config) -> None:
     """Show the channel groups of a network: what can go, what it costs, what stays and why."""
     from eagleeye_hf.networks.description import describe_input
     from eagleeye_hf.runs.models import load_model, open_model
+    from eagleeye_hf.runtimes.runtime import find_runtime
     from eagleeye_hf.tracing.trace import trace_model
 
     name, weights = config.network.model, config.network.weights
@@ -60,14 +63,16 @@ def run(config: Config) -> None:
     if config.strategy:
         strategy = read_strategy(graph, config.strategy)
     rows = summarise_groups(graph, strategy.widths)
+    operators = profile_network(model, graph, strategy, config.measuring) if config.profile else []
     if config.printing.json:
         full, thin = count_cost(graph, graph.widths)._asdict(), count_cost(graph, strategy)._asdict()
         groups = [asdict(row) for row in rows]
-        print(json.dumps({"model": name, "input_size": size, "full": full, "kept": thin, "groups": groups}))
+        profile = {"profile": [asdict(operator) for operator in operators]} if config.profile else {}
+        print(json.dumps({"model": name, "input_size": size, "full": full, "kept": thin, "groups": groups} | profile))
     else:
         print(format_groups(graph, rows))
-    if config.profile:
-        print(f"\n{profile_network(model, graph, strategy, config.measuring)}")
+        if config.profile:
+            print(f"\n{format_profile(operators, find_runtime(config.measuring).place)}")
     if config.plot:
         draw_groups(graph, strategy, config.plot)
 
@@ -101,8 +106,10 @@ def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
     return "\n".join(lines)
 
 
-def profile_network(model: nn.Module, graph: ChannelGraph, strategy: Strategy, measuring: LatencyConfig) -> str:
-    """Two tables: milliseconds per kind of operator, and of the slowest operators."""
+def profile_network(
+    model: nn.Module, graph: ChannelGraph, strategy: Strategy, measuring: LatencyConfig
+) -> list[OperatorTime]:
+    """Milliseconds of each operator under a strategy."""
     from eagleeye_hf.networks.running import evaluation_mode
     from eagleeye_hf.pruning.importance import Importance
     from eagleeye_hf.runtimes.latency import draw_images
@@ -112,12 +119,16 @@ def profile_network(model: nn.Module, graph: ChannelGraph, strategy: Strategy, m
     keep = Importance(model, graph).choose(strategy.widths)
     with evaluation_mode(model):
         load = runtime.load_thin(model, graph, draw_images(runtime, graph.input_size))
-        operators = load(keep).profile(PROFILE_ROUNDS)
+        return load(keep).profile(PROFILE_ROUNDS)
+
+
+def format_profile(operators: Sequence[OperatorTime], place: Place) -> str:
+    """Two tables: milliseconds per kind of operator, and of the slowest operators."""
     total = sum(operator.milliseconds for operator in operators)
     kinds: dict[str, list[float]] = {}
     for operator in operators:
         kinds.setdefault(operator.kind, []).append(operator.milliseconds)
-    lines = [f"{total:.3g} ms in {runtime.place}, {runtime.place.images}", "", f"{'kind':<28}{'number':>8}{'ms':>9}"]
+    lines = [f"{total:.3g} ms in {place}, {place.images}", "", f"{'kind':<28}{'number':>8}{'ms':>9}"]
     for kind, times in sorted(kinds.items(), key=lambda item: -sum(item[1])):
         lines.append(f"{kind:<28}{len(times):>8}{sum(times):>9.3f}{sum(times) / total:>7.0%}")
     lines += ["", f"{'slowest operators':<48}{'ms':>9}"]

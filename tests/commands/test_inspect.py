@@ -89,3 +89,13 @@ def test_help_is_quick_and_on_standard_output(arguments):
     assert done.returncode == 0
     assert done.stderr == "[]\n"
     assert "--help" in done.stdout
+
+
+def test_a_profile_is_json_too(capsys):
+    code, out, _ = run(capsys, "inspect", "resnet20_cifar", "--profile", "--runtime", "torch", "--json")
+    assert code == 0
+    layers = [operator["weight"] for operator in json.loads(out)["profile"] if operator["weight"]]
+    assert len(layers) == 20
+    code, out, _ = run(capsys, "inspect", "resnet20_cifar", "--profile", "--runtime", "torch")
+    assert code == 0
+    assert "ms in PyTorch on CPU" in out
