@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,13 @@ from eagleeye_hf.runtimes.runtime import Loader, OperatorTime, Place, Program, c
 
 MULTIPLYING = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Deconvolution")
 WARM_UP = 2
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """One for the life of the process: each takes the process's stack for signals with it when it goes (2026.4), and the
+    next signal, of a loader's worker that ended, say, would be the process's last."""
+    return openvino.Core()
 
 
 class OpenVinoRuntime:
@@ -56,7 +64,7 @@ class OpenVinoProgram:
         self._request = self._compile().create_infer_request()
 
     def _compile(self, profile: bool = False) -> openvino.CompiledModel:
-        core = openvino.Core()
+        core = _core()
         settings = {
             "INFERENCE_NUM_THREADS": self._threads,
             "PERFORMANCE_HINT": "LATENCY",

@@ -1,5 +1,8 @@
 """Every runtime runs thin networks as they are, and tells where their time goes."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +139,29 @@ def test_programs_on_a_gpu(name):
         with torch.inference_mode():
             expected = slice_model(model, graph, keep)(images.to(device))
         torch.testing.assert_close(program.run(), expected)
+
+
+SIGNALS = """
+import faulthandler, os, signal, torch
+from torch import nn
+from eagleeye_hf.runtimes.config import LatencyConfig
+from eagleeye_hf.runtimes.runtime import find_runtime
+
+faulthandler.enable()  # as pytest does: signals have a stack of their own
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+runtime, images = find_runtime(LatencyConfig(runtime="openvino", threads=1)), torch.randn(1, 3, 8, 8)
+programs = [runtime.load(nn.Conv2d(3, 8, 3).eval(), images) for _ in range(2)]
+while programs:
+    programs.pop(0)  # the first goes first
+os.kill(os.getpid(), signal.SIGUSR1)
+print(len(seen))
+"""
+
+
+def test_signals_still_arrive_after_programs_are_gone():
+    """OpenVINO lends the process a stack for signals; freed too early, the next signal ends the process."""
+    need("openvino")
+    command = [sys.executable, "-W", "ignore", "-c", SIGNALS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr[-2000:]
