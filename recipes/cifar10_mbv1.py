@@ -45,7 +45,7 @@ class Cifar10MobileNetV1Config(RunConfig):
 def main(config: Cifar10MobileNetV1Config) -> None:
     """Train where there are no weights; search, prune, fine-tune and save at each budget."""
     name, weights = config.network.model, config.network.weights
-    model = load_model(name, weights) if weights else timm.create_model(name, num_classes=10)
+    model = load_model(name, weights, config.network.inputs) if weights else timm.create_model(name, num_classes=10)
     model.pretrained_cfg.update(SMALL)
     data = open_splits(like=model, **config.splits)
     if not weights:

@@ -41,7 +41,7 @@ class Cifar10ResNet56Config(RunConfig):
 def main(config: Cifar10ResNet56Config) -> None:
     """Train where there are no weights; search, prune, fine-tune, save and publish."""
     name, weights = config.network.model, config.network.weights
-    model = load_model(name, weights) if weights else timm.create_model(name)
+    model = load_model(name, weights, config.network.inputs) if weights else timm.create_model(name)
     data = open_splits(like=model, **config.splits)
     if not weights:
         model = adapt_model(model, data, config)

@@ -22,7 +22,7 @@ class MobileNetV1Config(RunConfig):
 
 def main(config: MobileNetV1Config) -> None:
     """Search, prune, fine-tune, save and publish."""
-    model = load_model(config.network.model, config.network.weights)
+    model = load_model(config.network.model, config.network.weights, config.network.inputs)
     data = open_splits(like=model, **config.splits)
     compress_model(model, data, config)
 

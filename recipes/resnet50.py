@@ -28,7 +28,7 @@ class ResNet50Config(RunConfig):
 
 def main(config: ResNet50Config) -> None:
     """Search, prune, fine-tune, save and publish."""
-    model = load_model(config.network.model, config.network.weights)
+    model = load_model(config.network.model, config.network.weights, config.network.inputs)
     data = open_splits(like=model, **config.splits)
     compress_model(model, data, config)
 

@@ -24,7 +24,7 @@ def run(config: Config) -> None:
     use_all_cores()
     check_output(config.output, "compress")  # before anything takes time
     set_seed(config.seed)
-    model = load_model(config.network.model, config.network.weights)
+    model = load_model(config.network.model, config.network.weights, config.network.inputs)
     data = open_splits(like=model, **config.splits)
     if config.adapt.adapt_epochs:
         model = adapt_model(model, data, config)

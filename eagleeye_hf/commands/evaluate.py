@@ -38,7 +38,7 @@ def run(config: Config) -> None:
 
     accelerator = Accelerator()
     name = config.network.model
-    model = load_model(name, config.network.weights).to(accelerator.device)
+    model = load_model(name, config.network.weights, config.network.inputs).to(accelerator.device)
     data = open_test(like=model, split=config.split, **config.data.arguments)
     part = accelerator.process_index, accelerator.num_processes
     batches = data.images.batches(config.batch_size, part, config.data.num_workers, accelerator.device)

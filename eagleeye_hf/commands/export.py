@@ -23,8 +23,6 @@ class Config:
     """File to write: .onnx for ONNX, .pt2 for a program of torch.export."""
     opset: Annotated[int, Within(OPSETS)] = OPSET
     """Version of ONNX's operators."""
-    image_size: Annotated[int, Within("[1, inf)")] | None = None
-    """Height and width of an image in pixels, instead of the model's own."""
     batch_size: Annotated[int, Within("[1, inf)")] | None = None
     """Fix the number of images; by default any number can be given."""
     overwrite: bool = False
@@ -42,7 +40,7 @@ class Config:
             raise EagleEyeError(f"`output={self.output}` has to end in .onnx or .pt2")
         if self.measuring.int8 and not self.output.endswith(".onnx"):
             raise EagleEyeError(f"`int8` is written as ONNX; `output={self.output}` has to end in .onnx")
-        if self.measuring.int8 and not self.held_out.calibration_images:
+        if self.measuring.int8 and self.held_out.calibration_images == 0:
             raise EagleEyeError("`calibration_images=0`: `int8` takes the ranges of activations from images; give some")
 
 
@@ -56,9 +54,8 @@ def run(config: Config) -> None:
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runtimes.export import export_onnx, export_program
 
-    model = load_model(config.network.model, config.network.weights)
-    channels, *pixels = describe_input(model)
-    size = (channels, *([config.image_size] * 2 if config.image_size else pixels))
+    model = load_model(config.network.model, config.network.weights, config.network.inputs)
+    size = describe_input(model)
     if config.measuring.int8:
         _write_int8(config, model, size)
         return
@@ -81,10 +78,13 @@ def _write_int8(config: Config, model: Any, size: tuple[int, ...]) -> None:
     from eagleeye_hf.publishing.config import CARD
     from eagleeye_hf.runs.int8 import export_int8
     from eagleeye_hf.runtimes.export import check_path
+    from eagleeye_hf.runtimes.runtime import find_graph_runtime
 
     path = check_path(config.output, ".onnx", config.overwrite)  # before anything takes time
+    find_graph_runtime(config.measuring)
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed))
-    found = export_int8(model, data, path, config.measuring, size, opset=config.opset, overwrite=config.overwrite)
+    options: dict[str, Any] = {"opset": config.opset, "batch_size": config.batch_size, "overwrite": config.overwrite}
+    found = export_int8(model, data, path, config.measuring, size, **options)
     card = Path(config.network.model) / CARD
     if card.is_file():
         write_whole(card, found.add_to_card(card.read_text(encoding="utf-8")))

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.summary import GroupSummary, summarise_groups
 from eagleeye_hf.commands.printing import PrintConfig
-from eagleeye_hf.configs import Within, check_fields
+from eagleeye_hf.configs import check_fields
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.runs.config import NetworkConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
@@ -30,8 +30,6 @@ PROFILE_ROUNDS, SLOWEST = 20, 12
 @dataclass(frozen=True, kw_only=True)
 class Config:
     network: NetworkConfig
-    image_size: Annotated[int, Within("[1, inf)")] | None = None
-    """Height and width of an image in pixels, instead of the model's own."""
     strategy: str | None = None
     """JSON file (or FILE#NAME) with widths or ratios to show."""
     plot: str | None = None
@@ -55,9 +53,9 @@ def run(config: Config) -> None:
     from eagleeye_hf.tracing.trace import trace_model
 
     name, weights = config.network.model, config.network.weights
-    model, kept = (load_model(name, weights), {}) if weights else open_model(name)
-    channels, *pixels = describe_input(model)
-    size = (channels, *([config.image_size] * 2 if config.image_size else pixels))
+    inputs = config.network.inputs
+    model, kept = (load_model(name, weights, inputs), {}) if weights else open_model(name, inputs)
+    size = describe_input(model)
     graph = trace_model(model, size)
     strategy = Strategy(tuple(kept.get(group.name, group.channels) for group in graph.groups))
     if config.strategy:

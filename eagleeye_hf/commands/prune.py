@@ -58,7 +58,7 @@ def run(config: Config) -> None:
     check_held_out(config.held_out)
     check_output(config.output, "prune")
     device = Accelerator().device
-    model = load_model(config.network.model, config.network.weights).to(device).eval()
+    model = load_model(config.network.model, config.network.weights, config.network.inputs).to(device).eval()
     graph = trace_model(model)
     strategy = read_strategy(graph, config.strategy)
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)

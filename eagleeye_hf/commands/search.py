@@ -71,7 +71,7 @@ def run(config: Config) -> None:
     find_runtime(config.measuring)  # refuses one that is not installed
     check_output(config.output, "search")
     accelerator = Accelerator()
-    model = load_model(config.network.model, config.network.weights)
+    model = load_model(config.network.model, config.network.weights, config.network.inputs)
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)

@@ -51,10 +51,11 @@ class DatasetConfig:
 class HeldOutConfig:
     """Which training images are set aside."""
 
-    calibration_images: Annotated[int, Within("[0, inf)")] = 1024
-    """Training images that recompute BatchNorm statistics."""
-    holdout_images: Annotated[int, Within("[0, inf)")] = 2048
-    """Training images that score: candidates, the result, epochs."""
+    calibration_images: Annotated[int, Within("[0, inf)")] | None = None
+    """Training images that recompute BatchNorm statistics; None: 1,024, or a fifth of the training images where that is
+    less."""
+    holdout_images: Annotated[int, Within("[0, inf)")] | None = None
+    """Training images that score candidates, the result and epochs; None: 2,048, or a fifth of the training images."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -17,9 +17,13 @@ OVERSAMPLE = 3
 """Rows of a stream to choose from, for each that is chosen."""
 
 
-def hold_out(name: str, rows: MapRows | StreamRows, num: int, seed: int) -> tuple[list[Row], frozenset[int], set[int]]:
+def hold_out(
+    name: str, rows: MapRows | StreamRows, num: int, seed: int, excluded: frozenset[int] = frozenset()
+) -> tuple[list[Row], frozenset[int], set[int]]:
     """Choose distinct images; the first ones have the classes in proportion too.
 
+    Args:
+        excluded: content keys of images that must not be among them.
     Returns:
         The rows with their bytes, their content keys, and their positions where there is random access.
     Raises:
@@ -49,7 +53,9 @@ def hold_out(name: str, rows: MapRows | StreamRows, num: int, seed: int) -> tupl
         except (OSError, TypeError):  # a missing file or image, likewise
             continue
         positions.add(position)
-        held.setdefault(content_key(data), ({"bytes": data, "path": image["path"]}, label))
+        key = content_key(data)
+        if key not in excluded:
+            held.setdefault(key, ({"bytes": data, "path": image["path"]}, label))
         if len(held) == num:
             return list(held.values()), frozenset(held), positions
     raise EagleEyeError(

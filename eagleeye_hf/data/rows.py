@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class MapRows:
     def __init__(self, dataset: datasets.Dataset, columns: Columns, indices: np.ndarray | None = None) -> None:
         self.dataset, self.columns = columns.encoded(dataset), columns
         self.indices = np.arange(len(dataset)) if indices is None else indices
+
+    def subset(self, places: np.ndarray) -> MapRows:
+        """These of the rows."""
+        part = copy.copy(self)
+        part.indices = self.indices[places]
+        return part
 
     def __len__(self) -> int:
         return len(self.indices)

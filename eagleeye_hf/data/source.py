@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,74 @@ from eagleeye_hf.errors import EagleEyeError
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 """Names of a column of labels that is not described as one, the likeliest first."""
+TEXTS = ("string", "large_string")
 LABEL_TYPES = ("bool", "int", "uint", "float", "string", "large_string", "null")
 """Beginnings of the types that labels may have."""
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+
+
+TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+"""Files that are a dataset by themselves, and what `datasets` reads them with."""
+PATH_NAMES = ("image", "img", "file_name", "filename", "filepath", "file_path", "image_path", "path", "file", "name")
+"""Names of a column of files of images, the likeliest first."""
+TRIED = 20
+"""Rows of such a column of which one file has to be there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedDataset:
+    """All splits of a dataset."""
+
+    splits: Any
+    name: str
+    """Hub name, or path."""
+    commit: str | None = None
+    """Of a dataset on the Hub."""
+
+
+def open_source(
+    dataset: str | Path,
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool | None = None,
+    name: str | None = None,
+) -> OpenedDataset:
+    """Open what a user names: a dataset on the Hub, a folder, or a file.
+
+    Raises:
+        EagleEyeError: it can't be opened, and why.
+    """
+    check_location(dataset)
+    commit = find_commit(dataset, revision)
+    splits = open_dataset(dataset, config, commit, streaming)
+    if Path(dataset).exists():
+        splits = {split: find_image_files(str(dataset), rows) for split, rows in splits.items()}
+    return OpenedDataset(splits=splits, name=name or str(dataset), commit=commit)
+
+
+def find_image_files(dataset: str, rows: Any) -> Any:
+    """A table that names files of images, with these as its images; other datasets as they are.
+
+    Raises:
+        EagleEyeError: none of the first files is there.
+    """
+    features = rows.features or {}
+    if not isinstance(rows, datasets.Dataset) or not len(rows) or any(map(_is_image, features.values())):
+        return rows
+    texts = [key for key in PATH_NAMES if getattr(features.get(key), "dtype", None) in TEXTS]
+    if not texts:
+        return rows
+    column, folder = texts[0], Path(dataset).absolute()
+    folder = folder.parent if folder.is_file() else folder
+    paths = [str(folder / value) if value else None for value in rows[column]]
+    if not any(path and Path(path).is_file() for path in paths[:TRIED]):
+        raise EagleEyeError(
+            f"`dataset={dataset}`: its column {column} names files such as {rows[0][column]}, which are not in "
+            f"{folder}; paths have to be absolute, or start at the folder of the table"
+        )
+    table = rows.remove_columns(column).add_column(column, paths, feature=datasets.Value("string"))
+    return table.cast_column(column, datasets.Image(decode=False))
 
 
 def find_commit(dataset: str | Path, revision: str | None) -> str | None:
@@ -35,7 +100,7 @@ def find_commit(dataset: str | Path, revision: str | None) -> str | None:
 
 
 def open_dataset(dataset: str | Path, config: str | None, revision: str | None, streaming: bool | None) -> Any:
-    """All splits of a dataset.
+    """All splits of a dataset, as `datasets` reads them.
 
     Raises:
         EagleEyeError: it can't be opened, and why.
@@ -44,6 +109,10 @@ def open_dataset(dataset: str | Path, config: str | None, revision: str | None, 
     if streaming is None:  # tars and the Hub are made for it; local files have random access
         streaming = not local or any(Path(dataset).rglob("*.tar"))
     try:
+        if Path(dataset).is_file():
+            options: dict[str, Any] = {"delimiter": "\t"} if Path(dataset).suffix.lower() == ".tsv" else {}
+            kind = TABLES[Path(dataset).suffix.lower()]
+            return datasets.load_dataset(kind, data_files={"train": str(dataset)}, streaming=streaming, **options)
         return datasets.load_dataset(str(dataset), config, revision=revision, streaming=streaming)
     except Exception as error:
         causes = tuple(_causes(error))
@@ -65,9 +134,10 @@ def check_location(dataset: str | Path) -> None:
     if not text:
         raise EagleEyeError("`dataset` is a Hub name or a folder; got an empty text")
     if Path(dataset).exists() or "://" in text:
-        if Path(dataset).is_file():
+        if Path(dataset).is_file() and Path(dataset).suffix.lower() not in TABLES:
             raise EagleEyeError(
-                f"`dataset={text}` can't be opened: it is a file; give the folder that holds it, or a name on the Hub"
+                f"`dataset={text}` can't be opened: it is a file, but none of {', '.join(TABLES)}; give the folder "
+                "that holds it, or a name on the Hub"
             )
         return
     try:

@@ -21,8 +21,9 @@ from eagleeye_hf.data.config import AugmentationConfig, HeldOutConfig
 from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.labels import check_labels, unlabelled
+from eagleeye_hf.data.parting import choose_sizes, describe_imbalance, part_off_test
 from eagleeye_hf.data.rows import Columns, MapRows, StreamRows
-from eagleeye_hf.data.source import check_location, find_columns, find_commit, is_label, open_dataset, open_rows
+from eagleeye_hf.data.source import OpenedDataset, find_columns, is_label, open_rows, open_source
 from eagleeye_hf.data.transforms import build_preprocessing
 from eagleeye_hf.errors import EagleEyeError
 
@@ -31,7 +32,10 @@ TEST_IMAGES = f"labelled test images in a split named {' or '.join(TEST_SPLITS)}
 RENAMED = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
 """What `datasets` makes of the names of folders and files."""
 
-Source: TypeAlias = str | Path | datasets.DatasetDict | datasets.IterableDatasetDict
+PARTED = "test"
+"""How the images are called that are set apart for testing where there is no such split."""
+
+Source: TypeAlias = str | Path | datasets.DatasetDict | datasets.IterableDatasetDict | OpenedDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,8 @@ class Splits:
     """Hub name, or the name of the local folder."""
     revision: str = ""
     """Commit of a dataset on the Hub."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the images were divided."""
 
     @property
     def test(self) -> ImageSet:
@@ -83,8 +89,8 @@ def open_splits(
     dataset: Source,
     like: nn.Module,
     *,
-    calibration_images: int = HeldOutConfig.calibration_images,
-    holdout_images: int = HeldOutConfig.holdout_images,
+    calibration_images: int | None = HeldOutConfig.calibration_images,
+    holdout_images: int | None = HeldOutConfig.holdout_images,
     seed: int = 0,
     config: str | None = None,
     revision: str | None = None,
@@ -102,13 +108,15 @@ def open_splits(
     The same arguments give the same images, whatever the number of processes and workers. Classes are matched by name
     with those in the model's `pretrained_cfg["label_names"]`, where both have names; without, the dataset's order is
     taken for that of the model's outputs. The test images are the first labelled split of `validation`, `test`, `val`,
-    `valid`, `dev` and `eval`.
+    `valid`, `dev` and `eval`; where there is none, and training images have random access, a fifth of them, the same
+    for every seed.
 
     Args:
         dataset: a Hub name, a local folder that `load_dataset` reads (parquet, images in a folder per class, webdataset
-            tars...), or an opened dataset with its splits.
+            tars...), a CSV or parquet file, or an opened dataset with its splits.
         like: the model whose `pretrained_cfg` gives the transforms, and whose outputs the labels must fit.
         calibration_images, holdout_images: how many training images to set aside, classes in proportion; may be 0.
+            None: 1,024 and 2,048, or a fifth of the training images each where that is less.
         seed: decides which, and everything random about the training images.
         config, revision: of a Hub dataset.
         image_column, label_column: found where not given.
@@ -126,35 +134,53 @@ def open_splits(
     HeldOutConfig(calibration_images=calibration_images, holdout_images=holdout_images)
     AugmentationConfig(hflip=hflip, augment=augment)
     outputs = find_outputs(like, label_names)
-    opened, name, commit = _open(dataset, config, revision, streaming, name)
+    source = _open(dataset, config, revision, streaming, name)
+    opened, name, commit = source.splits, source.name, source.commit
     if "train" not in opened:
         raise EagleEyeError(
             f"`dataset={name}` has no split `train`; it has {', '.join(map(str, opened))}. To measure a network on it "
             "no training images are needed: `eagleeye evaluate`, or `open_test`"
         )
-    if needs_test and not any(split in opened for split in TEST_SPLITS):
-        raise EagleEyeError(f"`dataset={name}` needs {TEST_IMAGES}; it has {', '.join(map(str, opened))}")
+    indexed = isinstance(opened["train"], datasets.Dataset)
+    if needs_test and not indexed and not any(split in opened for split in TEST_SPLITS):
+        raise EagleEyeError(
+            f"`dataset={name}` needs {TEST_IMAGES}; it has {', '.join(map(str, opened))}. Downloaded "
+            "(`--streaming False`), a fifth of its training images can be set apart"
+        )
     where = find_columns(name, opened["train"].features, image_column, label_column)
     train, names = _open_rows(name, "train", opened["train"], where, outputs, whole=True)
     short = Path(name).resolve().name if Path(name).exists() else name
     training, evaluation = build_preprocessing(like, hflip, augment)
     known = replace(outputs, num=len(names), names=names, owner="the training split")
-    test = _find_test(name, opened, where, known, needs_test)
-    held, keys, positions = hold_out(name, train, calibration_images + holdout_images, seed)
+    test = _find_test(name, opened, where, known, needs_test and not indexed)
+    notes, tested = list[str](), frozenset[int]()
+    if isinstance(train, MapRows):
+        if test is None:
+            train, part, tested = part_off_test(train)
+            test = PARTED, part
+            whole = len(train) + len(part)
+            notes.append(
+                f"`dataset={name}` has no {TEST_IMAGES}: {len(part):,} of its {whole:,} training images are set apart, "
+                "the same ones whatever the seed"
+            )
+        notes += describe_imbalance(train.labels(), names)
+    total = train.num_rows if isinstance(train, StreamRows) else len(train)
+    calibration_images, holdout_images = choose_sizes(total, calibration_images, holdout_images)
+    held, keys, positions = hold_out(name, train, calibration_images + holdout_images, seed, tested)
     if holdout_images:
         warn_of_missing_classes(held[:holdout_images], names)  # their beginning is the best balanced
     if isinstance(train, MapRows):
-        rest = np.setdiff1d(np.arange(len(train)), sorted(positions))
-        train = MapRows(opened["train"], train.columns, rest)
+        train = train.subset(np.setdiff1d(np.arange(len(train)), sorted(positions)))
     remedy = "ask for some with `{0}_images`, which is 0"
     return Splits(
         calibration=ImageSet(held[holdout_images:], evaluation, name=short, remedy=remedy.format("calibration")),
         holdout=ImageSet(held[:holdout_images], evaluation, name=short, remedy=remedy.format("holdout")),
-        train=ImageSet(train, training, excluded=keys, seed=seed + 1, name=short),
+        train=ImageSet(train, training, excluded=keys | tested, seed=seed + 1, name=short),
         found_test=ImageSet(test[1], evaluation, name=short, split=test[0]) if test else None,
         label_names=names,
         name=short,
         revision=commit or "",
+        notes=tuple(notes),
     )
 
 
@@ -176,7 +202,7 @@ def open_test(
     Args:
         dataset: as for `open_splits`, or one opened split.
         split: its name; None takes the first of `validation`, `test`, `val`, `valid`, `dev` and `eval` that there is,
-            or the only split.
+            or the only split. `test`, where there is but a training split: the fifth that `open_splits` sets apart.
         like, config, revision, image_column, label_column, label_names, streaming, name: as for `open_splits`.
     Raises:
         EagleEyeError: the dataset can't be opened, there is no such split, it is unlabelled, or its classes are others
@@ -185,10 +211,14 @@ def open_test(
     outputs = find_outputs(like, label_names)
     if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         dataset = {str(dataset.split or split or "test"): dataset}
-    opened, name, commit = _open(dataset, config, revision, streaming, name)
-    split = _choose_split(name, opened, split)
+    source = _open(dataset, config, revision, streaming, name)
+    opened, name, commit = source.splits, source.name, source.commit
+    parted = split == PARTED and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset)
+    split = "train" if parted else _choose_split(name, opened, split)
     where = find_columns(name, opened[split].features, image_column, label_column)
     rows, names = _open_rows(name, split, opened[split], where, outputs, whole=False)
+    if parted and isinstance(rows, MapRows):
+        split, rows = PARTED, part_off_test(rows)[1]
     short = Path(name).resolve().name if Path(name).exists() else name
     images = ImageSet(rows, build_preprocessing(like)[1], name=short, split=split)
     return MeasuredSplit(images=images, split=split, label_names=names, name=short, revision=commit or "")
@@ -196,18 +226,17 @@ def open_test(
 
 def _open(
     dataset: Any, config: str | None, revision: str | None, streaming: bool | None, name: str | None
-) -> tuple[Any, str, str | None]:
-    """All splits by their names, what to call the dataset, and its commit."""
+) -> OpenedDataset:
+    if isinstance(dataset, OpenedDataset):
+        return dataset
     if isinstance(dataset, (str, Path)):
-        check_location(dataset)
-        commit = find_commit(dataset, revision)
-        return open_dataset(dataset, config, commit, streaming), name or str(dataset), commit
+        return open_source(dataset, config, revision, streaming, name)
     if not isinstance(dataset, dict):
         raise EagleEyeError(
             f"`dataset` is a name, a folder, or an opened dataset with its splits (`datasets.DatasetDict`); "
             f"got a {type(dataset).__name__}"
         )
-    return dataset, name or "dataset", None
+    return OpenedDataset(splits=dataset, name=name or "dataset")
 
 
 def _choose_split(name: str, opened: Any, split: str | None) -> str:

@@ -15,7 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from eagleeye_hf.configs import flat_items
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.networks.config import InputConfig
+from eagleeye_hf.networks.description import describe_model
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 """Where training scripts keep the weights in their checkpoints; averaged ones first, as in timm."""
@@ -34,15 +37,17 @@ def check_name(name: str) -> None:
         )
 
 
-def load_pretrained(name: str) -> nn.Module:
+def load_pretrained(name: str, **options: Any) -> nn.Module:
     """A network with the weights that timm finds for it.
 
+    Args:
+        options: for timm's `create_model`.
     Raises:
         EagleEyeError: the name is unknown, or the weights can't be had.
     """
     check_name(name)
     try:
-        return timm.create_model(name, pretrained=True)
+        return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # timm and the Hub raise many kinds
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         remedy = "free some space, or put the cache elsewhere with HF_HOME" if full else "check the connection"
@@ -142,7 +147,45 @@ def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _create(name: str, **sizes: int) -> nn.Module:
+def adjust_input(model: nn.Module, given: InputConfig) -> nn.Module:
+    """Let a network say what its images are like.
+
+    Raises:
+        EagleEyeError: it is built for images of another size, or of other channels.
+    """
+    known = describe_model(model)
+    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    told = {name: value for name, value in flat_items(given) if value is not None}
+    if not told:
+        return model
+    if given.in_chans not in (None, known.channels):
+        raise EagleEyeError(
+            f"`in_chans={given.in_chans}`, but the network reads images of {known.channels} channels; leave it out, or "
+            "give weights that were trained so"
+        )
+    if config.get("fixed_input_size") and given.image_size not in (None, *known.image_size):
+        raise EagleEyeError(
+            f"`image_size={given.image_size}`, but this network is built for {known.image_size[0]} px; leave it out"
+        )
+    for name in ("mean", "std"):
+        if name in told:
+            values = tuple(told[name])
+            told[name] = values * known.channels if len(values) == 1 else values
+            if len(told[name]) != known.channels:
+                raise EagleEyeError(
+                    f"`{name}` has {len(values)} numbers, but the network reads images of {known.channels} channels; "
+                    "give one, or one per channel"
+                )
+    size = told.pop("image_size", None)
+    if size is not None:
+        told["input_size"] = (known.channels, size, size)
+        config.pop("test_input_size", None)
+    told.pop("in_chans", None)
+    model.pretrained_cfg = model.default_cfg = config | told  # type: ignore[assignment]
+    return model
+
+
+def _create(name: str, **sizes: Any) -> nn.Module:
     try:
         return timm.create_model(name, **sizes)
     except Exception as error:  # timm and the Hub raise many kinds

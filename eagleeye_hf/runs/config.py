@@ -11,6 +11,7 @@ from eagleeye_hf.configs import Within, check_fields, flat_dict
 from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutConfig
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
+from eagleeye_hf.networks.config import InputConfig
 from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
@@ -24,9 +25,10 @@ class NetworkConfig:
     """Which network."""
 
     model: Annotated[str, arg(metavar="MODEL")]
-    """timm name, hf-hub:USER/REPO or checkpoint folder."""
+    """timm name, hf-hub:USER/REPO or checkpoint folder, ours or timm's."""
     weights: str | None = None
     """File with its weights, instead of those of the Hub: safetensors, or a state_dict in .pth, .pt or .bin."""
+    inputs: InputConfig = InputConfig()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -145,7 +147,7 @@ def check_held_out(held_out: HeldOutConfig) -> None:
         EagleEyeError: there are no images to recompute statistics from, or none to score on.
     """
     for name, use in (("calibration_images", "recompute BatchNorm statistics"), ("holdout_images", "score")):
-        if not getattr(held_out, name):
+        if getattr(held_out, name) == 0:
             raise EagleEyeError(f"`{name}=0`: training images that {use} are needed here; give at least 1")
 
 

@@ -43,7 +43,7 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
     set_seed(config.seed)
     accelerator = Accelerator()
     name = config.network.model
-    model = load_model(name, config.network.weights)
+    model = load_model(name, config.network.weights, config.network.inputs)
     teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
     images = config.data, config.held_out, config.augmentation, config.seed
     data = open_splits(like=model, **split_arguments(*images))
@@ -128,7 +128,7 @@ def _facts(
         steps=_metrics_of(history, "holdout_metrics"),
         split=data.test.split,
         local_weights=local,
-        holdout_images=config.held_out.holdout_images,
+        holdout_images=data.holdout.count(),
         training_curve=curve_points(curve),
         file_bytes=(state_bytes(base), state_bytes(trained)),
         latency=measure_result(base, trained, graph.input_size, config.measuring),
@@ -138,7 +138,7 @@ def _facts(
             "learning rate": training.lr,
             "batch size": training.batch_size,
             "teacher": config.teacher or "none",
-            "calibration images": config.held_out.calibration_images,
+            "calibration images": data.calibration.count(),
             "seed": config.seed,
         },
         command=shlex.join(["eagleeye", *sys.argv[1:]]),

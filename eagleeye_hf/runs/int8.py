@@ -15,9 +15,9 @@ from torch import nn
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.runtimes.config import LatencyConfig
-from eagleeye_hf.runtimes.export import export_onnx
+from eagleeye_hf.runtimes.export import beside, check_path, export_onnx, place
 from eagleeye_hf.runtimes.latency import compare_programs
-from eagleeye_hf.runtimes.runtime import find_runtime
+from eagleeye_hf.runtimes.runtime import Place, find_graph_runtime
 
 IMAGES = 512
 """Calibration images from which the ranges of activations are taken, at most."""
@@ -31,7 +31,7 @@ HEAD = "## In 8-bit integers"
 class Int8Result:
     """A network in ONNX Runtime, as float32 and as 8-bit integers; pairs are in this order."""
 
-    place: str
+    place: Place
     metrics: tuple[Metrics, Metrics]
     """On the test images."""
     milliseconds: tuple[float, float]
@@ -45,7 +45,7 @@ class Int8Result:
         before, after = self.metrics
         return [
             ("test top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"),
-            (f"latency, one image, {self.place}", *(f"{ms:.3g} ms" for ms in self.milliseconds)),  # type: ignore[list-item]
+            (f"latency, {self.place.images}, {self.place}", *(f"{ms:.3g} ms" for ms in self.milliseconds)),  # type: ignore[list-item]
             ("file size (ONNX)", *(f"{size / 1e6:,.2f} MB" for size in self.file_bytes)),  # type: ignore[list-item]
         ]
 
@@ -89,32 +89,40 @@ def export_int8(
     input_size: Sequence[int] | None = None,
     *,
     opset: int,
+    batch_size: int | None = None,
     overwrite: bool = False,
 ) -> Int8Result:
-    """Write a network as an ONNX file of 8-bit integers, and measure it beside float32: top-1 on the test images, and
-    milliseconds in random turns.
+    """Write a network as an ONNX file of 8-bit integers, and measure it beside float32: top-1 on the test images, in
+    ONNX Runtime, and milliseconds in random turns, in the runtime asked for.
 
+    Args:
+        batch_size: how many images the file is to take at once; None leaves it open.
     Raises:
         EagleEyeError: `path` can't be written, or the network can't be exported or quantised.
     """
-    from eagleeye_hf.runtimes.onnx_runtime import OnnxModel, OnnxProgram  # needs the extra `onnx`
-    from eagleeye_hf.runtimes.quantize import quantize_onnx
+    from eagleeye_hf.runtimes.onnx_runtime import OnnxModel  # needs the extra `onnx`
+    from eagleeye_hf.runtimes.quantize import fix_batch, quantize_onnx
 
-    place = find_runtime(replace(measuring, runtime="onnxruntime", int8=False)).place
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / "float32.onnx", path]
+    runtime = find_graph_runtime(replace(measuring, int8=False))
+    path = check_path(path, ".onnx", overwrite)
+    with beside(path) as folder:
+        files = [folder / "float32.onnx", folder / "int8.onnx"]
         export_onnx(model, files[0], opset=opset, input_size=input_size)
-        quantize_onnx(files[0], take_images(data), path, overwrite=overwrite)
+        quantize_onnx(files[0], take_images(data), files[1])
         metrics = [evaluate_model(OnnxModel(file), data.test.batches()) for file in files]
-        images = data.calibration.cached_batches()[0][0][: place.batch_size].float().numpy()
-        first, second = [OnnxProgram(file.read_bytes(), images, "onnxruntime", place.threads) for file in files]
-        (latency,) = compare_programs(first, [second], place)
-        return Int8Result(
-            place=str(place),
+        images = data.calibration.cached_batches()[0][0][: runtime.place.batch_size].float()
+        first, second = [runtime.load_graph(file.read_bytes(), images) for file in files]
+        (latency,) = compare_programs(first, [second], runtime.place)
+        result = Int8Result(
+            place=runtime.place,
             metrics=(metrics[0], metrics[1]),
             milliseconds=(latency.full_ms, latency.milliseconds),
             file_bytes=(files[0].stat().st_size, files[1].stat().st_size),
         )
+        if batch_size is not None:
+            fix_batch(files[1], batch_size)
+        place(files[1], path)
+    return result
 
 
 def test_int8(model: nn.Module, data: Splits) -> tuple[Metrics, int]:

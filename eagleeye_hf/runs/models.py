@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import timm
@@ -9,32 +10,71 @@ from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError, describe_error
 from eagleeye_hf.evaluation.batchnorm import batch_norms
-from eagleeye_hf.networks.load import check_name, load_from_file, load_pretrained
+from eagleeye_hf.networks.config import InputConfig
+from eagleeye_hf.networks.load import adjust_input, check_name, load_from_file, load_pretrained
 from eagleeye_hf.publishing.checkpoint import from_pretrained
-from eagleeye_hf.publishing.config import base_args, read_config
+from eagleeye_hf.publishing.config import ARCHITECTURE, CONFIG, base_args, read_config
 from eagleeye_hf.publishing.download import download_config
 from eagleeye_hf.publishing.rebuild import build_thin
 
+LOCAL = "local-dir:"
+"""What timm writes before folders."""
 
-def load_model(name: str, weights: str | None = None) -> nn.Module:
-    """A trained network: of timm, its weights from a file or from the Hub; or a checkpoint folder's.
+
+def load_model(name: str, weights: str | None = None, inputs: InputConfig | None = None) -> nn.Module:
+    """A trained network: of timm, its weights from a file or from the Hub; or of a checkpoint folder, ours or timm's.
+
+    Args:
+        inputs: what its images are like, where it does not say so itself.
+    Raises:
+        EagleEyeError: the name is unknown, the weights can't be had or don't fit, there is no BatchNorm in it, or it
+            takes other images.
+    """
+    inputs, folder = inputs or InputConfig(), _folder_of(name)
+    options = {} if inputs.in_chans is None else {"in_chans": inputs.in_chans}
+    if folder is not None and weights is not None:
+        raise EagleEyeError(f"`weights={weights}`: `model={name}` is a checkpoint, which has its own")
+    if folder is not None and is_ours(folder):
+        model = from_pretrained(folder)
+    elif folder is not None:
+        model = load_pretrained(f"{LOCAL}{folder}", **options)
+    else:
+        model = load_pretrained(name, **options) if weights is None else load_from_file(name, weights)
+    batch_norms(model)
+    return adjust_input(model, inputs)
+
+
+def _folder_of(name: str) -> Path | None:
+    """The folder that MODEL names; None where it is no folder.
 
     Raises:
-        EagleEyeError: the name is unknown, the weights can't be had or don't fit, or there is no BatchNorm in it.
+        EagleEyeError: there is no such folder, or no checkpoint in it.
     """
-    if Path(name).is_dir():
-        if weights is not None:
-            raise EagleEyeError(f"`weights={weights}`: `model={name}` is a checkpoint, which has its own")
-        model = from_pretrained(name)
-    else:
-        model = load_pretrained(name) if weights is None else load_from_file(name, weights)
-    batch_norms(model)
-    return model
+    path = Path(name.removeprefix(LOCAL))
+    if not path.is_dir():
+        if name.startswith(LOCAL):
+            raise EagleEyeError(f"`model={name}`: there is no such folder")
+        return None
+    if not (path / CONFIG).is_file():
+        raise EagleEyeError(
+            f"{path} has no {CONFIG}: it is no checkpoint, or an unfinished one. A folder needs the {CONFIG} that "
+            "eagleeye or timm (`timm.models.save_for_hf`) writes; for weights alone, name their architecture and give "
+            "the file with `weights`"
+        )
+    return path
 
 
-def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
+def is_ours(folder: Path) -> bool:
+    """Whether a checkpoint was saved by this package, and not by timm; a damaged one counts as ours, which says so."""
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("architecture") in (None, ARCHITECTURE)
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
+def open_model(name: str, inputs: InputConfig | None = None) -> tuple[nn.Module, dict[str, int]]:
     """A network to look at, weights not needed; for a checkpoint its base, with the widths that it keeps."""
-    folder = find_checkpoint(name)
+    inputs, folder = inputs or InputConfig(), find_checkpoint(name)
     config = read_config(folder) if folder else {}
     widths = config.get("eagleeye", {}).get("widths")
     if widths:
@@ -42,20 +82,24 @@ def open_model(name: str) -> tuple[nn.Module, dict[str, int]]:
         shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
         shape["pretrained_cfg_overlay"] = config["pretrained_cfg"]  # the size of an image too
         fused = bool(arguments.get("fused"))
-        return build_thin(arguments["base"], {}, base_args(arguments), fused=fused, **shape), widths
-    if Path(name).is_dir():
-        return from_pretrained(name), {}
+        model = build_thin(arguments["base"], {}, base_args(arguments), fused=fused, **shape)
+        return adjust_input(model, inputs), widths
+    if _folder_of(name) is not None:
+        return load_model(name, None, inputs), {}
     check_name(name)
+    options = {} if inputs.in_chans is None else {"in_chans": inputs.in_chans}
     try:
-        return timm.create_model(name), {}
+        model = timm.create_model(name, **options)
     except Exception as error:  # timm and the Hub raise many kinds
         raise EagleEyeError(f"`model={name}` can't be opened ({describe_error(error)})") from error
+    return adjust_input(model, inputs), {}
 
 
 def find_checkpoint(name: str) -> Path | None:
     """Where the `config.json` of a checkpoint of ours lies: a folder, or the Hub's cache; None for other networks."""
-    if Path(name).is_dir():
-        return Path(name)
+    path = Path(name.removeprefix(LOCAL))
+    if path.is_dir():
+        return path if is_ours(path) else None
     if not name.startswith("hf-hub:"):
         return None
     repo, _, revision = name.removeprefix("hf-hub:").partition("@")

@@ -76,7 +76,7 @@ def save_result(
         latency=latency,
         int8={name: found for name, (found, _) in int8.items()},
         int8_bytes=tuple(size for _, size in int8.values()) or None,
-        settings=_settings(config, measured.origin),
+        settings=_settings(config, measured.origin, data.calibration.count()),
         command=_command(accelerator),
         license=license_of(model, config),
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
@@ -118,13 +118,13 @@ def curve_points(curve: Sequence[EpochRecord]) -> list[dict[str, float]]:
     return [{key: value for key in keys if (value := getattr(record, key)) is not None} for record in curve]
 
 
-def _settings(config: RunConfig, origin: str) -> dict[str, object]:
+def _settings(config: RunConfig, origin: str, calibration_images: int) -> dict[str, object]:
     settings: dict[str, object] = {"strategy": origin, "criterion": config.importance.criterion}
     settings["compensation"] = "least squares" if config.repair.compensate else "none"
     if not config.strategy:
         settings["candidates"] = config.search.candidates
         settings["budget"] = str(config.search.budgets[0])
-    settings["calibration images"] = config.held_out.calibration_images
+    settings["calibration images"] = calibration_images
     if config.finetune.epochs:
         default = FinetuneConfig()
         always = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "distillation")

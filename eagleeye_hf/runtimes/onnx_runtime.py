@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from eagleeye_hf.networks.running import dtype_of
 from eagleeye_hf.runtimes.onnx_files import INPUT, OUTPUT
 from eagleeye_hf.runtimes.onnx_slices import load_slices, write_proto
 from eagleeye_hf.runtimes.profiles import assign_weights, low_quantile
-from eagleeye_hf.runtimes.runtime import Loader, OperatorTime, Place, Program, cpu_title
+from eagleeye_hf.runtimes.runtime import Loader, OperatorTime, Place, Program, Weights, cpu_title
 
 PROVIDERS = {
     "onnxruntime": ("CPUExecutionProvider",),
@@ -62,18 +62,16 @@ class OnnxRuntime:
 
     def load(self, model: nn.Module, images: Tensor) -> Program:
         proto = write_proto(model, images, self.place.precision)
-        return self._program(proto.SerializeToString(), images, dtype_of(model))
+        return self.load_graph(proto.SerializeToString(), images.to(dtype_of(model)))
 
     def load_thin(self, model: nn.Module, graph: ChannelGraph, images: Tensor) -> Loader:
-        def open_program(thin: bytes, weights: Sequence[tuple[str, tuple[int, ...]]]) -> Program:
-            return self._program(thin, images, dtype_of(model), weights)
+        def open_program(thin: bytes, weights: Weights) -> Program:
+            return self.load_graph(thin, images.to(dtype_of(model)), weights)
 
         return load_slices(model, graph, images, self.place.precision, open_program)
 
-    def _program(
-        self, graph: bytes, images: Tensor, dtype: torch.dtype, weights: Sequence[tuple[str, tuple[int, ...]]] = ()
-    ) -> OnnxProgram:
-        return OnnxProgram(graph, images.cpu().to(dtype).numpy(), self.name, self.threads, weights)
+    def load_graph(self, graph: bytes, images: Tensor, weights: Weights = ()) -> Program:
+        return OnnxProgram(graph, images.cpu().numpy(), self.name, self.threads, weights)
 
 
 class OnnxProgram:
@@ -89,7 +87,7 @@ class OnnxProgram:
         images: np.ndarray,
         name: str,
         threads: int,
-        weights: Sequence[tuple[str, tuple[int, ...]]] = (),
+        weights: Weights = (),
     ) -> None:
         self._graph, self._name, self._threads, self.weights = graph, name, threads, weights
         self._session = open_session(graph, threads, name)

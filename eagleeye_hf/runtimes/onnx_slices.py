@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.networks.running import device_of, dtype_of
 from eagleeye_hf.runtimes.onnx_files import export_proto
 from eagleeye_hf.runtimes.quantize import quantize_proto
-from eagleeye_hf.runtimes.runtime import Loader, Program
+from eagleeye_hf.runtimes.runtime import Loader, Program, Weights
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WRITTEN: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Any]] = weakref.WeakKeyDictionary()
@@ -54,7 +54,7 @@ def load_slices(
     graph: ChannelGraph,
     images: Tensor,
     precision: str,
-    open_program: Callable[[bytes, Sequence[tuple[str, tuple[int, ...]]]], Program],
+    open_program: Callable[[bytes, Weights], Program],
 ) -> Loader:
     """What loads thin networks cut out of the exported one, or exported each where a runtime refuses them.
 

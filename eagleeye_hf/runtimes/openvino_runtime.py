@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import openvino
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.runtimes.onnx_slices import load_slices, write_proto
 from eagleeye_hf.runtimes.profiles import assign_weights, low_quantile
-from eagleeye_hf.runtimes.runtime import Loader, OperatorTime, Place, Program, cpu_title
+from eagleeye_hf.runtimes.runtime import Loader, OperatorTime, Place, Program, Weights, cpu_title
 
 MULTIPLYING = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Deconvolution")
 WARM_UP = 2
@@ -21,8 +20,8 @@ WARM_UP = 2
 
 @functools.cache
 def _core() -> openvino.Core:
-    """One for the life of the process: each takes the process's stack for signals with it when it goes (2026.4), and the
-    next signal, of a loader's worker that ended, say, would be the process's last."""
+    """One for the life of the process: each brings a stack for signals and frees it when it goes (OpenVINO 2026.4), and
+    the next signal, of a loader's worker that ended, say, would be the process's last."""
     return openvino.Core()
 
 
@@ -40,26 +39,22 @@ class OpenVinoRuntime:
         )
 
     def load(self, model: nn.Module, images: Tensor) -> Program:
-        return self._program(write_proto(model, images, self.place.precision).SerializeToString(), images)
+        return self.load_graph(write_proto(model, images, self.place.precision).SerializeToString(), images)
 
     def load_thin(self, model: nn.Module, graph: ChannelGraph, images: Tensor) -> Loader:
-        def open_program(thin: bytes, weights: Sequence[tuple[str, tuple[int, ...]]]) -> Program:
-            return self._program(thin, images, weights)
+        def open_program(thin: bytes, weights: Weights) -> Program:
+            return self.load_graph(thin, images, weights)
 
         return load_slices(model, graph, images, self.place.precision, open_program)
 
-    def _program(
-        self, graph: bytes, images: Tensor, weights: Sequence[tuple[str, tuple[int, ...]]] = ()
-    ) -> OpenVinoProgram:
+    def load_graph(self, graph: bytes, images: Tensor, weights: Weights = ()) -> Program:
         return OpenVinoProgram(graph, images.cpu().to(torch.float32).numpy(), self.threads, weights)
 
 
 class OpenVinoProgram:
     """A compiled graph, and the images that it runs on."""
 
-    def __init__(
-        self, graph: bytes, images: np.ndarray, threads: int, weights: Sequence[tuple[str, tuple[int, ...]]] = ()
-    ) -> None:
+    def __init__(self, graph: bytes, images: np.ndarray, threads: int, weights: Weights = ()) -> None:
         self._graph, self._threads, self._images, self.weights = graph, threads, images, weights
         self._request = self._compile().create_infer_request()
 

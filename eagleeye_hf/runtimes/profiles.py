@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eagleeye_hf.runtimes.runtime import Weights
+
 PADDED = (1, 4, 8, 16, 32, 64)
 """Runtimes fill channels up to multiples of one of these."""
 
@@ -19,7 +21,7 @@ def low_quantile(times: np.ndarray) -> np.ndarray:
 def assign_weights(
     multiplying: Sequence[bool],
     shapes: Sequence[tuple[int, ...] | None] | None,
-    weights: Sequence[tuple[str, tuple[int, ...]]],
+    weights: Weights,
 ) -> list[str]:
     """Which weight each operator of a profile multiplies with; an empty text where none.
 

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import AnyBatch, images_of
@@ -54,6 +55,14 @@ def quantize_onnx(
             raise EagleEyeError(f"`path={path}`, quantised, gives outputs that are not finite; it is not kept")
         place(part, out)
     return out
+
+
+def fix_batch(path: Path, batch_size: int) -> None:
+    """Let a file that takes any number of images take this many."""
+    proto = onnx.load(path)
+    name = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    make_dim_param_fixed(proto.graph, name, batch_size)
+    onnx.save(proto, path)
 
 
 class _Images(CalibrationDataReader):

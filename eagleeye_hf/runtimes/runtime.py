@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,6 +72,10 @@ class OperatorTime:
     """The tensor of the network that it multiplies with; empty where it has none, or none that is known."""
 
 
+Weights = Sequence[tuple[str, tuple[int, ...]]]
+"""Names and shapes of a network's weights in the order of a graph, for profiles."""
+
+
 class Program(Protocol):
     """A network, ready to run on the images that it was loaded with."""
 
@@ -104,6 +108,13 @@ class Runtime(Protocol):
         """What loads thin versions of one network, without writing each anew where that can be saved."""
 
 
+class GraphRuntime(Runtime, Protocol):
+    """One that runs graphs of ONNX."""
+
+    def load_graph(self, graph: bytes, images: Tensor, weights: Weights = ()) -> Program:
+        """A serialised graph, ready to run."""
+
+
 def find_runtime(config: LatencyConfig | None = None, device: torch.device | str = "cpu") -> Runtime:
     """The runtime that a config asks for.
 
@@ -116,23 +127,33 @@ def find_runtime(config: LatencyConfig | None = None, device: torch.device | str
     device, name = torch.device(device), config.runtime
     if name == "auto":
         name = "onnxruntime" if config.int8 or (device.type == "cpu" and is_installed("onnxruntime")) else "torch"
-    threads = config.threads or torch.get_num_threads()
     if name in ("torch", "compile"):
         from eagleeye_hf.runtimes.torch_runtime import TorchRuntime
 
+        threads = config.threads or torch.get_num_threads()
         return TorchRuntime(device, threads, config.latency_batch, compiled=name == "compile")
-    precision = "int8" if config.int8 else "float32"
+    return find_graph_runtime(replace(config, runtime=name))
+
+
+def find_graph_runtime(config: LatencyConfig) -> GraphRuntime:
+    """The same of a runtime for graphs of ONNX: ONNX Runtime where the config leaves that open.
+
+    Raises:
+        EagleEyeError: it is not installed, or can't run on this machine.
+    """
+    name: RuntimeName = "onnxruntime" if config.runtime == "auto" else config.runtime
+    how = config.threads or torch.get_num_threads(), config.latency_batch, "int8" if config.int8 else "float32"
     try:
         if name == "openvino":
             from eagleeye_hf.runtimes.openvino_runtime import OpenVinoRuntime
 
-            return OpenVinoRuntime(threads, config.latency_batch, precision)
+            return OpenVinoRuntime(*how)
         from eagleeye_hf.runtimes.onnx_runtime import OnnxRuntime
     except ImportError as error:
         raise EagleEyeError(
             f"`runtime={name}` needs {error.name}; install it with: pip install eagleeye-hf[{PACKAGES[name]}]"
         ) from error
-    return OnnxRuntime(name, threads, config.latency_batch, precision)
+    return OnnxRuntime(name, *how)
 
 
 def is_installed(name: str) -> bool:

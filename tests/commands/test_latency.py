@@ -143,10 +143,15 @@ def test_int8_is_written_measured_beside_float32_and_told_in_the_card(thin, inpu
     assert re.search(r"^test top-1 +\d+\.\d\d% +\d+\.\d\d%$", out, re.MULTILINE)
     text = card.read_text()
     assert text.index("## In 8-bit integers") < text.index("## How to load it")
-    assert run_command(capsys, *command, "--overwrite")[0] == 0
-    assert card.read_text().count("## In 8-bit integers") == 1
+    assert "ONNX Runtime on CPU" in text
+    again = ["--overwrite", "--runtime", "openvino", "--batch-size", "5", "--latency-batch", "2"]
+    assert run_command(capsys, *command, *again)[0] == 0
+    text = card.read_text()
+    assert text.count("## In 8-bit integers") == 1
+    assert "| latency, 2 images, OpenVINO on CPU" in text
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     model, images = from_pretrained(thin), torch.rand(5, 3, 32, 32)
+    assert session.get_inputs()[0].shape == [5, 3, 32, 32]
     with torch.inference_mode():
         expected = model(images).numpy()
     found = session.run(None, {"images": images.numpy()})[0]

@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from eagleeye_hf import EagleEyeError, open_splits
-from eagleeye_hf.data import splits
+from eagleeye_hf.data import source
 
 MODEL = timm.create_model("resnet20_cifar")
 
@@ -23,16 +23,16 @@ MODEL = timm.create_model("resnet20_cifar")
         (Path("fotos"), "there is no such folder; did you mean photos[?]"),
         ("/nowhere/at/all", "there is no such folder; check its path, or give a name on the Hub"),
         ("my photos", "there is no such folder"),
-        ("file.parquet", "it is a file; give the folder that holds it"),
+        ("file.jpg", "it is a file, but none of .csv, .tsv, .parquet, .json, .jsonl; give the folder"),
     ],
 )
 def test_a_mistyped_folder(tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
     for name in ("find_commit", "open_dataset"):
-        monkeypatch.setattr(splits, name, lambda *args: pytest.fail("the Hub was asked"))
+        monkeypatch.setattr(source, name, lambda *args: pytest.fail("the Hub was asked"))
     for folder in ("datasets/foo", "photos"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "file.parquet").write_bytes(b"")
+    (tmp_path / "file.jpg").write_bytes(b"")
     with pytest.raises(EagleEyeError, match=rf"`dataset={given}` can't be opened: {message}"):
         open_splits(given, MODEL)
 
@@ -63,7 +63,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 )
 def test_the_true_cause_is_told(tmp_path, monkeypatch, load, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(splits, "find_commit", lambda *args: None)
+    monkeypatch.setattr(source, "find_commit", lambda *args: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(EagleEyeError, match=f"`dataset=user/photos` can't be opened.*{message}"):
         open_splits("user/photos", MODEL)
