@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from eagleeye_hf.runs.config import RunConfig as Config
+import json
+import sys
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 
-__all__ = ["Config", "run"]
+from eagleeye_hf.commands.printing import PrintConfig
+from eagleeye_hf.configs import check_fields
+from eagleeye_hf.runs.config import JobConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(JobConfig):
+    dry_run: bool = False
+    """Say what would be done and how long it may take, and do nothing."""
+    printing: PrintConfig = PrintConfig()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def run(config: Config) -> None:
     """Find the best thin version of a trained network under a budget, fine-tune it, save it with its card.
 
-    A run that was killed goes on when started again with the same command.
+    Where the dataset has other classes than the network, its head is adapted first. A run that was killed goes on when
+    started again with the same command.
     """
+    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from eagleeye_hf.data.splits import open_splits
-    from eagleeye_hf.runs.adapt import adapt_model
-    from eagleeye_hf.runs.compress import compress_model
+    from eagleeye_hf.publishing.config import CONFIG
     from eagleeye_hf.runs.folder import check_output
-    from eagleeye_hf.runs.models import load_model
+    from eagleeye_hf.runs.job import do_job, open_job
+    from eagleeye_hf.runs.plan import plan_job
     from eagleeye_hf.runs.recipe import use_all_cores
 
     use_all_cores()
-    check_output(config.output, "compress")  # before anything takes time
+    folder = check_output(config.output, "compress")  # before anything takes time
+    accelerator = Accelerator()
     set_seed(config.seed)
-    model = load_model(config.network.model, config.network.weights, config.network.inputs)
-    data = open_splits(like=model, **config.splits)
-    if config.adapt.adapt_epochs:
-        model = adapt_model(model, data, config)
-    compress_model(model, data, config)
+    job = open_job(config)
+    as_json = config.printing.json
+    if accelerator.is_main_process and not (folder / CONFIG).exists():
+        model = job.model.to(accelerator.device).eval()
+        plan = plan_job(model, job.data, job.config, job.notes, accelerator.num_processes)
+        if config.dry_run:
+            print(json.dumps(plan.to_dict()) if as_json else plan)
+        else:
+            print(f"{plan}\n", file=sys.stderr)
+    if config.dry_run:
+        return
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        result = do_job(job)
+    if as_json and accelerator.is_main_process:
+        found = json.loads((result.folder / CONFIG).read_text(encoding="utf-8"))["eagleeye"]
+        print(json.dumps({"folder": str(result.folder), "metrics": found["metrics"], "widths": found["widths"]}))

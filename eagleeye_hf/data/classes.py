@@ -152,6 +152,39 @@ def texts_of(name: str, dataset: Any, column: str) -> tuple[str, ...]:
     return tuple(text for text in islice((row[column] for row in rows if row[column]), 1))
 
 
+def list_classes(name: str, dataset: Any, column: str, label_names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The classes of a split; None where a stream does not tell them.
+
+    Args:
+        label_names: they are called so, whatever the split tells.
+    Raises:
+        EagleEyeError: there are more classes than `label_names`.
+    """
+    found = _told_classes(name, dataset, column)
+    if label_names is None:
+        return found
+    if found is not None and len(found) > len(label_names):
+        raise EagleEyeError(
+            f"`label_names` has {len(label_names)} names, but `dataset={name}` has {len(found)} classes; give one name "
+            "per class"
+        )
+    return tuple(label_names)
+
+
+def _told_classes(name: str, dataset: Any, column: str) -> tuple[str, ...] | None:
+    feature = dataset.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    if not isinstance(dataset, datasets.Dataset):
+        return None
+    if "string" in feature.dtype:
+        texts = texts_of(name, dataset, column)
+        if not all(whole_number(text) is not None for text in texts):
+            return texts
+    numbers = [whole_number(value) for value in dataset.unique(column)]
+    return tuple(map(str, range(1 + max((number for number in numbers if number is not None), default=-1))))
+
+
 def _take_numbers(name: str, outputs: Outputs) -> tuple[Labels, tuple[str, ...]]:
     names = outputs.names or (None if outputs.num is None else tuple(map(str, range(outputs.num))))
     if names is None:

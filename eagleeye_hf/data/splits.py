@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 from torch import nn
 
-from eagleeye_hf.data.classes import Outputs, find_outputs, match_labels
+from eagleeye_hf.data.classes import Outputs, find_outputs, list_classes, match_labels
 from eagleeye_hf.data.config import AugmentationConfig, HeldOutConfig
 from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
@@ -160,8 +160,8 @@ def open_splits(
             test = PARTED, part
             whole = len(train) + len(part)
             notes.append(
-                f"`dataset={name}` has no {TEST_IMAGES}: {len(part):,} of its {whole:,} training images are set apart, "
-                "the same ones whatever the seed"
+                f"`dataset={name}` has no labelled test images: {len(part):,} of its {whole:,} training images are set "
+                "apart for testing, the same ones whatever the seed"
             )
         notes += describe_imbalance(train.labels(), names)
     total = train.num_rows if isinstance(train, StreamRows) else len(train)
@@ -182,6 +182,25 @@ def open_splits(
         revision=commit or "",
         notes=tuple(notes),
     )
+
+
+def find_classes(
+    dataset: OpenedDataset,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+) -> tuple[str, ...] | None:
+    """The classes of a dataset's training images; None where it has none, or a stream that does not tell them.
+
+    Raises:
+        EagleEyeError: the columns of images and labels can't be found.
+    """
+    if "train" not in dataset.splits:
+        return None
+    train = dataset.splits["train"]
+    _, column = find_columns(dataset.name, train.features, image_column, label_column)
+    return list_classes(dataset.name, train, column, label_names)
 
 
 def open_test(

@@ -52,7 +52,8 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     """
     accelerator = Accelerator()
     run = open_run(config.output, "compress", finished=True)
-    check_run(model, config)
+    check_settings(config)
+    check_license(model, config)
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     if not run.has_result:
@@ -119,8 +120,8 @@ def test_model(network: nn.Module, data: Splits, accelerator: Accelerator, num_w
     return evaluate_model(network.to(accelerator.device), batches, accelerator)
 
 
-def check_run(model: nn.Module, config: RunConfig) -> None:
-    """Find out before anything takes time what would be missing at the end."""
+def check_settings(config: RunConfig) -> None:
+    """Refuse what no run can do, before anything is loaded."""
     find_runtime(config.measuring)
     check_held_out(config.held_out)
     if not config.strategy and len(config.search.budgets) > 1:
@@ -128,6 +129,10 @@ def check_run(model: nn.Module, config: RunConfig) -> None:
             f"a run takes one budget; got {'; '.join(map(str, config.search.budgets))}. Several in one search are for "
             "`eagleeye search`"
         )
+
+
+def check_license(model: nn.Module, config: RunConfig) -> None:
+    """Refuse to start what could not be published at the end."""
     if config.publishing.push_to and not license_of(model, config):
         raise EagleEyeError(
             f"`push_to={config.publishing.push_to}` needs a licence for the card, and `model={config.network.model}` "

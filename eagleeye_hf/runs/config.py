@@ -15,7 +15,7 @@ from eagleeye_hf.networks.config import InputConfig
 from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.config import FinetuneConfig, SizedFinetuneConfig
 
 Seed = Annotated[int, Within("[0, inf)")]
 
@@ -36,12 +36,13 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """Training of the full network, where it has no trained weights."""
+    """Training of the full network before it is pruned, where its weights are for other images or other classes."""
 
-    adapt_epochs: Annotated[int, Within("[0, inf)")] = 0
-    """Epochs of training the full network first; the other settings are those of fine-tuning."""
-    adapt_lr: Annotated[float, Within("(0, inf)")] = 0.1
-    """Its highest learning rate."""
+    adapt_epochs: Annotated[int, Within("[0, inf)")] | None = None
+    """Epochs of training the full network first; the other settings are those of fine-tuning. None: some, where it gets
+    a new head for the dataset's classes, else none."""
+    adapt_lr: Annotated[float, Within("(0, inf)")] | None = None
+    """Its highest learning rate; None: that of fine-tuning."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -113,7 +114,17 @@ class RunConfig:
     @property
     def local_weights(self) -> bool:
         """Whether the full network's weights are other ones than timm's: from a file, or trained in this run."""
-        return self.network.weights is not None or self.adapt.adapt_epochs > 0
+        return self.network.weights is not None or bool(self.adapt.adapt_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(RunConfig):
+    """A whole run, whose settings go by the data where they are left open."""
+
+    finetune: SizedFinetuneConfig = SizedFinetuneConfig()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

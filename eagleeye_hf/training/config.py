@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from eagleeye_hf.configs import Within, check_fields
@@ -11,6 +12,10 @@ from eagleeye_hf.errors import EagleEyeError
 FAMILIAR = ("sgd", "momentum", "adamw", "adam", "lamb")
 """Optimizers that timm has, known without asking it, for it takes seconds to import."""
 
+MANY_IMAGES = 100_000
+LR_PER_IMAGE = 0.02 / 64
+"""Of a step, as `SizedFinetuneConfig` chooses it."""
+
 Count = Annotated[int, Within("[1, inf)")]
 Positive = Annotated[float, Within("(0, inf)")]
 NotNegative = Annotated[float, Within("[0, inf)")]
@@ -18,19 +23,13 @@ BelowOne = Annotated[float, Within("[0, 1)")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """The paper's recipe (section 4.1), to be scaled to the dataset."""
+class TrainingConfig:
+    """How training goes, but for its length and the size of its steps."""
 
-    epochs: Annotated[int, Within("[0, inf)")] = 120
-    """Epochs of fine-tuning."""
-    batch_size: Count = 512
-    """Images per optimizer step, all processes and micro-batches together."""
     accumulation: Count = 1
     """Micro-batches into which each process divides its part of a step, to fit memory."""
     optimizer: str = "sgd"
     """Name in timm's factory: sgd (Nesterov), momentum (plain), adamw, lamb..."""
-    lr: Positive = 0.01
-    """Highest learning rate, for `batch_size` images a step; nothing scales it."""
     momentum: BelowOne = 0.9
     """Momentum of SGD and its kin."""
     weight_decay: NotNegative = 1e-4
@@ -83,3 +82,45 @@ class FinetuneConfig:
             names = [str(kind) for kind in LoggerType if str(kind) != "all"]
             if self.tracker not in names:
                 raise EagleEyeError(f"`tracker={self.tracker}` is unknown; choose one of {', '.join(names)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig):
+    """The paper's recipe (section 4.1), to be scaled to the dataset."""
+
+    epochs: Annotated[int, Within("[0, inf)")] = 120
+    """Epochs of fine-tuning."""
+    batch_size: Count = 512
+    """Images per optimizer step, all processes and micro-batches together."""
+    lr: Positive = 0.01
+    """Highest learning rate, for `batch_size` images a step; nothing scales it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedFinetuneConfig(TrainingConfig):
+    """Fine-tuning whose length and steps go by the number of training images."""
+
+    epochs: Annotated[int, Within("[0, inf)")] | None = None
+    """Epochs of fine-tuning; None: 30, or as many as make 600 steps where that is more, up to 120."""
+    batch_size: Count | None = None
+    """Images per optimizer step, all processes and micro-batches together; None: 64, 256 from 100,000 training images
+    on, fewer where an epoch would have less than eight steps."""
+    lr: Positive | None = None
+    """Highest learning rate; None: 0.02 for 64 images a step, in proportion for others."""
+
+    def settle(self, num_images: int) -> FinetuneConfig:
+        """The same for a number of training images."""
+        batch_size = self.batch_size
+        if batch_size is None:
+            batch_size = max(1, min(256 if num_images >= MANY_IMAGES else 64, num_images // 8))
+        return FinetuneConfig(
+            **{field.name: getattr(self, field.name) for field in fields(TrainingConfig)},
+            epochs=epochs_for(num_images, batch_size, 30, 600, 120) if self.epochs is None else self.epochs,
+            batch_size=batch_size,
+            lr=LR_PER_IMAGE * batch_size if self.lr is None else self.lr,
+        )
+
+
+def epochs_for(num_images: int, batch_size: int, least: int, steps: int, most: int) -> int:
+    """At least so many epochs, more where they have fewer steps together, up to a limit."""
+    return min(most, max(least, math.ceil(steps * batch_size / max(num_images, 1))))

@@ -1,0 +1,75 @@
+"""What `eagleeye compress` does around `compress_model`: everything that is left open is settled, and said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from eagleeye_hf.data.source import open_source
+from eagleeye_hf.data.splits import Splits, find_classes, open_splits
+from eagleeye_hf.networks.description import describe_model
+from eagleeye_hf.runs.adapt import KEPT, NEW, adapt_head, adapt_model, settle_adaptation
+from eagleeye_hf.runs.compress import RunResult, check_license, check_settings, compress_model
+from eagleeye_hf.runs.config import JobConfig, RunConfig, split_arguments
+from eagleeye_hf.runs.models import load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A network and images, ready for `compress_model`."""
+
+    model: nn.Module
+    data: Splits
+    config: RunConfig
+    """Nothing in it is left open."""
+    notes: tuple[str, ...]
+    """What a user should know of how these were made ready."""
+
+
+def open_job(config: JobConfig) -> Job:
+    """Load the network, open the dataset, and make each fit for the other; nothing is trained yet.
+
+    Raises:
+        EagleEyeError: something is missing or does not fit.
+    """
+    check_settings(config)
+    network, told = config.network, config.data
+    model = load_model(network.model, network.weights, network.inputs)
+    source = open_source(told.dataset, told.dataset_config, told.dataset_revision, told.streaming)
+    columns = {"image_column": told.image_column, "label_column": told.label_column}
+    names = find_classes(source, **columns, label_names=told.label_names)
+    before = describe_model(model).num_classes
+    head = ""
+    if config.adapt.adapt_epochs != 0:
+        model, head = adapt_head(model, names)
+    arguments = split_arguments(told, config.held_out, config.augmentation, config.seed)
+    data = open_splits(like=model, **arguments | {"dataset": source})
+    settled = settle_job(config, head, data.train.count())
+    check_license(model, settled)
+    notes = list(data.notes)
+    if head == KEPT:
+        notes.append(f"the head keeps {len(data.label_names)} of its {before} outputs: they stand for these classes")
+    if head == NEW:
+        notes.append(f"the head of {before} outputs gives way to a new one for {len(data.label_names)} classes")
+    if not head and network.weights and not network.inputs.image_size:
+        size = describe_model(model).image_size[0]
+        notes.append(
+            f"images are seen at {size} px, as timm says of {network.model}; if these weights were trained at another "
+            "size, give `--image-size`"
+        )
+    return Job(model=model, data=data, config=settled, notes=tuple(notes))
+
+
+def do_job(job: Job) -> RunResult:
+    """Adapt, where that is to be done; search, prune, fine-tune, save and publish."""
+    model = adapt_model(job.model, job.data, job.config) if job.config.adapt.adapt_epochs else job.model
+    return compress_model(model, job.data, job.config)
+
+
+def settle_job(config: JobConfig, head: str, num_images: int) -> RunConfig:
+    """The same with nothing left open."""
+    settings: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    settled = RunConfig(**settings | {"finetune": config.finetune.settle(num_images)})
+    return settle_adaptation(settled, head, num_images)
