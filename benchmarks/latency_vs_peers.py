@@ -8,8 +8,8 @@
 Tasks: `imagenette` (EfficientNet-Lite0 with a head of ten classes, 160 px) and `cifar10` (ResNet-56). Every arm gets
 the same trained network, one core, and the same budget: half of the full network's milliseconds, one image, one thread.
 
-- `ours`: `run_search` under `latency=0.5`, compensated scores; `ours_same` under what `torch_pruning` reaches, where
-  that can't reach half.
+- `ours`: `run_search` under `latency=0.5`, compensated scores; `ours_same` and `ours_fastnas` under what
+  `torch_pruning` and `fastnas` reach, where these can't reach half.
 - `torch_pruning`: Torch-Pruning, the same ratio everywhere, L1, `round_to=8`; the ratio that gives the time.
 - `paper`: EagleEye's procedure by MACs (any width, random ratios, rejection, statistics in the momentum form; run by
   this package's code), at the MACs that take half the time on average; scored as long as `ours` took.
@@ -57,6 +57,7 @@ from eagleeye_hf.runtimes.runtime import find_runtime
 ARMS = {
     "ours": "eagleeye_hf, `latency=0.5`",
     "ours_same": "eagleeye_hf, at the time that Torch-Pruning reaches",
+    "ours_fastnas": "eagleeye_hf, at the time that FastNAS reaches",
     "torch_pruning": "Torch-Pruning, uniform, `round_to=8`",
     "paper": "EagleEye's procedure by MACs",
     "fastnas": "NVIDIA ModelOpt FastNAS",
@@ -148,8 +149,9 @@ def search_ours(task: Task, model: nn.Module, folder: Path) -> tuple[nn.Module, 
     calibration, holdout = task.held_out()
     score = AdaptiveBNScore(model, graph, calibration, holdout, compensate=True, latency=CONFIG)
     bound = HALF
-    if folder.name.endswith("ours_same"):
-        bound = json.loads((folder.parent / f"{task.name}_torch_pruning" / "search.json").read_text())["time"]
+    rival = {"ours_same": "torch_pruning", "ours_fastnas": "fastnas"}.get(folder.name.removeprefix(f"{task.name}_"))
+    if rival:
+        bound = json.loads((folder.parent / f"{task.name}_{rival}" / "search.json").read_text())["time"]
     config = SearchConfig(latency=bound, candidates=CANDIDATES[task.name], max_ratio=0.85)
     result = run_search(score, graph, config, output=folder, fingerprint=score.fingerprint())
     best = result.best
@@ -295,6 +297,7 @@ def search(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         arms = {
             "ours": search_ours,
             "ours_same": search_ours,
+            "ours_fastnas": search_ours,
             "torch_pruning": search_torch_pruning,
             "fastnas": search_fastnas,
         }
