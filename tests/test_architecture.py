@@ -11,6 +11,7 @@ LEVELS = [
     "configs",
     "files",
     "processes",
+    "telling",
     "networks",
     "channels",
     "tracing",

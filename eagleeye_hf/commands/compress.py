@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import check_fields
 from eagleeye_hf.runs.config import JobConfig
+from eagleeye_hf.telling import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def run(config: Config) -> None:
         if config.dry_run:
             print(json.dumps(plan.to_dict()) if as_json else plan)
         else:
-            print(f"{plan}\n", file=sys.stderr)
+            say(f"{plan}\n")
     if config.dry_run:
         return
     with redirect_stdout(sys.stderr) if as_json else nullcontext():

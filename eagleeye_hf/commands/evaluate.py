@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-from tqdm.auto import tqdm
-
 from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.data.config import DatasetConfig
 from eagleeye_hf.runs.config import NetworkConfig
+from eagleeye_hf.telling import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,9 @@ def run(config: Config) -> None:
     data = open_test(like=model, split=config.split, **config.data.arguments)
     part = accelerator.process_index, accelerator.num_processes
     batches = data.images.batches(config.batch_size, part, config.data.num_workers, accelerator.device)
-    shown = tqdm(batches, "evaluating", unit=" batches", delay=2, leave=False, disable=not accelerator.is_main_process)
+    shown = progress_bar(
+        batches, "evaluating", unit=" batches", delay=2, leave=False, disable=not accelerator.is_main_process
+    )
     metrics = evaluate_model(model, shown, accelerator)
     if accelerator.is_main_process:
         if config.printing.json:

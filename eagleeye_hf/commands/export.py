@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from eagleeye_hf.data.config import DatasetConfig, HeldOutConfig
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.runs.config import NetworkConfig, Seed, split_arguments
 from eagleeye_hf.runtimes.config import OPSET, OPSETS, LatencyConfig
+from eagleeye_hf.telling import warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,5 +93,5 @@ def _write_int8(config: Config, model: Any, size: tuple[int, ...]) -> None:
         return
     print(found.table())
     for note in found.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        warn(note)
     print(f"\n{path}: {path.stat().st_size / 1e6:.2f} MB" + (f"; the numbers are in {card}" if card.is_file() else ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, split_a
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.files import describe_strategy
+from eagleeye_hf.telling import warn
 
 if TYPE_CHECKING:
     from eagleeye_hf.runs.folder import RunFolder
@@ -100,7 +100,7 @@ def run(config: Config) -> None:
         else:
             print(format_result(graph, result, folder.path), format_front(front), *picture, sep="\n\n")
         for note in [*result.notes, *slower_rows(front)]:
-            print(f"warning: {note}", file=sys.stderr)
+            warn(note)
     accelerator.wait_for_everyone()
 
 

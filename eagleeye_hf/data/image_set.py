@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from eagleeye_hf.data.batches import (
     NO_LABEL,
@@ -27,6 +26,7 @@ from eagleeye_hf.data.small import MEMORY, SmallImages, pixels_of
 from eagleeye_hf.data.transforms import Preprocessing, SmallCrop
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.telling import progress_bar
 
 
 class ImageSet:
@@ -70,7 +70,7 @@ class ImageSet:
             if total is None:
                 other = os.environ.get("RANK", "0") != "0"
                 title = f"counting the images of {self.name}"
-                total = sum(1 for _ in tqdm(self.rows, title, delay=2, leave=False, disable=other))
+                total = sum(1 for _ in progress_bar(self.rows, title, delay=2, leave=False, disable=other))
             self._num_streamed = total - len(self.excluded)
         return self._num_streamed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +39,7 @@ from eagleeye_hf.runtimes.profiling import fit_latency
 from eagleeye_hf.runtimes.runtime import Loader, Runtime, find_runtime
 from eagleeye_hf.strategies.budget import Budget
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
+from eagleeye_hf.telling import say
 
 NAMED_FORMATS = {
     "float32": Format(channels_last=True),
@@ -195,7 +195,7 @@ class AdaptiveBNScore:
         choice = None if self.format else self._choose_format(examples)
         if choice is not None:
             self.format = choice.chosen
-            print(f"scoring in {choice}", file=sys.stderr)
+            say(f"scoring in {choice}")
         importance = self.builder.importance
         return Preparation(
             ranks=self.objective.ranks,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.run import run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.telling import warn
 from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 
@@ -170,7 +170,7 @@ def find_strategy(
         strategy, origin = result.best.strategy, result.best.origin
         if accelerator.is_main_process:
             for note in result.notes:
-                print(f"warning: {note}", file=sys.stderr)
+                warn(note)
     if accelerator.is_main_process:
         run.write("strategy.json", json.dumps(describe_strategy(graph, strategy, origin), indent=2))
     return strategy, origin

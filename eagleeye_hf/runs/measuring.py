@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from eagleeye_hf.runtimes.latency import NOISY, Latency, compare_latency
 from eagleeye_hf.runtimes.runtime import Runtime, find_runtime, runtimes_here
 from eagleeye_hf.search.timing import LATENCY_SLACK
 from eagleeye_hf.strategies.budget import Limit
+from eagleeye_hf.telling import warn
 
 
 def deployments(measuring: LatencyConfig, device: torch.device, everywhere: bool = True) -> list[Runtime]:
@@ -67,10 +67,9 @@ def warn_noisy(measured: Iterable[Latency]) -> None:
         if latency.noise > NOISY:
             worst[str(latency.place)] = max(latency.noise, worst.get(str(latency.place), 0.0))
     for place, noise in worst.items():
-        print(
-            f"warning: milliseconds in {place} vary by {noise:.0%} between rounds: the machine is busy; the fastest "
-            "are given, measure again when it is quiet",
-            file=sys.stderr,
+        warn(
+            f"milliseconds in {place} vary by {noise:.0%} between rounds: the machine is busy; the fastest are given, "
+            "measure again when it is quiet"
         )
 
 

@@ -25,6 +25,7 @@ from eagleeye_hf.runs.int8 import test_int8
 from eagleeye_hf.runs.measuring import judge_latency, measure_result
 from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.strategies.strategy import Strategy, named_widths
+from eagleeye_hf.telling import warn
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord
 
@@ -94,7 +95,7 @@ def save_result(
     asked = find_runtime(config.measuring, accelerator.device).place
     notes = [note for found in latency if found.place == asked for note in judge_latency(found, limit)]
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        warn(note)
     run.claim(PICTURE, *SAVED)
     run.note(summary=summarise(facts, run))
     if facts.picture:

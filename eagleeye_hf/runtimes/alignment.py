@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from eagleeye_hf.networks.running import evaluation_mode
 from eagleeye_hf.runtimes.cache import cache_folder, identify, read_cache, write_cache
 from eagleeye_hf.runtimes.latency import draw_images, take_turns
 from eagleeye_hf.runtimes.runtime import Runtime
+from eagleeye_hf.telling import say
 from eagleeye_hf.tracing.trace import trace_model
 
 UNMEASURED = 8
@@ -66,7 +66,7 @@ def measure_alignment(runtime: Runtime) -> int:
             chosen = multiple
         found[known] = chosen
         text = ", ".join(f"{multiple}: {extra:+.0%}" for multiple, extra in sorted(excess.items()))
-        print(f"{runtime.place} likes multiples of {chosen} channels (extra time by multiple: {text})", file=sys.stderr)
+        say(f"{runtime.place} likes multiples of {chosen} channels (extra time by multiple: {text})")
         write_cache(file, found)
     return int(found[known])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 from torch import nn
-from tqdm.auto import tqdm
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
@@ -28,6 +26,7 @@ from eagleeye_hf.runtimes.runtime import Loader, Place, Program, Runtime
 from eagleeye_hf.strategies.budget import Bounds, Budget
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import widths_from_ratios
+from eagleeye_hf.telling import progress_bar, say
 
 PROFILED = 72
 """Sub-nets whose operators are profiled, where time allows."""
@@ -101,7 +100,7 @@ def fit_latency(
         full_ms = min(take_turns([subject.load(graph.widths)], TURNS)[0])
         found = _known(file)
         if found is not None:
-            print(f"milliseconds in {found.place}: layers as fitted before, in {file}", file=sys.stderr)
+            say(f"milliseconds in {found.place}: layers as fitted before, in {file}")
             found = found.adjusted(full_ms / found.full_ms, 0.0, full_ms)
         else:
             found = _fit(subject, runtime.place, full_ms)
@@ -116,7 +115,7 @@ def _fit(subject: _Subject, place: Place, full_ms: float) -> LatencyModel:
     widths = draw_widths(graph, subject.divisor, subject.max_ratio, PROFILED + MEASURED, subject.seed)
     rounds = int(np.clip(1000 * SECONDS / PROFILED / (1.2 * full_ms) - 2, *ROUNDS))
     profiles = [subject.load(graph.widths).profile(rounds)]
-    for number in tqdm(range(PROFILED), "profiling", unit="sub-net", delay=2, leave=False):
+    for number in progress_bar(range(PROFILED), "profiling", unit="sub-net", delay=2, leave=False):
         if number >= LEAST and time.perf_counter() - started > SECONDS:
             break
         profiles.append(subject.load(widths[number]).profile(rounds))
@@ -129,11 +128,10 @@ def _fit(subject: _Subject, place: Place, full_ms: float) -> LatencyModel:
     factor, offset = _fit_line(predicted[~held_out], truth[~held_out])
     guess = predicted[held_out] * factor + offset
     error = float(np.mean(np.abs(guess / truth[held_out] - 1)))
-    print(
+    say(
         f"milliseconds in {place}: {len(profiles)} profiles in {time.perf_counter() - started:.0f} s; error "
         f"{error:.1%}, rank correlation {spearmanr(guess, truth[held_out]).statistic:.2f} on {held_out.sum()} sub-nets "
-        "that were not fitted to",
-        file=sys.stderr,
+        "that were not fitted to"
     )
     return replace(raw.adjusted(*_fit_line(predicted, truth), float(truth[0])), error=error)
 

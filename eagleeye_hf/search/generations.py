@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from eagleeye_hf.channels.cost import Cost, count_cost
 from eagleeye_hf.search.candidate import Candidate, Line, rank_candidates
@@ -14,6 +14,7 @@ from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
+from eagleeye_hf.telling import progress_bar
 
 
 class Search:
@@ -120,7 +121,7 @@ class Search:
         limits = [proposer.num_candidates for proposer in self.proposers]
         total = None if None in limits else sum(limit for limit in limits if limit is not None)
         by_time = self.config.minutes is not None and total is None
-        return tqdm(
+        return progress_bar(
             total=round(60 * self.config.minutes) if by_time and self.config.minutes else total,
             desc="search",
             unit="s" if by_time else "candidate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
@@ -33,6 +31,7 @@ from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.budget import Bounds
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
+from eagleeye_hf.telling import warn
 
 EXAMPLES = 6
 """Random strategies on which formats are compared."""
@@ -86,7 +85,7 @@ def run_search(
             "if few fit."
         )
     if notes[0] and accelerator.is_main_process:
-        tqdm.write(f"warning: {notes[0]}", file=sys.stderr)
+        warn(notes[0])
     search.run()
     notes += measure_leaders(search, workers)
     notes += _diagnose(search, prepared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from torch import nn
 
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.telling import say
 from eagleeye_hf.training.checks import check_accelerator, check_teacher, half_of, in_float32
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loop import Training
@@ -189,4 +189,5 @@ class _Teller:
             self.on_epoch(record)  # type: ignore[misc]
 
     def _say(self, text: str) -> None:
-        self.accelerator.print(text, file=sys.stderr)
+        if self.accelerator.is_main_process:
+            say(text)

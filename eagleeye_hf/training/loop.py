@@ -16,13 +16,13 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from eagleeye_hf.data.batches import Portion, count_steps, own_randomness, seed_everything
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.telling import progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loss import make_mixup, mix, training_loss
 
@@ -89,7 +89,7 @@ class Training:
         )
         device = self.accelerator.device
         batches = iter(self.train.epoch_batches(self.epoch, portion, self.num_workers, device))
-        bar = tqdm(
+        bar = progress_bar(
             total=self.steps,
             initial=self.step,
             desc=title,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.files import sync_path
 from eagleeye_hf.processes import make_in_main
+from eagleeye_hf.telling import warn
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.manifest import find_damage, write_manifest
 
@@ -191,7 +190,7 @@ class Checkpoints:
 
     def _warn(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            tqdm.write(f"warning: {text}", file=sys.stderr)
+            warn(text)
 
     def _found(self) -> list[Path]:
         assert self.folder is not None
