@@ -50,4 +50,5 @@ def run(config: Config) -> None:
             print(json.dumps({"model": name, "dataset": data.name, "split": data.split, **metrics.to_dict()}))
         else:
             print(f"{name} on {metrics.num_images} images of {data.name}, split {data.split}")
-            print(f"top-1 {metrics.top1:.2%}, top-5 {metrics.top5:.2%}, cross-entropy {metrics.loss:.4f}")
+            top5 = f"top-5 {metrics.top5:.2%}, " if len(data.label_names) > 5 else ""
+            print(f"top-1 {metrics.top1:.2%}, {top5}cross-entropy {metrics.loss:.4f}")

@@ -78,8 +78,14 @@ class CardFacts:
     """Search, calibration and training settings, and the seed."""
     command: str = ""
     license: str = ""
+    num_classes: int = 0
+    """0 where it is not known; top-5 of five or fewer tells nothing, and is left out."""
     picture: str = ""
     """File beside the card, from `plots.draw_result`."""
+
+    @property
+    def has_top5(self) -> bool:
+        return not 0 < self.num_classes <= 5
 
     @property
     def final(self) -> Metrics | None:
@@ -124,6 +130,7 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         table=cost_table(facts),
         tested=_metric_rows(facts.metrics),
         steps=_metric_rows(facts.steps),
+        has_top5=facts.has_top5,
         curve=[
             {
                 "epoch": f"{point['epoch']:.0f}",
@@ -192,6 +199,7 @@ def _metadata(facts: CardFacts, title: str) -> ModelCardData:
                 metric_value=round(value, 6),
             )
             for name, value in (("Top-1 accuracy", facts.final.top1), ("Top-5 accuracy", facts.final.top5))
+            if name != "Top-5 accuracy" or facts.has_top5
         ]
     return ModelCardData(
         model_name=title if results else None,
@@ -221,7 +229,8 @@ def cost_table(facts: CardFacts) -> list[dict[str, str]]:
     before, after = facts.metrics.get("full"), facts.final
     if before and after:
         rows.append(("top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"))
-        rows.append(("top-5", f"{before.top5:.2%}", f"{after.top5:.2%}"))
+        if facts.has_top5:
+            rows.append(("top-5", f"{before.top5:.2%}", f"{after.top5:.2%}"))
     if len(facts.int8) == 2:
         rows.append(("top-1, int8", *(f"{found.top1:.2%}" for found in facts.int8.values())))
     if facts.int8_bytes:

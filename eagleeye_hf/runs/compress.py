@@ -39,13 +39,15 @@ class RunResult:
     strategy: Strategy
 
 
-def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResult:
+def compress_model(model: nn.Module, data: Splits, config: RunConfig, *, adapted: str = "") -> RunResult:
     """Find the best thin version of `model` under the budget, fine-tune it, save it with its card, and print a table.
 
     A run that was killed goes on when started again with the same config; of one that is finished the table is printed
     again. Test images are read twice, for the full network and for the result; the steps between are measured on the
     holdout images.
 
+    Args:
+        adapted: what was done to a trained network, so that it fits the dataset; for the card.
     Raises:
         EagleEyeError: the output folder is taken, there are several budgets, the budget is out of reach, or the model
             can't be pruned.
@@ -57,7 +59,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     if not run.has_result:
-        _compress(model, graph, data, config, run, accelerator)
+        _compress(model, graph, data, config, run, accelerator, adapted)
     with main_process_works():
         if accelerator.is_main_process:
             _finish(run, config)
@@ -65,7 +67,13 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig) -> RunResu
 
 
 def _compress(
-    model: nn.Module, graph: ChannelGraph, data: Splits, config: RunConfig, run: RunFolder, accelerator: Accelerator
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Splits,
+    config: RunConfig,
+    run: RunFolder,
+    accelerator: Accelerator,
+    adapted: str,
 ) -> None:
     """Everything up to a whole checkpoint."""
     if accelerator.is_main_process:
@@ -100,7 +108,9 @@ def _compress(
     metrics[last] = test_model(pruned, data, accelerator, config.data.num_workers)
     with main_process_works():
         if accelerator.is_main_process:  # alone, so that nobody disturbs its measurements
-            measured = Measured(strategy=strategy, origin=origin, metrics=metrics, steps=steps, curve=curve)
+            measured = Measured(
+                strategy=strategy, origin=origin, metrics=metrics, steps=steps, curve=curve, adapted=adapted
+            )
             save_result(model, pruned, graph, data, measured, config, run, accelerator)
 
 

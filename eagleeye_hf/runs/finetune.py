@@ -143,6 +143,7 @@ def _facts(
         },
         command=shlex.join(["eagleeye", *sys.argv[1:]]),
         license=str(config.publishing.license or told or ""),
+        num_classes=len(data.label_names),
     )
 
 

@@ -10,10 +10,17 @@ from torch import nn
 from eagleeye_hf.data.source import open_source
 from eagleeye_hf.data.splits import Splits, find_classes, open_splits
 from eagleeye_hf.networks.description import describe_model
+from eagleeye_hf.processes import is_main, main_process_works
+from eagleeye_hf.publishing.checkpoint import save_pretrained
+from eagleeye_hf.publishing.config import CONFIG
 from eagleeye_hf.runs.adapt import KEPT, NEW, adapt_head, adapt_model, settle_adaptation
 from eagleeye_hf.runs.compress import RunResult, check_license, check_settings, compress_model
 from eagleeye_hf.runs.config import JobConfig, RunConfig, split_arguments
+from eagleeye_hf.runs.folder import open_run
 from eagleeye_hf.runs.models import load_model
+
+FULL = "full"
+"""The adapted full network, in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +31,8 @@ class Job:
     data: Splits
     config: RunConfig
     """Nothing in it is left open."""
+    head: str
+    """What became of the network's head; empty where it is as it was."""
     notes: tuple[str, ...]
     """What a user should know of how these were made ready."""
 
@@ -48,24 +57,43 @@ def open_job(config: JobConfig) -> Job:
     data = open_splits(like=model, **arguments | {"dataset": source})
     settled = settle_job(config, head, data.train.count())
     check_license(model, settled)
+    now = len(data.label_names)
+    told_head = {KEPT: f"{now} of its {before:,} outputs kept", NEW: f"a new head for {now} classes"}.get(head, "")
     notes = list(data.notes)
     if head == KEPT:
-        notes.append(f"the head keeps {len(data.label_names)} of its {before} outputs: they stand for these classes")
+        notes.append(f"{now} of the network's {before:,} outputs stand for the dataset's classes, and are kept")
     if head == NEW:
-        notes.append(f"the head of {before} outputs gives way to a new one for {len(data.label_names)} classes")
+        notes.append(f"the network's head of {before:,} outputs gives way to a new one for {now} classes")
     if not head and network.weights and not network.inputs.image_size:
         size = describe_model(model).image_size[0]
         notes.append(
             f"images are seen at {size} px, as timm says of {network.model}; if these weights were trained at another "
             "size, give `--image-size`"
         )
-    return Job(model=model, data=data, config=settled, notes=tuple(notes))
+    return Job(model=model, data=data, config=settled, head=told_head, notes=tuple(notes))
 
 
 def do_job(job: Job) -> RunResult:
-    """Adapt, where that is to be done; search, prune, fine-tune, save and publish."""
-    model = adapt_model(job.model, job.data, job.config) if job.config.adapt.adapt_epochs else job.model
-    return compress_model(model, job.data, job.config)
+    """Adapt, where that is to be done; search, prune, fine-tune, save and publish. The full network, where it was
+    adapted, is kept in the run's folder, too."""
+    model, config, epochs = job.model, job.config, job.config.adapt.adapt_epochs
+    adapted = [job.head] if job.head else []
+    if epochs:
+        model = adapt_model(model, job.data, config)
+        adapted.append(f"trained for {epochs} epochs on {job.data.name}")
+    if adapted:
+        with main_process_works():
+            if is_main():
+                _keep_full(model, job)
+    return compress_model(model, job.data, config, adapted=", then ".join(adapted))
+
+
+def _keep_full(model: nn.Module, job: Job) -> None:
+    run = open_run(job.config.output, "compress", finished=True)
+    run.claim(FULL)
+    if not (run.path / FULL / CONFIG).exists():
+        run.remove(FULL)  # a kill left half of it
+        save_pretrained(model, run.path / FULL, label_names=job.data.label_names)
 
 
 def settle_job(config: JobConfig, head: str, num_images: int) -> RunConfig:

@@ -63,6 +63,10 @@ class Plan:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+def counted(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def about(seconds: float) -> str:
     """A predicted time, as precise as predictions are."""
     if seconds < 1:
@@ -77,12 +81,16 @@ def plan_job(model: nn.Module, data: Splits, config: RunConfig, notes: Sequence[
     forward, train, decode = _time_steps(model, data, config)
     search, tuning, keep = config.search, config.finetune, _kept(config.search)
     counts = [data.calibration.count(), data.holdout.count(), data.train.count(), data.test.count()]
-    phases = []
+    workers, phases = max(1, config.data.num_workers), list[Phase]()
+
+    def add_training(name: str, epochs: int, rate: float, image: float) -> None:
+        steps = -(-counts[2] // tuning.batch_size)
+        what = f"{counted(epochs, 'epoch')} of {steps:,} steps, {tuning.batch_size} images a step, rate {rate:g}"
+        each = max(image, decode / workers) * counts[2] + forward * counts[1]
+        phases.append(Phase(name=name, what=what, seconds=epochs * each / processes))
+
     if config.adapt.adapt_epochs:
-        epochs = config.adapt.adapt_epochs
-        each = max(train, decode / max(1, config.data.num_workers)) * counts[2] + forward * counts[1]
-        what = f"{epochs} epochs of {-(-counts[2] // tuning.batch_size):,} steps, {tuning.batch_size} images a step"
-        phases.append(Phase(name="adaptation", what=what, seconds=epochs * each / processes))
+        add_training("adaptation", config.adapt.adapt_epochs, config.adapt.adapt_lr or tuning.lr, train)
     if config.strategy is None:
         candidates = search.candidates or 0
         images = _images_per_candidate(search) * (counts[0] + counts[1])
@@ -93,11 +101,8 @@ def plan_job(model: nn.Module, data: Splits, config: RunConfig, notes: Sequence[
         phases.append(Phase(name="search", what=what, seconds=seconds))
     if tuning.epochs:
         taught = forward if tuning.distillation else 0.0
-        each = max(train * keep + taught, decode / max(1, config.data.num_workers)) * counts[2] + forward * counts[1]
-        steps = -(-counts[2] // tuning.batch_size)
-        what = f"{tuning.epochs} epochs of {steps:,} steps, {tuning.batch_size} images a step, rate {tuning.lr:g}"
-        phases.append(Phase(name="fine-tuning", what=what, seconds=tuning.epochs * each / processes))
-    tested = 2 * counts[3] * (forward + decode / max(1, config.data.num_workers)) / processes
+        add_training("fine-tuning", tuning.epochs, tuning.lr, train * keep + taught)
+    tested = 2 * counts[3] * (forward + decode / workers) / processes
     phases.append(Phase(name="measuring", what="top-1 on the test images, milliseconds", seconds=tested + 5))
     names = f"{len(data.label_names)} classes"
     device = device_of(model)

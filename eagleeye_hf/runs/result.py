@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
@@ -43,6 +44,8 @@ class Measured:
     steps: Mapping[str, Metrics]
     """On the holdout images, between the two."""
     curve: Sequence[EpochRecord]
+    adapted: str = ""
+    """What was done to a trained network, so that it fits the dataset."""
 
 
 def save_result(
@@ -71,15 +74,16 @@ def save_result(
         metrics=measured.metrics,
         steps=measured.steps,
         split=data.test.split,
-        local_weights=config.local_weights,
+        local_weights=config.network.weights is not None if measured.adapted else config.local_weights,
         holdout_images=data.holdout.count(),
         training_curve=curve_points(measured.curve),
         latency=latency,
         int8={name: found for name, (found, _) in int8.items()},
         int8_bytes=tuple(size for _, size in int8.values()) or None,
-        settings=_settings(config, measured.origin, data.calibration.count()),
+        settings=_settings(config, measured, data.calibration.count()),
         command=_command(accelerator),
         license=license_of(model, config),
+        num_classes=len(data.label_names),
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
         file_bytes=(state_bytes(model), state_bytes(pruned)),
     )
@@ -119,8 +123,9 @@ def curve_points(curve: Sequence[EpochRecord]) -> list[dict[str, float]]:
     return [{key: value for key in keys if (value := getattr(record, key)) is not None} for record in curve]
 
 
-def _settings(config: RunConfig, origin: str, calibration_images: int) -> dict[str, object]:
-    settings: dict[str, object] = {"strategy": origin, "criterion": config.importance.criterion}
+def _settings(config: RunConfig, measured: Measured, calibration_images: int) -> dict[str, object]:
+    settings: dict[str, object] = {"full network": measured.adapted} if measured.adapted else {}
+    settings |= {"strategy": measured.origin, "criterion": config.importance.criterion}
     settings["compensation"] = "least squares" if config.repair.compensate else "none"
     if not config.strategy:
         settings["candidates"] = config.search.candidates
@@ -139,12 +144,16 @@ def _settings(config: RunConfig, origin: str, calibration_images: int) -> dict[s
 
 def _command(accelerator: Accelerator) -> str:
     """What starts this run again, as far as the script can tell."""
+    started = Path(sys.argv[0])
+    ours = started.name in ("eagleeye", "__main__.py")
+    if ours and accelerator.num_processes == 1:
+        return shlex.join(["eagleeye", *sys.argv[1:]])
     command = "accelerate launch"
     if accelerator.num_processes > 1:
         command += f" --multi_gpu --num_processes {accelerator.num_processes}"
     if accelerator.mixed_precision != "no":
         command += f" --mixed_precision {accelerator.mixed_precision}"
-    return f"{command} {shlex.join(sys.argv)}"
+    return f"{command} {shlex.join(['-m', 'eagleeye_hf', *sys.argv[1:]] if ours else sys.argv)}"
 
 
 def license_of(model: nn.Module, config: RunConfig) -> str:

@@ -12,7 +12,7 @@ from eagleeye_hf.errors import EagleEyeError
 FAMILIAR = ("sgd", "momentum", "adamw", "adam", "lamb")
 """Optimizers that timm has, known without asking it, for it takes seconds to import."""
 
-MANY_IMAGES = 100_000
+MANY_IMAGES, SMALLEST_STEP = 100_000, 8
 LR_PER_IMAGE = 0.02 / 64
 """Of a step, as `SizedFinetuneConfig` chooses it."""
 
@@ -104,7 +104,7 @@ class SizedFinetuneConfig(TrainingConfig):
     """Epochs of fine-tuning; None: 30, or as many as make 600 steps where that is more, up to 120."""
     batch_size: Count | None = None
     """Images per optimizer step, all processes and micro-batches together; None: 64, 256 from 100,000 training images
-    on, fewer where an epoch would have less than eight steps."""
+    on; down to 8, where an epoch would have less than eight steps."""
     lr: Positive | None = None
     """Highest learning rate; None: 0.02 for 64 images a step, in proportion for others."""
 
@@ -112,7 +112,8 @@ class SizedFinetuneConfig(TrainingConfig):
         """The same for a number of training images."""
         batch_size = self.batch_size
         if batch_size is None:
-            batch_size = max(1, min(256 if num_images >= MANY_IMAGES else 64, num_images // 8))
+            batch_size = min(256 if num_images >= MANY_IMAGES else 64, max(SMALLEST_STEP, num_images // 8))
+            batch_size = max(1, min(batch_size, num_images))
         return FinetuneConfig(
             **{field.name: getattr(self, field.name) for field in fields(TrainingConfig)},
             epochs=epochs_for(num_images, batch_size, 30, 600, 120) if self.epochs is None else self.epochs,

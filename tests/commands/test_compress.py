@@ -1,7 +1,9 @@
 """`eagleeye compress`: the whole job, ended at any moment and started again."""
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,62 @@ def test_what_is_wrong_is_named_and_nothing_is_left(inputs, tmp_path, capsys, fl
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> str:
+    """One folder of four class folders."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rows = digits_dataset(100)["train"].filter(lambda row: row["label"] < 4)
+    for number, row in enumerate(rows):
+        place = folder / f"kind {row['label']}" / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        row["image"].save(place)
+    return str(folder)
+
+
+OPEN = ["--candidates", "2", "--epochs", "1", "--num-workers", "0", "--license", "mit", "--runtime", "torch"]
+
+
+def test_a_plan_is_made_and_nothing_is_done(inputs, photographs, tmp_path, capsys):
+    command = ["compress", *inputs[:3], "--dataset", photographs, *OPEN, "--output", str(tmp_path / "run"), "--dry-run"]
+    code, out, _ = run_command(capsys, *command)
+    assert code == 0
+    assert not (tmp_path / "run").exists()
+    assert re.search(r"images +20 train, 6 calibrate, 6 score, 8 test \(split test\)\n", out)
+    assert re.search(r"adaptation +40 epochs of 3 steps, 8 images a step", out)
+    assert re.search(r"search +2 candidates, macs=0.5", out)
+    assert "note: the network's head of 10 outputs gives way to a new one for 4 classes" in out
+    assert "8 of its 40 training images are set apart for testing" in out
+    code, out, _ = run_command(capsys, *command, "--json")
+    plan = json.loads(out)
+    assert [phase["name"] for phase in plan["phases"]] == ["adaptation", "search", "fine-tuning", "measuring"]
+    assert plan["seconds"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
+    assert all(phase["seconds"] > 0 for phase in plan["phases"])
+
+
+def test_another_dataset_gets_a_head_of_its_own(inputs, photographs, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    command = ["compress", *inputs[:3], "--dataset", photographs, *OPEN, "--adapt-epochs", "2", "--output", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/eagleeye", *command])
+    code, out, err = run_command(capsys, *command, "--json")
+    assert code == 0, err
+    assert set(json.loads(out)) == {"folder", "metrics", "widths"}
+    full, thin = from_pretrained(folder / "full"), from_pretrained(folder)
+    assert full(torch.randn(1, 3, 32, 32)).shape == thin(torch.randn(1, 3, 32, 32)).shape == (1, 4)
+    assert thin.pretrained_cfg["label_names"] == [f"kind {i}" for i in range(4)]
+    assert sum(p.numel() for p in thin.parameters()) < sum(p.numel() for p in full.parameters())
+    card = (folder / "README.md").read_text()
+    assert "- full network: a new head for 4 classes, then trained for 2 epochs on " in card
+    assert "top-1 |" in card
+    assert "top-5" not in card
+    assert "```bash\neagleeye compress resnet20_cifar --weights weights.safetensors" in card
+    assert main(["search", str(folder / "full"), "--dataset", photographs, "--candidates", "2", "--runtime", "torch",
+                 "--output", str(tmp_path / "search")]) == 0  # fmt: skip
+
+
+def test_without_adaptation_other_classes_are_refused(inputs, photographs, tmp_path, capsys):
+    command = ["compress", *inputs[:3], "--dataset", photographs, *OPEN, "--output", str(tmp_path / "run")]
+    code, _, err = run_command(capsys, *command, "--adapt-epochs", "0")
+    assert code == 2
+    assert "has 4 classes, but the model has 10 outputs" in err
