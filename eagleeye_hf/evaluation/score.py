@@ -93,7 +93,7 @@ class Draws:
     """How a search draws widths."""
 
     divisor: int | tuple[int, ...]
-    max_ratio: float
+    max_ratio: float | Sequence[float]
     budgets: tuple[Budget, ...]
 
 

@@ -56,7 +56,7 @@ class _Subject:
     importance: Importance
     load_thin: Loader
     divisor: int | Sequence[int]
-    max_ratio: float
+    max_ratio: float | Sequence[float]
     seed: int
 
     def load(self, widths: Sequence[int] | np.ndarray) -> Program:
@@ -70,7 +70,7 @@ def fit_latency(
     runtime: Runtime,
     *,
     divisor: int | Sequence[int] = 1,
-    max_ratio: float = 0.7,
+    max_ratio: float | Sequence[float] = 0.7,
     budgets: Sequence[Budget] = (),
     seed: int = 0,
 ) -> LatencyModel:
@@ -153,10 +153,12 @@ def _fit_to_budgets(subject: _Subject, found: LatencyModel, budgets: Sequence[Bu
     return found.adjusted(*_fit_line(predicted, truth), float(truth[0]))
 
 
-def draw_widths(graph: ChannelGraph, divisor: int | Sequence[int], max_ratio: float, num: int, seed: int) -> np.ndarray:
+def draw_widths(
+    graph: ChannelGraph, divisor: int | Sequence[int], max_ratio: float | Sequence[float], num: int, seed: int
+) -> np.ndarray:
     """Random widths like those of a search, at MACs from the least possible up to 0.9 of the full network's."""
     random = np.random.default_rng(seed)
-    smallest = widths_from_ratios(graph, np.full(len(graph.prunable), max_ratio), divisor)
+    smallest = widths_from_ratios(graph, np.broadcast_to(np.asarray(max_ratio), len(graph.prunable)), divisor)
     low = min(0.85, 1.15 * count_cost(graph, smallest).macs / count_cost(graph, graph.widths).macs)
     spaces = [Space(Bounds(graph, Budget(macs=macs)), divisor, max_ratio) for macs in np.linspace(low, 0.9, BUDGETS)]
     turns = itertools.islice(itertools.cycle(spaces), num)
@@ -191,7 +193,9 @@ def _measure(subject: _Subject, fitted: LatencyModel, widths: np.ndarray) -> tup
     return fitted.predict(graph, np.vstack([graph.widths, widths])), np.array(relative) * min(full_times)
 
 
-def _cache_file(graph: ChannelGraph, runtime: Runtime, divisor: int | Sequence[int], max_ratio: float) -> Path:
+def _cache_file(
+    graph: ChannelGraph, runtime: Runtime, divisor: int | Sequence[int], max_ratio: float | Sequence[float]
+) -> Path:
     facts = identify(runtime) | {"graph": graph.to_json(), "divisor": str(divisor), "max_ratio": str(max_ratio)}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     return cache_folder() / "latency" / f"{digest}.json"

@@ -8,6 +8,7 @@ from eagleeye_hf.evaluation.score import Preparation
 from eagleeye_hf.runtimes.alignment import UNMEASURED
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.budget import Bounds
+from eagleeye_hf.strategies.keeping import largest_ratios
 from eagleeye_hf.strategies.sampling import draw_random
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import aligned_divisors
@@ -27,11 +28,12 @@ def loosen(graph: ChannelGraph, config: SearchConfig, prepared: Preparation, ali
     Raises:
         EagleEyeError: they don't at any width.
     """
+    limits = largest_ratios(graph, config.max_ratio, config.keep)
     while True:
         try:
             for budget in config.budgets:
                 bounds = Bounds(graph, budget, prepared.latency)
-                space = Space(bounds, aligned_divisors(graph, alignment), config.max_ratio)
+                space = Space(bounds, aligned_divisors(graph, alignment), limits)
                 drawn = draw_random(space, seed, range(1, 1 + TRIED))
                 if len(set(drawn.values())) < DIFFERENT * TRIED and alignment > 1:
                     raise EagleEyeError("too few different ones")

@@ -12,6 +12,7 @@ from tyro.conf import arg
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.strategies.budget import UNITS, Budget
+from eagleeye_hf.strategies.keeping import parse_keep
 from eagleeye_hf.strategies.sampling import Sampler
 
 Bound = Annotated[float | str | Sequence[float | str] | None, arg(metavar="NUMBER [NUMBER ...]")]
@@ -38,6 +39,9 @@ class SearchConfig:
     once on this machine (8 where it can't be), less in narrow groups and where the budget could hardly be met."""
     max_ratio: Annotated[float, Within("(0, 1)")] = 0.7
     """The largest fraction of channels removed from a group."""
+    keep: tuple[Annotated[str, arg(metavar="PATTERN")], ...] = ()
+    """Layers whose output channels all stay, by name or pattern (`blocks.0.*`); of NAME=0.3 at most
+    30% go."""
     method: Method = "evolution"
     """`random`; `evolution`: mutation and crossover of the best so far; `uniform`: one ratio everywhere; `global`: the
     least important channels of the whole network go."""
@@ -60,7 +64,7 @@ class SearchConfig:
             raise EagleEyeError(f"`stages` are rising fractions, the last one 1; got {self.stages}")
         if self.candidates is None and self.minutes is None:
             raise EagleEyeError("a search needs an end: give `candidates` or `minutes`")
-        _ = self.budgets
+        _ = self.budgets, parse_keep(self.keep)
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

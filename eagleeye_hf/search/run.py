@@ -29,6 +29,7 @@ from eagleeye_hf.search.scorer import Scorer, check_scorer
 from eagleeye_hf.search.timing import MEASURED, measure_leaders
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.budget import Bounds
+from eagleeye_hf.strategies.keeping import largest_ratios
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
@@ -66,15 +67,16 @@ def run_search(
     started = time.perf_counter()
     check_scorer(score)
     accelerator = accelerator or Accelerator()
+    limits = largest_ratios(graph, config.max_ratio, config.keep)
     for budget in config.budgets:  # refused at once, and by every process
         if "latency" not in budget.limits:
-            Space(Bounds(graph, budget), 1 if config.divisor == "auto" else config.divisor, config.max_ratio)
+            Space(Bounds(graph, budget), 1 if config.divisor == "auto" else config.divisor, limits)
     settings = flat_dict(config) | {"seed": seed} | _describe_graph(graph, config) | dict(fingerprint or {})
     journal, lines, prepared = _open_journal(output, settings, accelerator)
     prepared = _prepare(score, graph, config, seed, prepared, accelerator, output)
     make_in_main(accelerator, lambda: journal.start(prepared) if journal is not None else None)
     divisor = divisor_of(graph, config, prepared.alignment)
-    spaces = [Space(Bounds(graph, one, prepared.latency), divisor, config.max_ratio) for one in config.budgets]
+    spaces = [Space(Bounds(graph, one, prepared.latency), divisor, limits) for one in config.budgets]
     workers = Workers(score, accelerator, journal, lines, started, output)
     search = Search(spaces, config, seed, workers, score.unit_scores(), prepared.reports)
     notes = [diagnose_full_model(prepared.full) if prepared.full else None]
@@ -163,7 +165,8 @@ def _prepare(
 
     def prepare(alignment: int | None, timed: bool) -> Preparation:
         divisor = divisor_of(graph, config, alignment)
-        draws = Draws(divisor=divisor, max_ratio=config.max_ratio, budgets=config.budgets) if timed else None
+        limits = largest_ratios(graph, config.max_ratio, config.keep)
+        draws = Draws(divisor=divisor, max_ratio=limits, budgets=config.budgets) if timed else None
         with named_errors("scoring the full network", remedy_of(output)):
             return score.prepare(_draw_examples(graph, config, seed), draws)
 
@@ -174,9 +177,10 @@ def _prepare(
 
 def _draw_examples(graph: ChannelGraph, config: SearchConfig, seed: int) -> list[Strategy]:
     """Strategies like those that the search will score, but for the last step to the budget."""
-    ratios = np.random.default_rng(seed).random((EXAMPLES, len(graph.prunable))) * config.max_ratio
+    limits = largest_ratios(graph, config.max_ratio, config.keep)
+    ratios = np.random.default_rng(seed).random((EXAMPLES, len(graph.prunable))) * np.asarray(limits)
     for budget in config.budgets:
         if "latency" not in budget.limits:
-            ratios = Space(Bounds(graph, budget), max_ratio=config.max_ratio).shift(ratios)
+            ratios = Space(Bounds(graph, budget), max_ratio=limits).shift(ratios)
             break
     return [Strategy(tuple(row)) for row in widths_from_ratios(graph, ratios)]

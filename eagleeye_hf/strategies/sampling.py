@@ -25,7 +25,7 @@ def sample_strategies(
     seed: int = 0,
     *,
     divisor: int | Sequence[int] = 1,
-    max_ratio: float = 0.7,
+    max_ratio: float | Sequence[float] = 0.7,
     sampler: Sampler = "projected",
     latency: LatencyPredictor | None = None,
 ) -> list[Strategy]:
@@ -37,7 +37,7 @@ def sample_strategies(
     Args:
         num: how many, the uniform one included.
         divisor: widths are multiples of it; one number, or one per prunable group.
-        max_ratio: the largest fraction removed from a group.
+        max_ratio: the largest fraction removed from a group; one number, or one per prunable group.
         latency: predicts milliseconds where the budget bounds them.
     Raises:
         EagleEyeError: `num` or `max_ratio` is out of range, or the budget can't be met; the message says what can.

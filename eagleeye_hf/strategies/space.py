@@ -20,29 +20,33 @@ class Space:
 
     Args:
         divisor: widths are multiples of it; one number, or one per prunable group.
-        max_ratio: the largest fraction removed from a group.
+        max_ratio: the largest fraction removed from a group; one number, or one per prunable group.
     Raises:
         EagleEyeError: there are none; the message says what is possible.
     """
 
-    def __init__(self, bounds: Bounds, divisor: int | Sequence[int] = 1, max_ratio: float = 0.7) -> None:
-        if not 0 < max_ratio < 1:
-            raise EagleEyeError(f"`max_ratio` is the largest fraction removed, in (0, 1); got {max_ratio}")
+    def __init__(
+        self, bounds: Bounds, divisor: int | Sequence[int] = 1, max_ratio: float | Sequence[float] = 0.7
+    ) -> None:
+        largest = max_ratio if isinstance(max_ratio, (int, float)) else max(max_ratio, default=0.0)
+        if not 0 < largest < 1:
+            raise EagleEyeError(f"`max_ratio` is the largest fraction removed, in (0, 1); got {largest}")
         graph = bounds.graph
         if not graph.prunable:
             raise EagleEyeError("`graph` has no prunable group: every channel is pinned; `graph.groups` says why")
-        self.bounds, self.divisor, self.max_ratio = bounds, divisor, max_ratio
-        self.graph, self.num_groups = graph, len(graph.prunable)
+        self.bounds, self.divisor, self.graph, self.num_groups = bounds, divisor, graph, len(graph.prunable)
+        self.max_ratio = np.broadcast_to(np.asarray(max_ratio, dtype=float), self.num_groups)
         self.prunable = np.array([number for number, group in enumerate(graph.groups) if group.prunable])
         self.multiples = multiples_of(graph, divisor)
-        self.smallest = self.widths(np.full(self.num_groups, max_ratio))
+        self.smallest = self.widths(self.max_ratio)
         if float(bounds.excess(self.smallest)[0]) > bounds.budget.tolerance:
             tiny = [
                 name for name, limit in bounds.budget.limits.items() if not limit.is_fraction and limit.value < 1000
             ]
             hint = f" (`{tiny[0]}` above 1 is an absolute number; fractions are at most 1)" if tiny else ""
+            kept = "" if (self.max_ratio == largest).all() else ", what `keep` spares"
             raise EagleEyeError(
-                f"the budget ({bounds.budget}){hint} is out of reach: with `max_ratio={max_ratio}` and "
+                f"the budget ({bounds.budget}){hint} is out of reach: with `max_ratio={largest:g}`{kept} and "
                 f"`divisor={self.divisor_name}` the smallest model still has "
                 f"{bounds.describe(self.smallest.tolist())}. Raise the budget, or raise `max_ratio`"
                 f"{', or lower `divisor`' if self.divisor_name != '1' else ''}."
@@ -61,7 +65,7 @@ class Space:
         """The same ratio everywhere; where its steps are too coarse for the tolerance, just below the bound."""
 
         def along(t: np.ndarray) -> np.ndarray:
-            return np.repeat(t[:, None] * self.max_ratio, self.num_groups, axis=1)
+            return t[:, None] * self.max_ratio
 
         return Strategy(tuple(self.widths(along(self.bisect(along, np.zeros(1), np.ones(1))))[0]))
 
@@ -77,7 +81,7 @@ class Space:
         steeper the more its group costs. Uniform draws that happen to meet a bound on a sum are distributed so (Gibbs'
         conditioning principle); neither is one corner of the space preferred, nor do draws pile up at a limit.
         """
-        place = np.clip(ratios / self.max_ratio, 1e-6, 1 - 1e-6)
+        place = np.clip(ratios / np.maximum(self.max_ratio, 1e-9), 1e-6, 1 - 1e-6)
 
         def along(t: np.ndarray) -> np.ndarray:
             return self.max_ratio * _tilted(place, t[:, None] * self._tilt)

@@ -331,14 +331,21 @@ def finish(process: subprocess.Popen, folder: Path) -> list[dict]:
     return sorted(timeless, key=lambda row: (row["index"], row["stage"]))
 
 
-def test_one_two_and_three_processes_and_a_killed_one_find_the_same_to_the_bit(tmp_path):
-    """One process scores in two threads, several in one each; and one is killed in the middle, without notice."""
-    one = finish(start(tmp_path / "one", 1, threads=2), tmp_path / "one")
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> list[dict]:
+    """What one process finds that scores in two threads."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    return finish(start(folder, 1, threads=2), folder)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_find_the_same_to_the_bit(one, tmp_path, processes):
     assert len([row for row in one if row["stage"] == 0]) == 18
     assert any(row["origin"] == "evolution" for row in one)
-    for processes in (2, 3):
-        folder = tmp_path / str(processes)
-        assert finish(start(folder, processes, threads=1), folder) == one
+    assert finish(start(tmp_path / "run", processes, threads=1), tmp_path / "run") == one
+
+
+def test_a_search_that_is_killed_finds_the_same_to_the_bit(one, tmp_path):
     folder = tmp_path / "killed"
     process = start(folder, 1, threads=1)
     journal = folder / "search.jsonl"
