@@ -22,7 +22,10 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
+        if sys.stderr.isatty():
+            tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
+        else:  # where a bar is a line, drawing it again would be another
+            print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
 if not LOGGER.handlers:
