@@ -78,6 +78,8 @@ class CardFacts:
     """Search, calibration and training settings, and the seed."""
     command: str = ""
     license: str = ""
+    own: bool = False
+    """The network is none of timm's, and loading needs what builds it."""
     num_classes: int = 0
     """0 where it is not known; top-5 of five or fewer tells nothing, and is left out."""
     picture: str = ""
@@ -131,6 +133,7 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         tested=_metric_rows(facts.metrics),
         steps=_metric_rows(facts.steps),
         has_top5=facts.has_top5,
+        own=facts.own,
         curve=[
             {
                 "epoch": f"{point['epoch']:.0f}",

@@ -17,10 +17,11 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import device_of
 from eagleeye_hf.publishing.claims import check_claims, find_input, rebuild_empty
-from eagleeye_hf.publishing.config import CARD, CONFIG, MAX_CONFIG_BYTES, WEIGHTS, read_config
+from eagleeye_hf.publishing.config import BUILDER, CARD, CONFIG, MAX_CONFIG_BYTES, WEIGHTS, read_config
 from eagleeye_hf.publishing.confirmation import confirm_outputs
 from eagleeye_hf.publishing.download import download_checkpoint
 from eagleeye_hf.publishing.files import write_files
+from eagleeye_hf.publishing.own import build_own, own_config
 from eagleeye_hf.publishing.recording import build_config
 from eagleeye_hf.publishing.weights import check_finite, check_weights, load_weights, save_weights, widest_type
 
@@ -32,6 +33,8 @@ def save_pretrained(
     label_names: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
     card: str | None = None,
+    builder: Callable[[], nn.Module] | None = None,
+    input_size: Sequence[int] | None = None,
 ) -> Path:
     """Write `model.safetensors`, `config.json` and, where given, the model card.
 
@@ -47,6 +50,8 @@ def save_pretrained(
         label_names: class names, one per output.
         provenance: facts about how the model was made, kept in the `eagleeye` block of `config.json`.
         card: text of the model card, from `write_card`.
+        builder: makes the full network, for one that timm does not know; loading needs it again.
+        input_size: `(channels, height, width)` of an image of such a network, where it does not tell.
     Raises:
         EagleEyeError: the folder holds a checkpoint or can't be written, the model holds NaN, it can't be rebuilt from
             a timm architecture, or what is rebuilt gives other outputs.
@@ -55,16 +60,20 @@ def save_pretrained(
     check_free(folder, card is not None)
     check_finite(model)
     whole = _thaw_statistics(model)
-    config, rebuilt = build_config(whole, label_names, provenance)
+    if builder is not None:
+        config, rebuilt = own_config(whole, builder, input_size, label_names, provenance)
+    else:
+        config, rebuilt = build_config(whole, label_names, provenance)
     text = json.dumps(config, indent=2, allow_nan=False)
     if len(text) > MAX_CONFIG_BYTES:
         raise EagleEyeError(f"`provenance` makes config.json larger than {MAX_CONFIG_BYTES >> 20} MiB; keep less of it")
     arguments, cfg = config["model_args"], config["pretrained_cfg"]
-    try:
-        check_claims(rebuilt, arguments, cfg, config["num_classes"], config["num_features"])
-    except EagleEyeError as error:
-        raise EagleEyeError(f"`model` can't be saved, since it would not load: {error}") from error
-    size = find_input(rebuilt, arguments, cfg)
+    size = tuple(cfg["input_size"]) if builder is not None else find_input(rebuilt, arguments, cfg)
+    if builder is None:
+        try:
+            check_claims(rebuilt, arguments, cfg, config["num_classes"], config["num_features"])
+        except EagleEyeError as error:
+            raise EagleEyeError(f"`model` can't be saved, since it would not load: {error}") from error
     confirm_outputs(model, _with_tensors(rebuilt, whole), size)
     writers: dict[str, Callable[[Path], object]] = {WEIGHTS: partial(save_weights, whole)}
     if card is not None:
@@ -108,6 +117,7 @@ def from_pretrained(
     path_or_repo: str | Path,
     revision: str | None = None,
     *,
+    builder: Callable[[], nn.Module] | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> nn.Module:
@@ -117,31 +127,46 @@ def from_pretrained(
     then says of its channels against a pass without values, and tensors against the sizes. (timm's own loader gives
     float32, whatever the file holds.)
 
+    Args:
+        builder: makes the full network, for a checkpoint that was saved with one.
     Raises:
         EagleEyeError: there is no checkpoint, or it is damaged, or its tensors don't fit its `config.json`.
     """
     folder = Path(path_or_repo)
     if not folder.is_dir():
         folder = download_checkpoint(str(path_or_repo), revision, token, cache_dir)
-    config, model = open_checkpoint(folder)
+    config, model = open_checkpoint(folder, builder)
     load_weights(model, folder)
     arguments = config["model_args"]
     cfg = {**getattr(model, "pretrained_cfg", {}), **config["pretrained_cfg"], "num_classes": config["num_classes"]}
     model.pretrained_cfg = model.default_cfg = cfg | {  # type: ignore[assignment]
-        "architecture": arguments["base"],
+        "architecture": arguments.get("base", ""),
         "label_names": config["label_names"],
     }
     return model.eval()
 
 
-def open_checkpoint(folder: Path) -> tuple[dict[str, Any], nn.Module]:
+def open_checkpoint(folder: Path, builder: Callable[[], nn.Module] | None = None) -> tuple[dict[str, Any], nn.Module]:
     """The checked config of a folder and its network, whose parameters have no values yet.
 
+    Args:
+        builder: as for `from_pretrained`.
     Raises:
         EagleEyeError: there is no config, or it does not describe a network.
     """
     config = read_config(folder)
     arguments, num_classes = config["model_args"], config["num_classes"]
+    if (BUILDER in arguments) != (builder is not None):
+        raise EagleEyeError(
+            f"{folder} is of a network of your own, which `{arguments[BUILDER]}` built: load it with "
+            "`eagleeye_hf.from_pretrained(FOLDER, builder=...)`"
+            if builder is None
+            else f"`builder`: {folder} is of timm's {arguments['base']}, which needs none"
+        )
+    if builder is not None:
+        model = build_own(builder, arguments["sizes"])
+        check_weights(model, folder)
+        return config, model
     try:
         model = rebuild_empty(arguments, num_classes)
         check_weights(model, folder)

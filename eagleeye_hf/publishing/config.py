@@ -15,6 +15,8 @@ from eagleeye_hf.errors import EagleEyeError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ARCHITECTURE = "eagleeye_pruned"
+BUILDER = "builder"
+"""In `model_args`: what built a network that timm does not know. It is told, not called."""
 
 MAX_CONFIG_BYTES = 16 << 20
 MAX_CLASSES, MAX_CHANNELS, MAX_PIXELS, MAX_FEATURES = 100_000, 1024, 1024, 1 << 20
@@ -131,6 +133,10 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_model_args(arguments: Mapping[str, Any]) -> None:
     """Refuse all but a known base, arguments that are safe to give it, and sizes (checked when they are applied)."""
+    if BUILDER in arguments:
+        _check(BUILDER, arguments[BUILDER], lambda value: isinstance(value, str) and len(value) <= 256)
+        _check("model_args", sorted(arguments), lambda names: set(names) <= {BUILDER, "sizes"})
+        return
     check_base(arguments.get("base"))
     check_base_args(arguments.get("base_args", {}))
     _check("in_chans", arguments.get("in_chans", 3), is_count(1, MAX_CHANNELS))

@@ -16,6 +16,7 @@ from eagleeye_hf.publishing.awaited import await_tensors
 from eagleeye_hf.publishing.claims import check_claims, rebuild_empty
 from eagleeye_hf.publishing.config import (
     ARCHITECTURE,
+    BUILDER,
     WEIGHTS,
     base_args,
     check_model_args,
@@ -39,6 +40,11 @@ def build_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         kwargs: `base`, `base_args`, `fused` and `sizes` of the checkpoint's `model_args`, and what timm gives beside
             them.
     """
+    if BUILDER in kwargs:
+        raise EagleEyeError(
+            f"this checkpoint is of a network that timm does not know, which `{kwargs[BUILDER]}` built: load it with "
+            "`eagleeye_hf.from_pretrained(FOLDER, builder=...)`"
+        )
     if "base" not in kwargs:
         raise EagleEyeError(f"`{ARCHITECTURE}` is built from a checkpoint: timm.create_model('local-dir:FOLDER')")
     saved = kwargs.get("pretrained_model_args") or {k: kwargs[k] for k in SAVED_ARGS if k in kwargs}

@@ -81,10 +81,10 @@ def build_config(
         if len(label_names) != num_classes:
             raise EagleEyeError(f"`label_names` has {len(label_names)} names for {num_classes} outputs")
         config["label_names"] = list(label_names)
-    return _as_read(config), rebuilt
+    return as_read(config), rebuilt
 
 
-def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_read(config: Mapping[str, Any]) -> dict[str, Any]:
     """What reading the file would give; refused where it would be refused."""
     try:
         written = json.loads(json.dumps(_without_nan(config)))

@@ -16,6 +16,7 @@ from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
 from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.publishing.hub import push_to_hub
+from eagleeye_hf.publishing.own import Build
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
@@ -39,7 +40,9 @@ class RunResult:
     strategy: Strategy
 
 
-def compress_model(model: nn.Module, data: Splits, config: RunConfig, *, adapted: str = "") -> RunResult:
+def compress_model(
+    model: nn.Module, data: Splits, config: RunConfig, *, adapted: str = "", builder: Build | None = None
+) -> RunResult:
     """Find the best thin version of `model` under the budget, fine-tune it, save it with its card, and print a table.
 
     A run that was killed goes on when started again with the same config; of one that is finished the table is printed
@@ -48,6 +51,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig, *, adapted
 
     Args:
         adapted: what was done to a trained network, so that it fits the dataset; for the card.
+        builder: makes the full network, for one that timm does not know; `from_pretrained` needs it again.
     Raises:
         EagleEyeError: the output folder is taken, there are several budgets, the budget is out of reach, or the model
             can't be pruned.
@@ -59,7 +63,7 @@ def compress_model(model: nn.Module, data: Splits, config: RunConfig, *, adapted
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     if not run.has_result:
-        _compress(model, graph, data, config, run, accelerator, adapted)
+        _compress(model, graph, data, config, run, accelerator, adapted, builder)
     with main_process_works():
         if accelerator.is_main_process:
             _finish(run, config)
@@ -74,6 +78,7 @@ def _compress(
     run: RunFolder,
     accelerator: Accelerator,
     adapted: str,
+    builder: Build | None,
 ) -> None:
     """Everything up to a whole checkpoint."""
     if accelerator.is_main_process:
@@ -111,7 +116,7 @@ def _compress(
             measured = Measured(
                 strategy=strategy, origin=origin, metrics=metrics, steps=steps, curve=curve, adapted=adapted
             )
-            save_result(model, pruned, graph, data, measured, config, run, accelerator)
+            save_result(model, pruned, graph, data, measured, config, run, accelerator, builder)
 
 
 def _finish(run: RunFolder, config: RunConfig) -> None:

@@ -19,6 +19,7 @@ from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.publishing.card import CardFacts, cost_table, find_license, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
+from eagleeye_hf.publishing.own import Build
 from eagleeye_hf.publishing.paths import hide_paths
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import SAVED, RunFolder
@@ -57,6 +58,7 @@ def save_result(
     config: RunConfig,
     run: RunFolder,
     accelerator: Accelerator,
+    builder: Build | None = None,
 ) -> None:
     """Measure milliseconds, and save the checkpoint with its card; `config.json` comes last."""
     pruned = pruned.to(accelerator.device).eval()
@@ -84,6 +86,7 @@ def save_result(
         command=_command(accelerator),
         license=license_of(model, config),
         num_classes=len(data.label_names),
+        own=builder is not None,
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
         file_bytes=(state_bytes(model), state_bytes(pruned)),
     )
@@ -114,6 +117,8 @@ def save_result(
         label_names=data.label_names,
         provenance=provenance,
         card=write_card(facts, push_to or str(run.path), on_hub=bool(push_to)),
+        builder=builder,
+        input_size=graph.input_size,
     )
 
 
