@@ -13,8 +13,8 @@ FAMILIAR = ("sgd", "momentum", "adamw", "adam", "lamb")
 """Optimizers that timm has, known without asking it, for it takes seconds to import."""
 
 MANY_IMAGES, SMALLEST_STEP = 100_000, 8
-LR_PER_IMAGE = 0.02 / 64
-"""Of a step, as `SizedFinetuneConfig` chooses it."""
+USUAL_STEP, USUAL_LR = 64, 0.02
+"""Images of a step up to which `SizedFinetuneConfig` takes this learning rate; for larger ones in proportion."""
 
 Count = Annotated[int, Within("[1, inf)")]
 Positive = Annotated[float, Within("(0, inf)")]
@@ -106,19 +106,19 @@ class SizedFinetuneConfig(TrainingConfig):
     """Images per optimizer step, all processes and micro-batches together; None: 64, 256 from 100,000 training images
     on; down to 8, where an epoch would have less than eight steps."""
     lr: Positive | None = None
-    """Highest learning rate; None: 0.02 for 64 images a step, in proportion for others."""
+    """Highest learning rate; None: 0.02 for steps of up to 64 images, in proportion for larger ones."""
 
     def settle(self, num_images: int) -> FinetuneConfig:
         """The same for a number of training images."""
         batch_size = self.batch_size
         if batch_size is None:
-            batch_size = min(256 if num_images >= MANY_IMAGES else 64, max(SMALLEST_STEP, num_images // 8))
+            batch_size = min(256 if num_images >= MANY_IMAGES else USUAL_STEP, max(SMALLEST_STEP, num_images // 8))
             batch_size = max(1, min(batch_size, num_images))
         return FinetuneConfig(
             **{field.name: getattr(self, field.name) for field in fields(TrainingConfig)},
             epochs=epochs_for(num_images, batch_size, 30, 600, 120) if self.epochs is None else self.epochs,
             batch_size=batch_size,
-            lr=LR_PER_IMAGE * batch_size if self.lr is None else self.lr,
+            lr=USUAL_LR * max(1.0, batch_size / USUAL_STEP) if self.lr is None else self.lr,
         )
 
 

@@ -50,7 +50,7 @@ def test_the_whole_job_in_one_command(finished, inputs):
     assert not (finished / "training").exists()
     settings = yaml.safe_load((finished / "run.yaml").read_text())
     asked = parse_config(RunConfig, [*inputs, *FLAGS, "--output", str(finished)], "", "")
-    settled = {"adapt_epochs": 0, "adapt_lr": 0.0125, "lr": 0.0125}  # 0.02 for 64 images a step
+    settled = {"adapt_epochs": 0, "adapt_lr": 0.02, "lr": 0.02}
     assert settings == flat_dict(asked) | settled
 
 
