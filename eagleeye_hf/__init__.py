@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eagleeye_hf.data.config import AugmentationConfig as AugmentationConfig
     from eagleeye_hf.data.config import DatasetConfig as DatasetConfig
     from eagleeye_hf.data.config import HeldOutConfig as HeldOutConfig
+    from eagleeye_hf.data.pairs import PairSet as PairSet
     from eagleeye_hf.data.splits import Splits as Splits
     from eagleeye_hf.data.splits import open_splits as open_splits
     from eagleeye_hf.errors import EagleEyeError as EagleEyeError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from eagleeye_hf.evaluation.config import ScoringConfig as ScoringConfig
     from eagleeye_hf.evaluation.metrics import Metrics as Metrics
     from eagleeye_hf.evaluation.metrics import evaluate_model as evaluate_model
+    from eagleeye_hf.evaluation.objective import CustomObjective as CustomObjective
     from eagleeye_hf.evaluation.score import AdaptiveBNScore as AdaptiveBNScore
     from eagleeye_hf.pruning.compensate import compensate_readers as compensate_readers
     from eagleeye_hf.pruning.config import ImportanceConfig as ImportanceConfig
@@ -64,11 +66,13 @@ _PLACES = {
     "channels.graph": ("ChannelGraph",),
     "channels.slicing": ("slice_model",),
     "data.config": ("AugmentationConfig", "DatasetConfig", "HeldOutConfig"),
+    "data.pairs": ("PairSet",),
     "data.splits": ("Splits", "open_splits"),
     "errors": ("EagleEyeError",),
     "evaluation.batchnorm": ("recalibrate_bn",),
     "evaluation.config": ("ScoringConfig",),
     "evaluation.metrics": ("Metrics", "evaluate_model"),
+    "evaluation.objective": ("CustomObjective",),
     "evaluation.score": ("AdaptiveBNScore",),
     "pruning.compensate": ("compensate_readers",),
     "pruning.config": ("ImportanceConfig", "RepairConfig"),

@@ -41,6 +41,18 @@ def test_the_python_code_runs(tmp_path, monkeypatch):
     assert names["model"].config.label_names[0] == "class 0"
 
 
+def test_the_example_of_another_objective_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python", (ROOT / "docs" / "objectives.md").read_text())
+    names = {"__name__": "example"}
+    exec(code, names)
+    assert "IoU: " in capsys.readouterr().out
+    assert names["full_score"].reported > 0.5
+    assert names["thin_score"].reported > 0.5
+    network, images = names["again"], names["torch"].randn(1, 3, 64, 64)
+    assert network(images).shape == (1, 1, 64, 64)
+
+
 @pytest.mark.parametrize("command", re.findall(r"accelerate launch .*?(?=\n\s*(?:\n|#|```))", TEXT, re.DOTALL))
 def test_commands_name_existing_recipes_and_flags(command, monkeypatch):
     words = shlex.split(command.replace("\\\n", " "), comments=True)

@@ -21,6 +21,7 @@ from eagleeye_hf.data.batches import (
     load_stream,
     plan_epoch,
 )
+from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.data.rows import IndexedRows, StreamRows
 from eagleeye_hf.data.small import MEMORY, SmallImages, pixels_of
 from eagleeye_hf.data.transforms import Preprocessing, SmallCrop
@@ -137,6 +138,11 @@ class ImageSet:
             return self._normalized(load_stream(self.rows, seed, portion, decoder, num_workers), device)
         plan = plan_epoch(len(self.rows), seed, portion)
         return self._normalized(load_indexed(self.rows, plan, decoder, num_workers), device)
+
+    def seen_as(self, other: TrainingImages) -> ImageSet:
+        """These images, cropped, mirrored and scaled as the others are."""
+        preprocessing = other.preprocessing if isinstance(other, ImageSet) else self.preprocessing
+        return ImageSet(self.rows, preprocessing, seed=other.seed, name=self.name)
 
     def _fits(self, small: SmallCrop) -> bool:
         side = [size + 2 * small.padding for size in small.size]

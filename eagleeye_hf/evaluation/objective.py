@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.networks.running import Batch, run_model
+from eagleeye_hf.networks.running import Batch, evaluation_mode, run_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,45 @@ class Objective(Protocol):
 
     def chance(self, model: nn.Module, batch: Batch) -> Score:
         """What a network that knows nothing scores, by the shape of its outputs."""
+
+
+class TrainingObjective(Objective, Protocol):
+    """One that can be trained for."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised, the mean over a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomObjective:
+    """An objective made of two functions of `(outputs, targets)`, both the mean over a batch."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """Ranks candidates, and is what training minimises."""
+    report: Callable[[Tensor, Tensor], Tensor | float]
+    """For people: the higher, the better; it chooses the epoch."""
+    ranks: str = "loss"
+    reports: str = "score"
+
+    def measure(self, model: nn.Module, batches: Iterable[Batch]) -> Score:
+        sums, num = [0.0, 0.0], 0
+        with evaluation_mode(model), torch.inference_mode():
+            for images, targets in batches:
+                outputs = run_model(model, images).float()
+                targets = targets.to(outputs.device)
+                for place, function in enumerate((self.loss, self.report)):
+                    sums[place] += float(function(outputs, targets)) * len(images)
+                num += len(images)
+        return Score(loss=sums[0] / num, reported=sums[1] / num, num_images=num)
+
+    def chance(self, model: nn.Module, batch: Batch) -> Score:
+        """Of outputs that are zero."""
+        with evaluation_mode(model), torch.inference_mode():
+            outputs = torch.zeros_like(run_model(model, batch[0]).float())
+        targets = batch[1].to(outputs.device)
+        return Score(
+            loss=float(self.loss(outputs, targets)), reported=float(self.report(outputs, targets)), num_images=0
+        )
 
 
 class Classification:

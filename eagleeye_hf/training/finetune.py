@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from eagleeye_hf.data.image_set import ImageSet
+from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.objective import TrainingObjective
 from eagleeye_hf.telling import say
 from eagleeye_hf.training.checks import check_accelerator, check_teacher, half_of, in_float32
 from eagleeye_hf.training.config import FinetuneConfig
@@ -36,19 +37,20 @@ class EpochRecord:
     """Images seen in this epoch, all processes together."""
     images_per_second: float
     top1: float | None = None
-    """On the holdout images, where they are given."""
+    """On the holdout images, where they are given; what the objective reports, where one is."""
     ema_top1: float | None = None
     """The same of the averaged weights."""
 
 
 def finetune_model(
     model: nn.Module,
-    train: ImageSet,
+    train: TrainingImages,
     config: FinetuneConfig,
     *,
     teacher: nn.Module | None = None,
-    holdout: ImageSet | None = None,
-    calibration: ImageSet | None = None,
+    holdout: TrainingImages | None = None,
+    calibration: TrainingImages | None = None,
+    objective: TrainingObjective | None = None,
     accelerator: Accelerator | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, object] | None = None,
@@ -69,6 +71,8 @@ def finetune_model(
         calibration: images that recompute the BatchNorm statistics of what is scored, and of what is returned, there
             filled up to 8,192 with training images where those have random access; seen as in training, cropped and
             mixed, for the weights have learned under those statistics.
+        objective: what is trained for, and what chooses the epoch, where that is not the label of an image; `teacher`
+            then adds the squared error to its outputs. Images with targets of any shape: `PairSet`.
         accelerator: its mixed precision is used, on one device or many that each hold the whole network.
         checkpoint: folder for the state of training; a run started again there goes on where the last whole checkpoint
             is, inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes
@@ -87,6 +91,8 @@ def finetune_model(
         return model.eval()
     if train.count() < config.batch_size:
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
+    if objective is not None and (config.mixup or config.cutmix or config.label_smoothing):
+        raise EagleEyeError("`objective`: mixup, cutmix and label smoothing are of class labels; turn them off")
     check_accelerator(accelerator, model)
     if teacher is not None:
         check_teacher(teacher, model)
@@ -94,9 +100,11 @@ def finetune_model(
     half, model = half_of(model), in_float32(model)
     checkpoints = Checkpoints(checkpoint, config, accelerator, identity)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
-    training = Training(model, teacher, train, config, accelerator, num_workers)
-    selection = Selection(model, holdout, calibration if calibration and calibration.count() else None, accelerator)
-    tell = _Teller(config, accelerator, on_epoch, checkpoint)
+    training = Training(model, teacher, train, config, accelerator, num_workers, objective)
+    selection = Selection(
+        model, holdout, calibration if calibration and calibration.count() else None, accelerator, objective
+    )
+    tell = _Teller(config, accelerator, on_epoch, checkpoint, objective.reports if objective else "top-1")
     state = checkpoints.load()
     if state is not None:
         training.load_state_dict(state["training"])
@@ -145,7 +153,9 @@ class _Teller:
         accelerator: Accelerator,
         on_epoch: Callable[[EpochRecord], None] | None,
         folder: Path | None,
+        reports: str = "top-1",
     ) -> None:
+        self.reports = reports
         self.config, self.accelerator, self.on_epoch = config, accelerator, on_epoch
         self.records: list[EpochRecord] = []
         self.tracker = start_tracker(config, accelerator, folder)
@@ -169,8 +179,8 @@ class _Teller:
     def __call__(self, record: EpochRecord) -> None:
         self.again([record])
         scores = "".join(
-            f", {name} {value:.2%}"
-            for name, value in (("holdout top-1", record.top1), ("averaged weights", record.ema_top1))
+            f", {name} {f'{value:.2%}' if self.reports == 'top-1' else f'{value:.4g}'}"
+            for name, value in ((f"holdout {self.reports}", record.top1), ("averaged weights", record.ema_top1))
             if value is not None
         )
         speed = f"{record.images_per_second:,.0f} images/s"

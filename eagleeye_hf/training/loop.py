@@ -18,13 +18,14 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from eagleeye_hf.data.batches import Portion, count_steps, own_randomness, seed_everything
-from eagleeye_hf.data.image_set import ImageSet
+from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.objective import TrainingObjective
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.telling import progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
-from eagleeye_hf.training.loss import make_mixup, mix, training_loss
+from eagleeye_hf.training.loss import make_mixup, mix, objective_loss, training_loss
 
 
 class Training:
@@ -34,11 +35,13 @@ class Training:
         self,
         network: nn.Module,
         teacher: nn.Module | None,
-        train: ImageSet,
+        train: TrainingImages,
         config: FinetuneConfig,
         accelerator: Accelerator,
         num_workers: int = 0,
+        objective: TrainingObjective | None = None,
     ) -> None:
+        self.objective = objective
         self.config, self.accelerator, self.train, self.num_workers = config, accelerator, train, num_workers
         self.steps = train.count_steps(config.batch_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -156,15 +159,18 @@ class Training:
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)
-        return training_loss(self.forward(images), target, teacher_logits, self.config)
+        outputs = self.forward(images)
+        if self.objective is not None:
+            return objective_loss(outputs, target, teacher_logits, self.config, self.objective)
+        return training_loss(outputs, target, teacher_logits, self.config)
 
-    def calibration_batches(self, calibration: ImageSet, images: int = 0) -> Iterator[Tensor]:
+    def calibration_batches(self, calibration: TrainingImages, images: int = 0) -> Iterator[Tensor]:
         """Batches preprocessed as training's, always the same: calibration images, then training's up to `images`.
 
         A stream gives none of its own, for it would have to be opened once more.
         """
         workers = self.num_workers
-        seen = ImageSet(calibration.rows, self.train.preprocessing, seed=self.train.seed, name=self.train.name)
+        seen = calibration.seen_as(self.train)
         batches = seen.epoch_batches(0, Portion(batch_size=128), workers)
         missing = images - calibration.count()
         if missing > 0 and self.train.exact_steps:

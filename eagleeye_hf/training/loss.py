@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from eagleeye_hf.evaluation.objective import TrainingObjective
 from eagleeye_hf.training.config import FinetuneConfig
 
 
@@ -21,6 +22,22 @@ def training_loss(logits: Tensor, target: Tensor, teacher_logits: Tensor | None,
     if teacher_logits is None:
         return loss
     distilled = distillation_loss(logits, teacher_logits, config.temperature)
+    return (1 - config.distillation) * loss + config.distillation * distilled
+
+
+def objective_loss(
+    outputs: Tensor,
+    target: Tensor,
+    teacher_outputs: Tensor | None,
+    config: FinetuneConfig,
+    objective: TrainingObjective,
+) -> Tensor:
+    """The same for an objective of one's own; distillation is the squared error over the teacher's energy."""
+    loss = objective.loss(outputs.float(), target)
+    if teacher_outputs is None:
+        return loss
+    wanted = teacher_outputs.float()
+    distilled = (outputs.float() - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
     return (1 - config.distillation) * loss + config.distillation * distilled
 
 

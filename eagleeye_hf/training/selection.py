@@ -11,9 +11,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from eagleeye_hf.data.image_set import ImageSet
+from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
-from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
+from eagleeye_hf.evaluation.metrics import evaluate_model
+from eagleeye_hf.evaluation.objective import Score, TrainingObjective
 from eagleeye_hf.training.loop import Training
 
 STATISTICS = 8192
@@ -26,8 +27,14 @@ class Selection:
     """The best weights so far, judged by the holdout images."""
 
     def __init__(
-        self, model: nn.Module, holdout: ImageSet | None, calibration: ImageSet | None, accelerator: Accelerator
+        self,
+        model: nn.Module,
+        holdout: TrainingImages | None,
+        calibration: TrainingImages | None,
+        accelerator: Accelerator,
+        objective: TrainingObjective | None = None,
     ) -> None:
+        self.objective = objective
         self.network = copy.deepcopy(model).to(accelerator.device).eval()
         """A plain network to put weights in: neither wrapped nor compiled."""
         self.given = model
@@ -56,7 +63,7 @@ class Selection:
             if self.calibration is not None:
                 self._recalibrate(training)
             metrics = self._score()
-            scores[name] = metrics.top1
+            scores[name] = metrics.reported
             self._keep(metrics)
         return scores
 
@@ -73,8 +80,9 @@ class Selection:
         """What to say where no epoch was better than the start."""
         if self.best is None or not self.best.get("start"):
             return None
-        top1 = self.best["top1"]
-        return f"no epoch beat the network it started from ({top1:.2%} on the holdout images); {self.best['start']}"
+        value = self.best["reported"]
+        shown = f"{value:.2%}" if self.objective is None else f"{self.objective.reports} {value:.4g}"
+        return f"no epoch beat the network it started from ({shown} on the holdout images); {self.best['start']}"
 
     def _compare_with_given(self) -> None:
         """Go back to the network as it was given where the last statistics, of other images, fell behind it."""
@@ -94,18 +102,21 @@ class Selection:
         self.seen = self.seen or list(training.calibration_batches(self.calibration))
         recalibrate_bn(self.network, self.seen)
 
-    def _score(self) -> Metrics:
+    def _score(self) -> Score:
         assert self.holdout is not None
+        if self.objective is not None:  # in every process on all images: what it reports may be no mean
+            return self.objective.measure(self.network, self.holdout)
         part = self.holdout[self.accelerator.process_index :: self.accelerator.num_processes]
-        return evaluate_model(self.network, part, self.accelerator)
+        found = evaluate_model(self.network, part, self.accelerator)
+        return Score(loss=found.loss, reported=found.top1, num_images=found.num_images)
 
-    def _keep(self, metrics: Metrics, start: str = "") -> None:
+    def _keep(self, metrics: Score, start: str = "") -> None:
         if self.best is None or _rank(metrics) > self.best["rank"]:
             self.best = {**asdict(metrics), "rank": _rank(metrics), "weights": self._copy_weights(), "start": start}
 
 
-def _rank(metrics: Metrics) -> tuple[float, float]:
-    return metrics.top1, -metrics.loss if math.isfinite(metrics.loss) else -math.inf
+def _rank(metrics: Score) -> tuple[float, float]:
+    return metrics.reported, -metrics.loss if math.isfinite(metrics.loss) else -math.inf
 
 
 def _weights(training: Training) -> Iterator[tuple[str, dict[str, Tensor]]]:
