@@ -36,7 +36,7 @@ class Cifar10MobileNetV1Config(RunConfig):
 
     network: NetworkConfig = NetworkConfig(model="mobilenetv1_100")
     data: DatasetConfig = DatasetConfig(dataset="uoft-cs/cifar10")
-    adapt: AdaptConfig = AdaptConfig(adapt_epochs=200)
+    adapt: AdaptConfig = AdaptConfig(adapt_epochs=200, adapt_lr=0.1)
     search: SearchConfig = SearchConfig(macs=("26.5M", "12.1M", "3.3M"), max_ratio=0.85, candidates=1000)
     finetune: FinetuneConfig = FinetuneConfig(batch_size=128, lr=0.05, distillation=0.9, temperature=4.0)
     output: str = "outputs/cifar10_mbv1"

@@ -32,7 +32,7 @@ class Cifar10ResNet56Config(RunConfig):
 
     network: NetworkConfig = NetworkConfig(model="resnet56_cifar")
     data: DatasetConfig = DatasetConfig(dataset="uoft-cs/cifar10")
-    adapt: AdaptConfig = AdaptConfig(adapt_epochs=200)
+    adapt: AdaptConfig = AdaptConfig(adapt_epochs=200, adapt_lr=0.1)
     search: SearchConfig = SearchConfig(candidates=1000)
     finetune: FinetuneConfig = FinetuneConfig(batch_size=128, lr=0.05, distillation=0.9, temperature=4.0)
     output: str = "outputs/cifar10_resnet56"
