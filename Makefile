@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# PyTorch's own index has CPU builds for machines without a GPU: make quickstart PIP_ARGS="--index-url ..."
+# For pip: another index, say, that has PyTorch for machines without a GPU.
 PIP_ARGS ?=
 
 .PHONY: quickstart test test-all lint clean
