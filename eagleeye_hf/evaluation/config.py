@@ -14,8 +14,10 @@ FormatName = Literal["auto", "measured", "float32", "bfloat16"]
 class ScoringConfig:
     """Adaptive BatchNorm evaluation."""
 
-    score_compensated: bool = False
-    """Repair every candidate by least squares before it is scored, too."""
+    scores: Literal["auto", "adaptive", "compensated"] = "auto"
+    """Of candidates with recomputed statistics (adaptive), or with the layers that read removed channels repaired by
+    least squares too (compensated); auto: the latter, where the former leaves typical candidates nearer to chance than
+    to the full network, so that their order is noise."""
     format: FormatName = "auto"
     """Precision of scoring. `auto`: bfloat16 on devices made for it, the same at every start; `measured`: the fastest;
     both only where it ranks like float32."""

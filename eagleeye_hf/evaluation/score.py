@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from eagleeye_hf.evaluation.format import (
 from eagleeye_hf.evaluation.images import ScoringImages
 from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score
+from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
 from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, device_of
 from eagleeye_hf.pruning.builder import Builder, one_thread
@@ -34,10 +34,8 @@ from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import Latency, compare_programs, draw_images
-from eagleeye_hf.runtimes.latency_model import LatencyModel
 from eagleeye_hf.runtimes.profiling import fit_latency
 from eagleeye_hf.runtimes.runtime import Loader, Runtime, find_runtime
-from eagleeye_hf.strategies.budget import Budget
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
 from eagleeye_hf.telling import say
 
@@ -47,54 +45,6 @@ NAMED_FORMATS = {
 }
 LEAST = 1e-3
 """A fraction of the images that is one batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullScores:
-    """The full network on the holdout images."""
-
-    unchanged: Score
-    """With its own statistics."""
-    adaptive: Score
-    """With recomputed ones."""
-    chance: Score
-    """What a network that knows nothing scores."""
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> FullScores:
-        return FullScores(**{name: Score.from_dict(score) for name, score in data.items()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """What is measured once per search, for all of its processes and lives."""
-
-    ranks: str = "loss"
-    reports: str = "score"
-    full: FullScores | None = None
-    format: FormatChoice | None = None
-    latency: LatencyModel | None = None
-    alignment: int | None = None
-    """The multiple of channels of which widths are, where the search was to find one."""
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Preparation:
-        readers: dict[str, Callable[[Any], Any]] = {
-            "full": FullScores.from_dict,
-            "format": FormatChoice.from_dict,
-            "latency": LatencyModel.from_dict,
-        }
-        read = {name: data[name] and reader(data[name]) for name, reader in readers.items()}
-        return Preparation(**{**data, **read})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """How a search draws widths."""
-
-    divisor: int | tuple[int, ...]
-    max_ratio: float | Sequence[float]
-    budgets: tuple[Budget, ...]
 
 
 class AdaptiveBNScore:
@@ -108,7 +58,8 @@ class AdaptiveBNScore:
         holdout: batches of other training images, used only to score.
         criterion: which channels stay, as in `choose_channels`.
         momentum: as in `recalibrate_bn`.
-        compensate: repair the readers of removed channels before scoring.
+        compensate: repair the readers of removed channels before scoring. `"auto"`: where, without it, typical
+            candidates are nearer to chance than to the full network.
         format: memory format and precision. `"auto"`: what the device is made for, the same at every start;
             `"measured"`: the fastest; both with float32 where bfloat16 ranks otherwise.
         objective: what ranks, and what is reported.
@@ -125,7 +76,7 @@ class AdaptiveBNScore:
         *,
         criterion: Criterion = "l1",
         momentum: float | None = None,
-        compensate: bool = False,
+        compensate: bool | Literal["auto"] = False,
         format: Format | FormatName = "auto",
         objective: Objective | None = None,
         seed: int = 0,
@@ -134,7 +85,8 @@ class AdaptiveBNScore:
         model = unwrap_model(model)
         batch_norms(model)  # refuses a network without any
         self.model, self.graph = model, graph
-        self.criterion, self.momentum, self.compensate, self.seed = criterion, momentum, compensate, seed
+        self.criterion, self.momentum, self.seed = criterion, momentum, seed
+        self._wanted_compensation, self.compensate = compensate, compensate is True
         self._wanted_format = format
         self.format: Format | None = format if isinstance(format, Format) else NAMED_FORMATS.get(format)
         self.objective: Objective = objective or Classification()
@@ -192,6 +144,8 @@ class AdaptiveBNScore:
             examples: strategies to measure on, typical ones of this search.
             draws: how it draws widths; also fit a model of milliseconds to such.
         """
+        if self._wanted_compensation == "auto":
+            self.compensate = self._must_compensate(examples)
         choice = None if self.format else self._choose_format(examples)
         if choice is not None:
             self.format = choice.chosen
@@ -201,6 +155,7 @@ class AdaptiveBNScore:
             ranks=self.objective.ranks,
             reports=self.objective.reports,
             full=self._full_scores(),
+            compensate=self.compensate,
             format=choice,
             latency=fit_latency(
                 self.model,
@@ -227,6 +182,8 @@ class AdaptiveBNScore:
                 f"{self.runtime.place}: go on with the same `runtime`, `threads`, `latency_batch` and `int8`, or start "
                 "anew in another folder"
             )
+        if prepared.compensate is not None:
+            self.compensate = prepared.compensate
         if prepared.format is not None:
             self.format = prepared.format.chosen
 
@@ -255,6 +212,29 @@ class AdaptiveBNScore:
             speeds = time_formats(build, self.images.calibration[0][0][:32], self.device)
         return choose_format(speeds, losses)
 
+    def _must_compensate(self, examples: Sequence[Strategy]) -> bool:
+        """Whether typical candidates are nearer to chance than to the full network, but not with repaired readers."""
+        format, full = Format(), Strategy(self.graph.widths)
+        model = self.builder.fill(full, False, format.channels_last)
+        _, holdout = self.images.take(format, LEAST)
+        with one_thread():
+            chance = self.objective.chance(model, holdout[0]).loss
+        middle = (chance + self._score(full, LEAST, format).loss) / 2
+
+        def typical(compensate: bool) -> float:
+            self.compensate = compensate
+            return float(np.median([self._score(example, LEAST, format).loss for example in examples]))
+
+        if not (plain := typical(False)) > middle:
+            return False
+        repaired = typical(True)
+        if repaired < plain:
+            say(
+                f"candidates are scored with repaired readers: a typical one has a {self.objective.ranks} of "
+                f"{repaired:.2f} so, {plain:.2f} with recomputed statistics alone (chance is {chance:.2f})"
+            )
+        return repaired < plain
+
     def _full_scores(self) -> FullScores:
         format, full = self.format or Format(), Strategy(self.graph.widths)
         model = self.builder.fill(full, self.compensate, format.channels_last)
@@ -275,7 +255,7 @@ class AdaptiveBNScore:
             "images": self.images.fingerprint(),
             "criterion": self.criterion,
             "momentum": self.momentum,
-            "compensate": self.compensate,
+            "compensate": self._wanted_compensation,
             "score_seed": self.seed if self.criterion == "random" else None,
             "format": str(self._wanted_format),
             "torch": torch.__version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -12,6 +12,8 @@ from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.pruning.config import ImportanceConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
+
+COMPENSATE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "adaptive": False, "compensated": True}
 
 
 class Settings(Protocol):
@@ -35,7 +37,7 @@ def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Se
         data.calibration.cached_batches(),
         data.holdout.cached_batches(),
         criterion=settings.importance.criterion,
-        compensate=settings.scoring.score_compensated,
+        compensate=COMPENSATE[settings.scoring.scores],
         format=settings.scoring.format,
         seed=settings.seed,
         latency=settings.measuring,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.runtimes.alignment import UNMEASURED
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.budget import Bounds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from eagleeye_hf.evaluation.score import FullScores
+from eagleeye_hf.evaluation.preparation import FullScores
 from eagleeye_hf.search.candidate import Candidate, rank_candidates
 
 NEAR_CHANCE = 2.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.files import write_whole
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Timed
 from eagleeye_hf.search.lines import check_record, decode_row, encode_row, read_line

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.search.candidate import Candidate, rank_candidates
 from eagleeye_hf.search.journal import read_lines
 from eagleeye_hf.search.lines import settle_lines

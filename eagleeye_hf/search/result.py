@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.score import FullScores
+from eagleeye_hf.evaluation.preparation import FullScores
 from eagleeye_hf.search.candidate import Candidate, rank_candidates
 from eagleeye_hf.strategies.budget import Budget
 

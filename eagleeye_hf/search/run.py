@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
-from eagleeye_hf.evaluation.score import Draws, Preparation
+from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.runtimes.alignment import UNMEASURED
 from eagleeye_hf.search.alignment import divisor_of, loosen

@@ -9,7 +9,7 @@ import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.objective import Score
-from eagleeye_hf.evaluation.score import Draws, Preparation
+from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.strategies.strategy import Strategy
 

@@ -12,6 +12,7 @@ from eagleeye_hf import (
     Budget,
     EagleEyeError,
     ScoringConfig,
+    Strategy,
     choose_channels,
     sample_strategies,
     slice_model,
@@ -26,7 +27,9 @@ from eagleeye_hf.evaluation.format import (
     native_format,
     rank_correlation,
 )
-from eagleeye_hf.evaluation.score import NAMED_FORMATS, Preparation
+from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.evaluation.preparation import Preparation
+from eagleeye_hf.evaluation.score import NAMED_FORMATS
 from eagleeye_hf.search.scorer import Scorer
 from tests.helpers import make_model
 
@@ -149,6 +152,28 @@ def test_compensation_is_part_of_score_and_build_alike(example):
         assert torch.equal(built.state_dict()[key], tensor), key
     plain = score.build(strategies[1], compensate=False)
     assert not torch.equal(plain.linear.weight, built.linear.weight)
+
+
+@pytest.mark.parametrize("hopeless", [False, True])
+def test_compensation_is_chosen_where_plain_scores_are_noise(example, hopeless, monkeypatch, capsys):
+    """Losses by whether readers are repaired; the full network's and chance are 0.5 and 2.3."""
+    model, graph, calibration, holdout, strategies = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout, compensate="auto", format="float32")
+    full = Strategy(graph.widths)
+
+    def losses(strategy, fraction, format):
+        plain = 2.2 if hopeless else 0.9
+        loss = 0.5 if strategy == full else 1.0 if score.compensate else plain
+        return Score(loss=loss, reported=0.5, num_images=8)
+
+    monkeypatch.setattr(score, "_score", losses)
+    prepared = score.prepare(strategies)
+    assert prepared.compensate is score.compensate is hopeless
+    assert ("scored with repaired readers" in capsys.readouterr().err) == hopeless
+    again = AdaptiveBNScore(model, graph, calibration, holdout, compensate="auto", format="float32")
+    again.adopt(Preparation.from_dict(json.loads(json.dumps(asdict(prepared)))))
+    assert again.compensate is hopeless
+    assert again.fingerprint()["compensate"] == "auto"
 
 
 def test_nearly_as_fast_formats_do_not_flip():

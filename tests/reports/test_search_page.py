@@ -8,7 +8,7 @@ import pytest
 from eagleeye_hf import EagleEyeError, Strategy
 from eagleeye_hf.channels.cost import Cost
 from eagleeye_hf.evaluation.objective import Score
-from eagleeye_hf.evaluation.score import FullScores, Preparation
+from eagleeye_hf.evaluation.preparation import FullScores, Preparation
 from eagleeye_hf.reports.search_page import describe_search, write_page
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.reading import SearchRecord

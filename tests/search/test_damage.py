@@ -9,7 +9,7 @@ import pytest
 import timm
 
 from eagleeye_hf import EagleEyeError, SearchConfig, run_search, trace_model
-from eagleeye_hf.evaluation.score import FullScores, Preparation
+from eagleeye_hf.evaluation.preparation import FullScores, Preparation
 from eagleeye_hf.search import journal as module
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.scorer import FunctionScorer

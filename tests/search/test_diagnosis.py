@@ -6,7 +6,7 @@ import timm
 
 from eagleeye_hf import Cost, SearchConfig, Strategy, count_cost, run_search, trace_model
 from eagleeye_hf.evaluation.objective import Score
-from eagleeye_hf.evaluation.score import FullScores, Preparation
+from eagleeye_hf.evaluation.preparation import FullScores, Preparation
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
 from eagleeye_hf.search.scorer import FunctionScorer

@@ -15,7 +15,7 @@ import timm
 
 from eagleeye_hf import EagleEyeError, SearchConfig, Strategy, run_search, trace_model
 from eagleeye_hf.evaluation.objective import Score
-from eagleeye_hf.evaluation.score import Preparation
+from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.scorer import FunctionScorer
