@@ -8,10 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from eagleeye_hf import RunConfig
+from eagleeye_hf.cli import main
 from eagleeye_hf.runs.arguments import parse_config
-from tests.helpers import digits_dataset
+from eagleeye_hf.runtimes import profiling
+from tests.helpers import digits_dataset, make_model
+from tests.hub_server import TOKEN
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -24,26 +29,78 @@ def blocks(language: str, text: str = TEXT) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def replaced(code: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        assert old in code
+        code = code.replace(old, new)
+    return code
+
+
 def test_the_python_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train, load = blocks("python")[:2]
-    for old, new in (
+    train, load = blocks("python", page("steps.md"))
+    train = replaced(
+        train,
         ('"mobilenetv1_100.ra4_e3600_r224_in1k", pretrained=True', '"resnet20_cifar"'),
         ('open_splits("ILSVRC/imagenet-1k", like=model)', "open_splits(DATASET, model, **COUNTS)"),
         ("candidates=200", "candidates=2"),
         ("FinetuneConfig(epochs=120)", "FinetuneConfig(epochs=1, batch_size=20)"),
-    ):
-        assert old in train
-        train = train.replace(old, new)
+    )
     names = {"DATASET": digits_dataset(100, 20), "COUNTS": {"calibration_images": 20, "holdout_images": 20}}
     exec(train, names)
     exec(load, names)
     assert names["model"].config.label_names[0] == "class 0"
+    (shown,) = blocks("python")
+    exec(replaced(shown, ("outputs/thin", "mobilenetv1-half")), names)
+
+
+def test_the_example_of_a_network_of_ones_own_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python", page("own-data.md"))
+    code = replaced(
+        code,
+        ("model.load_state_dict(...)", 'model.pretrained_cfg = {"input_size": (3, 32, 32)}'),
+        ('open_splits("path/to/photographs", like=model)', "open_splits(DATASET, like=model)"),
+        ("SearchConfig(latency=0.5)", "SearchConfig(candidates=2), finetune=FinetuneConfig(epochs=0)"),
+        ("import NetworkConfig", "import FinetuneConfig, NetworkConfig"),
+    )
+    names = {"DATASET": digits_dataset(100, 20)}
+    exec(code, names)
+    assert names["thin"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.filterwarnings("ignore")  # of ONNX's tools
+def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, hub, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(profiling, "PROFILED", 8)
+    monkeypatch.setattr(profiling, "MEASURED", 4)
+    save_file(make_model("resnet20_cifar").state_dict(), "weights.safetensors")
+    for number, row in enumerate(digits_dataset(60)["train"]):
+        place = tmp_path / "path/to/photographs" / f"kind {row['label']}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(place)
+    (block,) = [text for text in blocks("bash") if "eagleeye compress" in text]
+    commands = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("eagleeye ")]
+    few = ["--weights", "weights.safetensors", "--candidates", "2", "--epochs", "1", "--tolerance", "0.05"]
+    few += ["--license", "mit", "--num-workers", "0", "--threads", "1"]
+    for _, name, *words in commands:
+        words = [word.replace("resnet50.a1_in1k", "resnet20_cifar").replace("USER/REPO", "user/thin") for word in words]
+        code = main([name, *words, *(few if name == "compress" else [])])
+        assert code == 0, (name, capsys.readouterr().err)
+    assert [name for _, name, *_ in commands] == ["compress", "compress", "evaluate", "export", "push"]
+    assert "## In 8-bit integers" in (tmp_path / "outputs" / "thin" / "README.md").read_text()
+    assert "model.safetensors" in hub.repos["user/thin"].commits[hub.repos["user/thin"].refs["main"]]
 
 
 def test_the_example_of_another_objective_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python", (ROOT / "docs" / "objectives.md").read_text())
+    (code,) = blocks("python", page("objectives.md"))
     names = {"__name__": "example"}
     exec(code, names)
     assert "IoU: " in capsys.readouterr().out
@@ -53,7 +110,10 @@ def test_the_example_of_another_objective_runs(tmp_path, monkeypatch, capsys):
     assert network(images).shape == (1, 1, 64, 64)
 
 
-@pytest.mark.parametrize("command", re.findall(r"accelerate launch .*?(?=\n\s*(?:\n|#|```))", TEXT, re.DOTALL))
+@pytest.mark.parametrize(
+    "command",
+    re.findall(r"^accelerate launch .*?[^\\]$", "\n".join(blocks("bash", TEXT + DOCS)), re.DOTALL | re.MULTILINE),
+)
 def test_commands_name_existing_recipes_and_flags(command, monkeypatch):
     words = shlex.split(command.replace("\\\n", " "), comments=True)
     recipe = next(i for i, word in enumerate(words) if word.startswith("recipes/"))

@@ -10,7 +10,7 @@ from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.data.config import DatasetConfig
 from eagleeye_hf.runs.config import NetworkConfig
-from eagleeye_hf.telling import progress_bar
+from eagleeye_hf.telling import progress_bar, warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ def run(config: Config) -> None:
     name = config.network.model
     model = load_model(name, config.network.weights, config.network.inputs).to(accelerator.device)
     data = open_test(like=model, split=config.split, **config.data.arguments)
+    for note in data.notes if accelerator.is_main_process else ():
+        warn(note)
     part = accelerator.process_index, accelerator.num_processes
     batches = data.images.batches(config.batch_size, part, config.data.num_workers, accelerator.device)
     shown = progress_bar(

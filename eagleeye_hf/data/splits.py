@@ -83,6 +83,8 @@ class MeasuredSplit:
     """Hub name, or the name of the local folder."""
     revision: str = ""
     """Commit of a dataset on the Hub."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of these images."""
 
 
 def open_splits(
@@ -233,6 +235,12 @@ def open_test(
     source = _open(dataset, config, revision, streaming, name)
     opened, name, commit = source.splits, source.name, source.commit
     parted = split == PARTED and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset)
+    notes: tuple[str, ...] = ()
+    if split is None and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset):
+        notes = (
+            f"`dataset={name}` has no test split, so all of it is measured, images that a run trained on among them; "
+            "`--split test` takes the fifth that runs set apart",
+        )
     split = "train" if parted else _choose_split(name, opened, split)
     where = find_columns(name, opened[split].features, image_column, label_column)
     rows, names = _open_rows(name, split, opened[split], where, outputs, whole=False)
@@ -240,7 +248,7 @@ def open_test(
         split, rows = PARTED, part_off_test(rows)[1]
     short = Path(name).resolve().name if Path(name).exists() else name
     images = ImageSet(rows, build_preprocessing(like)[1], name=short, split=split)
-    return MeasuredSplit(images=images, split=split, label_names=names, name=short, revision=commit or "")
+    return MeasuredSplit(images=images, split=split, label_names=names, name=short, revision=commit or "", notes=notes)
 
 
 def _open(

@@ -16,8 +16,7 @@ class ScoringConfig:
 
     scores: Literal["auto", "adaptive", "compensated"] = "auto"
     """Of candidates with recomputed statistics (adaptive), or with the layers that read removed channels repaired by
-    least squares too (compensated); auto: the latter, where the former leaves typical candidates nearer to chance than
-    to the full network, so that their order is noise."""
+    least squares too (compensated); auto: the latter, where the former leaves typical candidates at chance."""
     format: FormatName = "auto"
     """Precision of scoring. `auto`: bfloat16 on devices made for it, the same at every start; `measured`: the fastest;
     both only where it ranks like float32."""

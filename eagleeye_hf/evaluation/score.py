@@ -43,6 +43,8 @@ NAMED_FORMATS = {
     "float32": Format(channels_last=True),
     "bfloat16": Format(channels_last=True, bfloat16=True),
 }
+NOISE = 0.1
+"""Part of the way from chance to the full network, below which a score is noise."""
 LEAST = 1e-3
 """A fraction of the images that is one batch."""
 
@@ -59,7 +61,7 @@ class AdaptiveBNScore:
         criterion: which channels stay, as in `choose_channels`.
         momentum: as in `recalibrate_bn`.
         compensate: repair the readers of removed channels before scoring. `"auto"`: where, without it, typical
-            candidates are nearer to chance than to the full network.
+            candidates are at chance.
         format: memory format and precision. `"auto"`: what the device is made for, the same at every start;
             `"measured"`: the fastest; both with float32 where bfloat16 ranks otherwise.
         objective: what ranks, and what is reported.
@@ -213,27 +215,29 @@ class AdaptiveBNScore:
         return choose_format(speeds, losses)
 
     def _must_compensate(self, examples: Sequence[Strategy]) -> bool:
-        """Whether typical candidates are nearer to chance than to the full network, but not with repaired readers."""
+        """Whether what typical candidates report is noise, but not with repaired readers."""
         format, full = Format(), Strategy(self.graph.widths)
         model = self.builder.fill(full, False, format.channels_last)
         _, holdout = self.images.take(format, LEAST)
         with one_thread():
-            chance = self.objective.chance(model, holdout[0]).loss
-        middle = (chance + self._score(full, LEAST, format).loss) / 2
+            chance = self.objective.chance(model, holdout[0]).reported
+            span = self.objective.measure(model, holdout).reported - chance
 
         def typical(compensate: bool) -> float:
             self.compensate = compensate
-            return float(np.median([self._score(example, LEAST, format).loss for example in examples]))
+            return float(np.median([self._score(example, LEAST, format).reported for example in examples]))
 
-        if not (plain := typical(False)) > middle:
+        plain = typical(False)
+        if not span > 0 or plain - chance > NOISE * span:
             return False
         repaired = typical(True)
-        if repaired < plain:
+        chosen = repaired - plain > NOISE / 2 * span
+        if chosen:
             say(
-                f"candidates are scored with repaired readers: a typical one has a {self.objective.ranks} of "
-                f"{repaired:.2f} so, {plain:.2f} with recomputed statistics alone (chance is {chance:.2f})"
+                f"candidates are scored with repaired readers: a typical one has {self.objective.reports} {repaired:.3g} "
+                f"so, {plain:.3g} with recomputed statistics alone (chance is {chance:.3g})"
             )
-        return repaired < plain
+        return chosen
 
     def _full_scores(self) -> FullScores:
         format, full = self.format or Format(), Strategy(self.graph.widths)

@@ -46,7 +46,8 @@ def settle_adaptation(config: RunConfig, head: str, num_images: int) -> RunConfi
     """The config with the epochs of adaptation that a new head needs, where they are left open, and their rate."""
     adapt = config.adapt
     if adapt.adapt_epochs is None:
-        epochs = epochs_for(num_images, config.finetune.batch_size, 5, 300, 40) if head == NEW else 0
+        least = {NEW: (5, 300, 40), KEPT: (2, 200, 20)}.get(head)
+        epochs = epochs_for(num_images, config.finetune.batch_size, *least) if least else 0
         adapt = replace(adapt, adapt_epochs=epochs)
     return replace(config, adapt=replace(adapt, adapt_lr=adapt.adapt_lr or config.finetune.lr))
 

@@ -20,6 +20,7 @@ from eagleeye_hf.runs.measuring import deployments, left_out, warn_noisy
 from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import Latency, compare_programs, draw_images
+from eagleeye_hf.telling import warn
 from eagleeye_hf.tracing.trace import trace_model
 
 
@@ -107,5 +108,7 @@ def _time_all(entries: Sequence[Entry], measuring: LatencyConfig, device: torch.
 
 def _test(model: nn.Module, data: DatasetConfig, split: str | None, device: torch.device) -> tuple[float, str]:
     images = open_test(like=model, split=split, **data.arguments)
+    for note in images.notes:
+        warn(note)
     metrics = evaluate_model(model, images.images.batches(num_workers=data.num_workers, device=device))
     return metrics.top1, f"{metrics.num_images:,} images of {images.name}, split {images.split}"

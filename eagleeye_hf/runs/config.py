@@ -39,8 +39,8 @@ class AdaptConfig:
     """Training of the full network before it is pruned, where its weights are for other images or other classes."""
 
     adapt_epochs: Annotated[int, Within("[0, inf)")] | None = None
-    """Epochs of training the full network first; the other settings are those of fine-tuning. None: some, where it gets
-    a new head for the dataset's classes, else none."""
+    """Epochs of training the full network first; the other settings are those of fine-tuning. None: some, where its
+    classes are not the dataset's, else none."""
     adapt_lr: Annotated[float, Within("(0, inf)")] | None = None
     """Its highest learning rate; None: that of fine-tuning."""
 

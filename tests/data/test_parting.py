@@ -46,7 +46,9 @@ def test_one_folder_of_classes_is_divided_the_same_way_for_every_seed(folders):
     assert set(parts[0][1]) != set(parts[1][1])
     measured = open_test(folders, MODEL, split="test")
     assert (measured.split, set(seen(measured.images))) == ("test", set(parts[0][3]))
-    assert open_test(folders, MODEL).images.count() == 100
+    whole = open_test(folders, MODEL)
+    assert whole.images.count() == 100
+    assert "images that a run trained on among them; `--split test` takes the fifth" in whole.notes[0]
 
 
 def test_copies_of_test_images_are_not_trained_on():

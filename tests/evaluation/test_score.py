@@ -12,7 +12,6 @@ from eagleeye_hf import (
     Budget,
     EagleEyeError,
     ScoringConfig,
-    Strategy,
     choose_channels,
     sample_strategies,
     slice_model,
@@ -156,17 +155,16 @@ def test_compensation_is_part_of_score_and_build_alike(example):
 
 @pytest.mark.parametrize("hopeless", [False, True])
 def test_compensation_is_chosen_where_plain_scores_are_noise(example, hopeless, monkeypatch, capsys):
-    """Losses by whether readers are repaired; the full network's and chance are 0.5 and 2.3."""
+    """What typical candidates report without repaired readers and with; chance is a tenth."""
     model, graph, calibration, holdout, strategies = example
     score = AdaptiveBNScore(model, graph, calibration, holdout, compensate="auto", format="float32")
-    full = Strategy(graph.widths)
 
-    def losses(strategy, fraction, format):
-        plain = 2.2 if hopeless else 0.9
-        loss = 0.5 if strategy == full else 1.0 if score.compensate else plain
-        return Score(loss=loss, reported=0.5, num_images=8)
+    def typical(strategy, fraction, format):
+        reported = 0.3 if score.compensate else 0.12 if hopeless else 0.25
+        return Score(loss=1.0, reported=reported, num_images=8)
 
-    monkeypatch.setattr(score, "_score", losses)
+    monkeypatch.setattr(score.objective, "measure", lambda model, batches: Score(loss=0, reported=0.9, num_images=8))
+    monkeypatch.setattr(score, "_score", typical)
     prepared = score.prepare(strategies)
     assert prepared.compensate is score.compensate is hopeless
     assert ("scored with repaired readers" in capsys.readouterr().err) == hopeless
