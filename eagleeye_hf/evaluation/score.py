@@ -234,8 +234,8 @@ class AdaptiveBNScore:
         chosen = repaired - plain > NOISE / 2 * span
         if chosen:
             say(
-                f"candidates are scored with repaired readers: a typical one has {self.objective.reports} {repaired:.3g} "
-                f"so, {plain:.3g} with recomputed statistics alone (chance is {chance:.3g})"
+                f"candidates are scored with repaired readers: {self.objective.reports} of a typical one is "
+                f"{repaired:.3g} so, {plain:.3g} with recomputed statistics alone (chance is {chance:.3g})"
             )
         return chosen
 
