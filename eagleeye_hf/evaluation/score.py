@@ -270,7 +270,8 @@ class AdaptiveBNScore:
 def measure_steps(
     score: AdaptiveBNScore, strategy: Strategy, test: Callable[[nn.Module], Metrics], compensate: bool
 ) -> tuple[nn.Module, dict[str, Metrics]]:
-    """Prune, and tell what each step gives: the old statistics, recomputed ones and, if wanted, repaired readers.
+    """Prune, and tell what each step gives: the old statistics, recomputed ones and, if wanted and better, repaired
+    readers.
 
     Returns:
         The pruned network after the last of these steps, and the metrics by the name of the step.
@@ -280,6 +281,13 @@ def measure_steps(
     metrics = {"vanilla": test(pruned)}
     metrics["adaptive"] = test(recalibrate_bn(pruned, calibration))
     if compensate:
-        pruned = recalibrate_bn(score.build(strategy, compensate=True), calibration)
-        metrics["compensated"] = test(pruned)
+        repaired = recalibrate_bn(score.build(strategy, compensate=True), calibration)
+        found, plain = test(repaired), metrics["adaptive"]
+        if (found.top1, -found.loss) > (plain.top1, -plain.loss):
+            pruned, metrics["compensated"] = repaired, found
+        else:
+            say(
+                f"readers are not repaired: top-1 would be {found.top1:.2%}, and is {plain.top1:.2%} with recomputed "
+                "statistics alone; more calibration images may help"
+            )
     return pruned, metrics

@@ -40,15 +40,17 @@ def draw_result(
         metrics: on the test images, the full network first, the result last.
         steps: between the two, on the holdout images.
     """
-    ratios = (1, 2.2, 1.3) if curve else (1, 2.2)
-    figure = Figure(figsize=(11 + 4 * bool(curve), 3.6), layout="constrained", dpi=150)
+    curve = curve if len(curve) > 1 else ()  # a point is no curve
+    figure = Figure(figsize=(9, 6.6), layout="constrained", dpi=150)  # to be read at the width of a page
     FigureCanvasAgg(figure)
-    left, right, *rest = figure.subplots(1, len(ratios), width_ratios=ratios)
-    draw_steps(left, metrics, steps or {})
-    draw_widths(right, graph, strategy)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.15))[:, 0]
+    first, *rest = above.subplots(1, 2 if curve else 1, squeeze=False)[0]
+    widths = below.subplots()
+    draw_steps(first, metrics, steps or {})
+    draw_widths(widths, graph, strategy)
     if curve:
         draw_curve(rest[0], curve)
-    _bare(left, right)
+    _bare(first, widths)
     figure.savefig(path)
     return path
 
@@ -61,7 +63,8 @@ def draw_steps(axes: Any, metrics: Mapping[str, Metrics], steps: Mapping[str, Me
     colors = [STEP_COLORS.get(name, DARK) for name in ordered]
     bars = axes.bar(ordered, tops, color=colors, edgecolor="white", hatch=["//" if n in steps else "" for n in ordered])
     axes.bar_label(bars, [f"{top:.1f}" for top in tops], padding=2)
-    axes.set(title="Top-1, %" if steps else "Top-1 on the test images, %", ylim=(0, max([*tops, 1]) * 1.15))
+    axes.set(title="What each step gave" if steps else "Top-1 on the test images", ylabel="top-1, %")
+    axes.set_ylim(0, max([*tops, 1]) * 1.15)
     axes.tick_params(axis="x", rotation=30)
     if steps:
         axes.set_xlabel("hatched: on the holdout images; else on the test images", fontsize=8)
@@ -108,7 +111,7 @@ def draw_widths(axes: Any, graph: ChannelGraph, strategy: Strategy) -> None:
         axes.set_xticks(places, [group.name for group in graph.groups], rotation=60, ha="right", fontsize=7)
     else:
         axes.set_xlabel("channel group, in the order of execution")
-    axes.set_title("Channels per group")
+    axes.set(title="Channels per group, in the order of execution", ylabel="channels")
     axes.margins(x=0.01)
     axes.legend(frameon=False)
 

@@ -15,6 +15,7 @@ from eagleeye_hf.search.reading import SearchRecord, expected_values
 
 SHOWN = 25
 CAPTIONS = {
+    "front": "What was chosen, measured in every runtime",
     "scores": "Every candidate: holdout loss against what it costs",
     "widths": "Channels that the leaders keep, per group",
     "ratios": "What the ratios of each group did to the loss",
@@ -35,28 +36,48 @@ def write_page(facts: Mapping[str, Any], pictures: Mapping[str, Path], path: Pat
     return path
 
 
-def describe_search(record: SearchRecord) -> dict[str, Any]:
+RANKS = (
+    "All candidates are scored on the same few images, the best of them on more, the best of those on all. Candidates "
+    "scored on more images come first, then the lower loss: losses on different numbers of images can't be compared. "
+    "Those measured beyond their budget's milliseconds come last. Marked: what was chosen. Click a head to sort."
+)
+"""What the order of the tables means."""
+
+
+def describe_search(record: SearchRecord, run: Mapping[str, Any] | None = None, job: str = "search") -> dict[str, Any]:
     """What the page shows, without its pictures.
 
+    Args:
+        run: the settings of the run that searched, as its `run.yaml` has them.
+        job: the command that searched.
     Raises:
         EagleEyeError: the journal holds values that no search writes.
     """
     with expected_values():
-        return _facts(record)
+        return _facts(record, run or {}, job)
 
 
-def _facts(record: SearchRecord) -> dict[str, Any]:
+def _facts(record: SearchRecord, run: Mapping[str, Any], job: str) -> dict[str, Any]:
     full = record.prepared.full
     notes = [diagnose_full_model(full)] if full else []
     notes.append(diagnose_scores(record.candidates, full))
+    budgets = "; ".join(record.budget_name(number) for number in range(record.num_budgets))
+    network = f"{run['model']} on {Path(str(run['dataset'])).name}" if run.get("model") and run.get("dataset") else ""
     return {
+        "title": f"Search: {network}, {budgets}" if network else f"Search for thin networks, {budgets}",
+        "command": f"eagleeye {job} --config run.yaml" if network else "",
+        "ranks": RANKS,
         "summary": _summary(record),
         "notes": [note for note in notes if note],
         "heads": [record.prepared.reports if head == "{reports}" else head for head in HEADS],
         "tables": [
             {
                 "budget": record.budget_name(number),
-                "rows": [_cells(record, candidate) for candidate in record.leaders(number)[:SHOWN]],
+                "rows": [
+                    {"kind": "" if place else "chosen", "cells": _cells(record, candidate)}
+                    for place, candidate in enumerate(record.leaders(number)[:SHOWN])
+                ]
+                + _full_row(record),
             }
             for number in range(record.num_budgets)
         ],
@@ -81,6 +102,25 @@ def _summary(record: SearchRecord) -> list[str]:
             f"{full.adaptive.loss:.4f}"
         )
     return lines
+
+
+def _full_row(record: SearchRecord) -> list[dict[str, Any]]:
+    """The full network with recomputed statistics, as the last row of a table."""
+    full, latency = record.prepared.full, record.prepared.latency
+    if full is None:
+        return []
+    milliseconds = latency.full_ms if latency is not None else ""
+    cells = [
+        ("", ""),
+        ("full network", "full network"),
+        (full.adaptive.loss, f"{full.adaptive.loss:.4f}"),
+        (full.adaptive.reported, f"{full.adaptive.reported:.2%}"),
+        (full.adaptive.num_images, str(full.adaptive.num_images)),
+        (record.settings["full"]["macs"], "100.0%"),
+        (record.settings["full"]["params"], "100.0%"),
+        (milliseconds, f"{milliseconds:.2f}" if latency is not None else ""),
+    ]
+    return [{"kind": "full", "cells": [{"value": value, "text": text} for value, text in cells]}]
 
 
 def _cells(record: SearchRecord, candidate: Candidate) -> list[dict[str, object]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -46,7 +47,7 @@ def _draw_scores(record: SearchRecord) -> Figure:
     ]
     if timed:
         panels.append(("latency of one image, ms", timed, lambda c: c.milliseconds))
-    figure = _figure(4.2 * len(panels), 4)
+    figure = _figure(4.2 * len(panels), 4.4)
     best = {record.leaders(number)[0].index for number in range(record.num_budgets) if record.leaders(number)}
     for number, (axes, (label, shown, cost)) in enumerate(zip(_row(figure, len(panels)), panels, strict=True)):
         for origin in dict.fromkeys(c.origin for c in shown):
@@ -59,7 +60,11 @@ def _draw_scores(record: SearchRecord) -> Figure:
         axes.set(xlabel=label, ylabel="holdout loss, first stage" if number == 0 else "")
         axes.spines[["top", "right"]].set_visible(False)
         axes.ticklabel_format(useOffset=False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    known = record.prepared.full
+    told = f" (the full network has {known.adaptive.loss:.3f} on all images)" if known else ""
+    figure.suptitle(f"Every candidate: loss on the first images against what it costs{told}", fontsize=11)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     return figure
 
 
@@ -73,7 +78,10 @@ def _draw_leaders(record: SearchRecord) -> Figure:
         axes.set_title("no candidate has a score")
         return figure
     kept = 100 * record.kept_fractions(chosen)
-    image = axes.imshow(kept, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+    pinned = ~np.array(record.settings["prunable"], dtype=bool)
+    colors = colormaps["viridis"].with_extremes(bad=LIGHT)
+    shown = np.ma.array(kept, mask=np.broadcast_to(pinned, kept.shape))
+    image = axes.imshow(shown, aspect="auto", cmap=colors, vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="channels kept, %", pad=0.01)
     several = record.num_budgets > 1
     names = [f"{record.budget_name(c.budget)}: " if several else "" for c in chosen]
@@ -88,11 +96,14 @@ def _draw_leaders(record: SearchRecord) -> Figure:
         axes.set_xticks(range(len(groups)), groups, rotation=60, ha="right", fontsize=7)
         widths = np.array([c.strategy.widths for c in chosen])
         for (row, column), width in np.ndenumerate(widths):
-            color = "white" if kept[row, column] < 60 else "black"
+            color = "white" if kept[row, column] < 60 and not pinned[column] else "black"
             axes.text(column, row, str(width), ha="center", va="center", fontsize=6, color=color)
     else:
         axes.set_xlabel("channel group, in the order of execution")
-    axes.set_title("Widths of the leaders")
+    for row in range(1, len(chosen)):
+        if chosen[row].budget != chosen[row - 1].budget:
+            axes.axhline(row - 0.5, color="white", linewidth=5)
+    axes.set_title("Widths of the leaders" + (" (gray: pinned)" if pinned.any() else ""))
     return figure
 
 
@@ -117,9 +128,9 @@ def _draw_ratios(record: SearchRecord) -> Figure:
         edges = np.unique(np.quantile(removed, np.linspace(0, 1, 7)))
         places = np.clip(np.digitize(removed, edges[1:-1]), 0, len(edges) - 2)
         bins = [b for b in range(len(edges) - 1) if (places == b).any()]
-        axes.plot(
-            [removed[places == b].mean() for b in bins], [losses[places == b].mean() for b in bins], "o-", color=ACCENT
-        )
+        if len(bins) > 1:  # a point is no trend
+            x, y = ([values[places == b].mean() for b in bins] for values in (removed, losses))
+            axes.plot(x, y, "o-", color=ACCENT)
         axes.set_title(f"{record.settings['groups'][group]} (r = {effects[group]:+.2f})", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)

@@ -17,6 +17,7 @@ from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
 from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.publishing.own import Build
+from eagleeye_hf.runs.adapt import BASE
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
@@ -121,7 +122,7 @@ def _compress(
 
 def _finish(run: RunFolder, config: RunConfig) -> None:
     """What comes after the checkpoint, again where a run was killed on the way."""
-    run.remove(TRAINING)
+    run.remove(TRAINING, BASE)
     print(run.record["summary"])
     if config.publishing.push_to and not run.record["finished"]:
         publish_run(run.path, config.publishing.push_to, config.hub)

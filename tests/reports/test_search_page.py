@@ -74,7 +74,17 @@ def test_the_page_has_the_numbers(tmp_path):
         'src="data:image/png;base64,iVBORw=="',
     ):
         assert fact in text, fact
-    assert [tag for tag, _ in Tags(text).found].count("tr") == 4
+    assert [tag for tag, _ in Tags(text).found].count("tr") == 5  # the head, three candidates, the full network
+    assert text.index("iVBORw==") < text.index("<table>")
+    assert text.count('<tr class="chosen">') == text.count('<tr class="full">') == 1
+    assert "losses on different numbers of images can&#39;t be compared" in text
+
+
+def test_a_page_of_a_run_names_it(tmp_path):
+    told = describe_search(record(), {"model": "resnet18", "dataset": "my/photographs"}, "compress")
+    assert told["title"] == "Search: resnet18 on photographs, random"
+    assert told["command"] == "eagleeye compress --config run.yaml"
+    assert describe_search(record())["title"] == "Search for thin networks, random"
 
 
 def test_a_strangers_journal_is_text(tmp_path):
