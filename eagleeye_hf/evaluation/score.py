@@ -234,7 +234,7 @@ class AdaptiveBNScore:
         chosen = repaired - plain > NOISE / 2 * span
         if chosen:
             say(
-                f"candidates are scored with repaired readers: {self.objective.reports} of a typical one is "
+                f"candidates are scored compensated: {self.objective.reports} of a typical one is "
                 f"{repaired:.3g} so, {plain:.3g} with recomputed statistics alone (chance is {chance:.3g})"
             )
         return chosen
@@ -287,7 +287,7 @@ def measure_steps(
             pruned, metrics["compensated"] = repaired, found
         else:
             say(
-                f"readers are not repaired: top-1 would be {found.top1:.2%}, and is {plain.top1:.2%} with recomputed "
+                f"compensation is left out: top-1 would be {found.top1:.2%}, and is {plain.top1:.2%} with recomputed "
                 "statistics alone; more calibration images may help"
             )
     return pruned, metrics

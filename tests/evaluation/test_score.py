@@ -167,7 +167,7 @@ def test_compensation_is_chosen_where_plain_scores_are_noise(example, hopeless, 
     monkeypatch.setattr(score, "_score", typical)
     prepared = score.prepare(strategies)
     assert prepared.compensate is score.compensate is hopeless
-    assert ("scored with repaired readers" in capsys.readouterr().err) == hopeless
+    assert ("candidates are scored compensated" in capsys.readouterr().err) == hopeless
     again = AdaptiveBNScore(model, graph, calibration, holdout, compensate="auto", format="float32")
     again.adopt(Preparation.from_dict(json.loads(json.dumps(asdict(prepared)))))
     assert again.compensate is hopeless
