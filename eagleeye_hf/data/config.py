@@ -18,7 +18,7 @@ class DatasetConfig:
     """Which dataset, and how it is read."""
 
     dataset: str = "ILSVRC/imagenet-1k"
-    """Hub name or local folder of an image classification dataset."""
+    """Hub name, local folder, or table of files (CSV) of an image classification dataset."""
     dataset_config: str | None = None
     """Configuration of a dataset that has several."""
     dataset_revision: str | None = None
