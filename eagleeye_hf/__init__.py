@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from eagleeye_hf.runs.config import PublishConfig as PublishConfig
     from eagleeye_hf.runs.config import RunConfig as RunConfig
     from eagleeye_hf.runs.models import load_model as load_model
+    from eagleeye_hf.runs.quickstart import QuickstartConfig as QuickstartConfig
+    from eagleeye_hf.runs.quickstart import run_quickstart as run_quickstart
     from eagleeye_hf.runs.recipe import run_recipe as run_recipe
     from eagleeye_hf.runtimes.config import LatencyConfig as LatencyConfig
     from eagleeye_hf.runtimes.export import export_onnx as export_onnx
@@ -83,6 +85,7 @@ _PLACES = {
     "runs.compress": ("compress_model",),
     "runs.config": ("AdaptConfig", "FinetuneRunConfig", "HubConfig", "NetworkConfig", "PublishConfig", "RunConfig"),
     "runs.models": ("load_model",),
+    "runs.quickstart": ("QuickstartConfig", "run_quickstart"),
     "runs.recipe": ("run_recipe",),
     "runtimes.config": ("LatencyConfig",),
     "runtimes.export": ("export_onnx",),

@@ -3,8 +3,7 @@
 accelerate launch recipes/quickstart.py
 """
 
-from eagleeye_hf import run_recipe
-from eagleeye_hf.commands.quickstart import Config, run
+from eagleeye_hf import QuickstartConfig, run_quickstart, run_recipe
 
 if __name__ == "__main__":
-    run_recipe(run, Config)
+    run_recipe(run_quickstart, QuickstartConfig)

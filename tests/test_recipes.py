@@ -123,6 +123,7 @@ def test_a_network_without_batchnorm_is_refused(tmp_path):
         load_model("test_convnext", str(tmp_path / "weights.safetensors"))
 
 
+@pytest.mark.slow
 def test_two_processes_run_a_recipe_and_say_so(tmp_path):
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

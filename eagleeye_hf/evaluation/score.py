@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -95,7 +96,8 @@ class AdaptiveBNScore:
         self.device = device_of(model)
         self.builder = Builder(model, graph, calibration, criterion, seed)
         self.images = ScoringImages(calibration, holdout, self.device)
-        self.runtime: Runtime = find_runtime(latency, self.device)
+        self._latency = latency or LatencyConfig()
+        self.runtime: Runtime = find_runtime(self._latency, self.device)
         self._loader: Loader | None = None
 
     @property
@@ -136,8 +138,9 @@ class AdaptiveBNScore:
                 return self.objective.measure(model, holdout)
 
     def measure_alignment(self) -> int:
-        """The multiple of channels at which the runtime is fast."""
-        return measure_alignment(self.runtime)
+        """The multiple of channels at which the runtime is fast, on one thread: so it does not depend on how processes
+        divide the cores, and a search's result neither."""
+        return measure_alignment(find_runtime(replace(self._latency, threads=1), self.device))
 
     def prepare(self, examples: Sequence[Strategy], draws: Draws | None = None) -> Preparation:
         """Measure what the search needs to know once; `adopt` takes it, here or in another process.

@@ -345,6 +345,7 @@ def test_several_processes_find_the_same_to_the_bit(one, tmp_path, processes):
     assert finish(start(tmp_path / "run", processes, threads=1), tmp_path / "run") == one
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_finds_the_same_to_the_bit(one, tmp_path):
     folder = tmp_path / "killed"
     process = start(folder, 1, threads=1)
