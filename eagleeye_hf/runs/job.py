@@ -80,7 +80,9 @@ def do_job(job: Job) -> RunResult:
     adapted = [job.head] if job.head else []
     if epochs:
         model = adapt_model(model, job.data, config)
-        adapted.append(f"trained for {epochs} epochs on {job.data.name}")
+        adapted.append(
+            f"trained for {epochs} epochs on {job.data.name} (the best on the holdout images stays, the start too)"
+        )
     if adapted:
         with main_process_works():
             if is_main():
