@@ -21,23 +21,24 @@ UNEVEN = 5
 """Times as many images of one class as of another, from which on it is said."""
 
 
-def part_off_test(rows: MapRows) -> tuple[MapRows, MapRows, frozenset[int]]:
+def part_off_test(rows: MapRows) -> tuple[MapRows, MapRows]:
     """Divide images into those for training and a fifth for testing, classes in proportion; always the same ones, so
-    that no seed ever chooses by them.
-
-    Returns:
-        Both parts, and the content keys of the test images, for there may be copies of them among the others.
-    """
+    that no seed ever chooses by them."""
     labels = rows.labels()
     order = [int(place) for place in proportional_order(labels, seed=0) if labels[place] not in (MISSING, -1)]
     test = np.sort(np.array(order[: round(TESTED * len(order))], dtype=np.int64))
+    return rows.subset(np.setdiff1d(np.arange(len(rows)), test)), rows.subset(test)
+
+
+def content_keys(rows: MapRows) -> frozenset[int]:
+    """What tells these images apart from others, among which there may be copies of them."""
     keys = set()
-    for place in test:
+    for image, _ in rows:
         try:
-            keys.add(content_key(read_bytes(rows[int(place)][0])))
+            keys.add(content_key(read_bytes(image)))
         except (OSError, TypeError):  # a missing file or image: whoever reads it next reports it
             continue
-    return rows.subset(np.setdiff1d(np.arange(len(rows)), test)), rows.subset(test), frozenset(keys)
+    return frozenset(keys)
 
 
 def choose_sizes(total: int | None, calibration: int | None, holdout: int | None) -> tuple[int, int]:

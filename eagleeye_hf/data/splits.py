@@ -21,7 +21,7 @@ from eagleeye_hf.data.config import AugmentationConfig, HeldOutConfig
 from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.labels import check_labels, unlabelled
-from eagleeye_hf.data.parting import choose_sizes, describe_imbalance, part_off_test
+from eagleeye_hf.data.parting import choose_sizes, content_keys, describe_imbalance, part_off_test
 from eagleeye_hf.data.rows import Columns, MapRows, StreamRows
 from eagleeye_hf.data.source import OpenedDataset, find_columns, is_label, open_rows, open_source
 from eagleeye_hf.data.transforms import build_preprocessing
@@ -158,8 +158,8 @@ def open_splits(
     notes, tested = list[str](), frozenset[int]()
     if isinstance(train, MapRows):
         if test is None:
-            train, part, tested = part_off_test(train)
-            test = PARTED, part
+            train, part = part_off_test(train)
+            test, tested = (PARTED, part), content_keys(part)
             whole = len(train) + len(part)
             notes.append(
                 f"`dataset={name}` has no labelled test images: {len(part):,} of its {whole:,} training images are set "

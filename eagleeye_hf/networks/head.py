@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError, describe_error
@@ -45,30 +43,3 @@ def keep_outputs(model: nn.Module, outputs: Sequence[int], names: Sequence[str])
         if bias is not None:
             new.bias.copy_(bias)
     return model
-
-
-def find_outputs_of(model: nn.Module, names: Sequence[str]) -> tuple[int, ...] | None:
-    """Which outputs of a network trained on ImageNet stand for these classes; None where that is not clear.
-
-    Args:
-        names: WordNet ids (n01440764), descriptions ("tench, Tinca tinca"), or one of their words ("tench").
-    """
-    classifier: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    subset = infer_imagenet_subset(model) if hasattr(model, "pretrained_cfg") else None
-    if subset is None or not isinstance(classifier, (nn.Linear, nn.Conv2d)):
-        return None
-    info = ImageNetInfo(subset)
-    if len(classifier.weight) != info.num_classes():
-        return None
-    known: dict[str, set[int]] = defaultdict(set)
-    for number in range(info.num_classes()):
-        text = info.index_to_description(number)
-        for word in (info.index_to_label_name(number), text, *text.split(",")):
-            known[_plain(word)].add(number)
-    found = [known.get(_plain(name), set()) for name in names]
-    numbers = tuple(next(iter(places)) for places in found if len(places) == 1)
-    return numbers if len(set(numbers)) == len(names) else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().replace("_", " ").split())

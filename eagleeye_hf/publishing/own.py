@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from eagleeye_hf.channels import resizing
 from eagleeye_hf.errors import EagleEyeError, describe_error
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.publishing.config import ARCHITECTURE, BUILDER, clean_pretrained_cfg
-from eagleeye_hf.publishing.recording import as_read
+from eagleeye_hf.publishing.recording import as_read, match_sizes
 
 Build = Callable[[], nn.Module]
 
@@ -49,17 +48,9 @@ def own_config(
     """
     full = build_own(builder, {})
     try:
-        sizes = json.loads(json.dumps(resizing.changed_sizes(full, model)))
+        sizes, rebuilt = match_sizes(full, model)
     except ValueError as error:
         raise EagleEyeError(f"`builder` makes another network than `model` was cut from: {error}") from error
-    rebuilt = resizing.apply_sizes(full, sizes)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
-    if expected != found:
-        different = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        raise EagleEyeError(
-            f"`builder` makes another network than `model` was cut from: {', '.join(different[:5])} would differ"
-        )
     described = describe_model(model)
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     cfg |= {"input_size": tuple(input_size or described.input_size), "mean": described.mean, "std": described.std}

@@ -143,17 +143,23 @@ def _without_stale(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
 def _find_sizes(full: nn.Module, model: nn.Module, base: str) -> tuple[dict[str, Any], nn.Module]:
     try:
-        sizes = json.loads(json.dumps(_without_stale(changed_sizes(full, model))))
-        rebuilt = apply_sizes(full, sizes)
+        return match_sizes(full, model)
     except ValueError as error:
         raise EagleEyeError(f"`model` can't be rebuilt from timm's {base}: {error}. {REMEDY}") from error
+
+
+def match_sizes(full: nn.Module, model: nn.Module) -> tuple[dict[str, Any], nn.Module]:
+    """The sizes that make `model` of the full network, and the full network shrunk to them, in place.
+
+    Raises:
+        ValueError: it was not cut from that network; says what would differ.
+    """
+    sizes = json.loads(json.dumps(_without_stale(changed_sizes(full, model))))
+    rebuilt = apply_sizes(full, sizes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
     if expected != found:
         different = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         modules = "; ".join(islice(find_differences(model, rebuilt), 3))
-        raise EagleEyeError(
-            f"`model` can't be rebuilt from timm's {base}: {', '.join(different[:5])} would differ"
-            f"{f' ({modules})' if modules else ''}. {REMEDY}"
-        )
+        raise ValueError(f"{', '.join(different[:5])} would differ{f' ({modules})' if modules else ''}")
     return sizes, rebuilt

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from eagleeye_hf.data.classes import align, find_outputs
+from eagleeye_hf.data.classes import align, find_outputs, find_outputs_of
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.networks.description import describe_model
-from eagleeye_hf.networks.head import find_outputs_of, keep_outputs, replace_head
+from eagleeye_hf.networks.head import keep_outputs, replace_head
 from eagleeye_hf.processes import is_main
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import open_run

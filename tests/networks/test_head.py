@@ -5,7 +5,8 @@ import timm
 import torch
 
 from eagleeye_hf import EagleEyeError, from_pretrained, save_pretrained
-from eagleeye_hf.networks.head import find_outputs_of, keep_outputs, replace_head
+from eagleeye_hf.data.classes import find_outputs_of
+from eagleeye_hf.networks.head import keep_outputs, replace_head
 from eagleeye_hf.runs.adapt import KEPT, NEW, adapt_head
 from tests.helpers import make_model
 
