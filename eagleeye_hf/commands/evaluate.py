@@ -31,7 +31,7 @@ def run(config: Config) -> None:
     """Measure top-1, top-5 and cross-entropy of a network on one split of a dataset."""
     from accelerate import Accelerator
 
-    from eagleeye_hf.data.splits import open_test
+    from eagleeye_hf.data.measured import open_test
     from eagleeye_hf.evaluation.metrics import evaluate_model
     from eagleeye_hf.runs.models import load_model
 

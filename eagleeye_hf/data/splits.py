@@ -29,9 +29,6 @@ from eagleeye_hf.errors import EagleEyeError
 
 TEST_SPLITS = ("validation", "test", "val", "valid", "dev", "eval")
 TEST_IMAGES = f"labelled test images in a split named {' or '.join(TEST_SPLITS)}"
-RENAMED = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
-"""What `datasets` makes of the names of folders and files."""
-
 PARTED = "test"
 """How the images are called that are set apart for testing where there is no such split."""
 
@@ -67,24 +64,6 @@ class Splits:
         if self.found_test is None:
             raise EagleEyeError(f"`dataset={self.name}` has no {TEST_IMAGES}")
         return self.found_test
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredSplit:
-    """One split, to measure a network on."""
-
-    images: ImageSet
-    """All of it, under the evaluation transform."""
-    split: str
-    """Its name in the dataset."""
-    label_names: tuple[str, ...]
-    """In the order of the model's outputs."""
-    name: str
-    """Hub name, or the name of the local folder."""
-    revision: str = ""
-    """Commit of a dataset on the Hub."""
-    notes: tuple[str, ...] = ()
-    """What a user should know of these images."""
 
 
 def open_splits(
@@ -136,7 +115,7 @@ def open_splits(
     HeldOutConfig(calibration_images=calibration_images, holdout_images=holdout_images)
     AugmentationConfig(hflip=hflip, augment=augment)
     outputs = find_outputs(like, label_names)
-    source = _open(dataset, config, revision, streaming, name)
+    source = open_any(dataset, config, revision, streaming, name)
     opened, name, commit = source.splits, source.name, source.commit
     if "train" not in opened:
         raise EagleEyeError(
@@ -150,7 +129,7 @@ def open_splits(
             "(`--streaming False`), a fifth of its training images can be set apart"
         )
     where = find_columns(name, opened["train"].features, image_column, label_column)
-    train, names = _open_rows(name, "train", opened["train"], where, outputs, whole=True)
+    train, names = labelled_rows(name, "train", opened["train"], where, outputs, whole=True)
     short = Path(name).resolve().name if Path(name).exists() else name
     training, evaluation = build_preprocessing(like, hflip, augment)
     known = replace(outputs, num=len(names), names=names, owner="the training split")
@@ -205,55 +184,14 @@ def find_classes(
     return list_classes(dataset.name, train, column, label_names)
 
 
-def open_test(
-    dataset: Source | datasets.Dataset | datasets.IterableDataset,
-    like: nn.Module,
-    *,
-    split: str | None = None,
-    config: str | None = None,
-    revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    label_names: Sequence[str] | None = None,
-    streaming: bool | None = None,
-    name: str | None = None,
-) -> MeasuredSplit:
-    """Open one split of an image classification dataset, to measure a network on; no training images are needed.
-
-    Args:
-        dataset: as for `open_splits`, or one opened split.
-        split: its name; None takes the first of `validation`, `test`, `val`, `valid`, `dev` and `eval` that there is,
-            or the only split. `test`, where there is but a training split: the fifth that `open_splits` sets apart.
-        like, config, revision, image_column, label_column, label_names, streaming, name: as for `open_splits`.
-    Raises:
-        EagleEyeError: the dataset can't be opened, there is no such split, it is unlabelled, or its classes are others
-            than those of the model.
-    """
-    outputs = find_outputs(like, label_names)
-    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
-        dataset = {str(dataset.split or split or "test"): dataset}
-    source = _open(dataset, config, revision, streaming, name)
-    opened, name, commit = source.splits, source.name, source.commit
-    parted = split == PARTED and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset)
-    notes: tuple[str, ...] = ()
-    if split is None and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset):
-        notes = (
-            f"`dataset={name}` has no test split, so all of it is measured, images that a run trained on among them; "
-            "`--split test` takes the fifth that runs set apart",
-        )
-    split = "train" if parted else _choose_split(name, opened, split)
-    where = find_columns(name, opened[split].features, image_column, label_column)
-    rows, names = _open_rows(name, split, opened[split], where, outputs, whole=False)
-    if parted and isinstance(rows, MapRows):
-        split, rows = PARTED, part_off_test(rows)[1]
-    short = Path(name).resolve().name if Path(name).exists() else name
-    images = ImageSet(rows, build_preprocessing(like)[1], name=short, split=split)
-    return MeasuredSplit(images=images, split=split, label_names=names, name=short, revision=commit or "", notes=notes)
-
-
-def _open(
+def open_any(
     dataset: Any, config: str | None, revision: str | None, streaming: bool | None, name: str | None
 ) -> OpenedDataset:
+    """What a caller gives as a dataset, opened.
+
+    Raises:
+        EagleEyeError: it can't be opened, or is none.
+    """
     if isinstance(dataset, OpenedDataset):
         return dataset
     if isinstance(dataset, (str, Path)):
@@ -264,21 +202,6 @@ def _open(
             f"got a {type(dataset).__name__}"
         )
     return OpenedDataset(splits=dataset, name=name or "dataset")
-
-
-def _choose_split(name: str, opened: Any, split: str | None) -> str:
-    listed = ", ".join(map(str, opened))
-    if split is not None:
-        found = next((known for known in (split, RENAMED.get(split)) if known in opened), None)
-        if found is None:
-            raise EagleEyeError(f"`split={split}` is no split of `dataset={name}`; it has {listed}")
-        return found
-    if len(opened) == 1:
-        return str(next(iter(opened)))
-    found = next((known for known in TEST_SPLITS if known in opened), None)
-    if found is None:
-        raise EagleEyeError(f"`dataset={name}` has the splits {listed}; name the one to measure with `split`")
-    return found
 
 
 def _find_test(
@@ -310,7 +233,7 @@ def _find_test(
     return None
 
 
-def _open_rows(
+def labelled_rows(
     name: str, split: str, dataset: Any, where: tuple[str, str], outputs: Outputs, whole: bool
 ) -> tuple[MapRows | StreamRows, tuple[str, ...]]:
     """The rows of a split, their labels checked where that needs no reading of images, and the names of the outputs."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.data.config import DatasetConfig
-from eagleeye_hf.data.splits import open_test
+from eagleeye_hf.data.measured import open_test
 from eagleeye_hf.evaluation.metrics import evaluate_model
 from eagleeye_hf.networks.description import describe_input
 from eagleeye_hf.publishing.checkpoint import state_bytes

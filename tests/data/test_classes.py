@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eagleeye_hf import EagleEyeError, evaluate_model, open_splits
-from eagleeye_hf.data.splits import open_test
+from eagleeye_hf.data.measured import open_test
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from eagleeye_hf import EagleEyeError, open_splits
-from eagleeye_hf.data.splits import open_test
+from eagleeye_hf.data.measured import open_test
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset
 

@@ -5,7 +5,8 @@ import pytest
 import timm
 
 from eagleeye_hf import EagleEyeError
-from eagleeye_hf.data.splits import open_splits, open_test
+from eagleeye_hf.data.measured import open_test
+from eagleeye_hf.data.splits import open_splits
 from tests.data.helpers import seen
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset

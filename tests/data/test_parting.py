@@ -9,8 +9,8 @@ import pytest
 import timm
 
 from eagleeye_hf import EagleEyeError, open_splits
+from eagleeye_hf.data.measured import open_test
 from eagleeye_hf.data.parting import choose_sizes, describe_imbalance
-from eagleeye_hf.data.splits import open_test
 from tests.data.helpers import seen
 from tests.helpers import digits_dataset
 
