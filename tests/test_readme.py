@@ -1,17 +1,20 @@
 """The README's commands and code, run or parsed."""
 
 import importlib.util
+import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
-from eagleeye_hf import RunConfig
+from eagleeye_hf import RunConfig, trace_model
 from eagleeye_hf.cli import main
 from eagleeye_hf.runs.arguments import parse_config
 from eagleeye_hf.runtimes import profiling
@@ -73,6 +76,64 @@ def test_the_example_of_a_network_of_ones_own_runs(tmp_path, monkeypatch):
     assert names["thin"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
+def photographs(folder: Path, rows) -> None:
+    for number, row in enumerate(rows):
+        place = folder / f"kind {row['label']}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(place)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A folder with a network that timm saved, its weights, photographs, and what a short run made of them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    network = make_model("resnet20_cifar")
+    save_file(network.state_dict(), folder / "resnet20.safetensors")
+    timm.models.save_for_hf(network, folder / "full", safe_serialization=True)
+    photographs(folder / "photographs", digits_dataset(60)["train"])
+    images = ["--dataset", str(folder / "photographs"), "--num-workers", "0"]
+    ratios = ["--strategy", str(folder / "half.json"), "--epochs", "0", "--license", "mit", "--runtime", "torch"]
+    (folder / "half.json").write_text(json.dumps({"ratios": [0.5] * len(trace_model(network).prunable)}))
+    assert main(["compress", str(folder / "full"), *images, *ratios, "--output", str(folder / "half")]) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of ONNX's tools
+@pytest.mark.parametrize("name", ["how-it-works.md", "latency.md", "own-data.md", "publishing.md", "steps.md"])
+def test_the_commands_of_the_docs_run(name, checkpoints, tmp_path, monkeypatch, hub, capsys):
+    """On small networks and images, with few candidates and one epoch."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(profiling, "PROFILED", 8)
+    monkeypatch.setattr(profiling, "MEASURED", 4)
+    shutil.copy(checkpoints / "resnet20.safetensors", tmp_path)
+    made = {"how-it-works.md": ["outputs/mbv1"], "latency.md": ["outputs/a", "outputs/b"]}
+    for place in [*made.get(name, []), "mobilenetv1-half", "outputs/quarter"]:
+        shutil.copytree(checkpoints / "half", tmp_path / place)
+    shown = {
+        "MODEL": str(checkpoints / "full"),
+        "mobilenetv1_100.ra4_e3600_r224_in1k": str(checkpoints / "full"),
+        "USER/REPO": "user/thin",
+        "400": "2",
+        "4.2ms": "0.75",
+        "0.35": "0.65",
+        "0.25": "0.6",
+    } | dict.fromkeys(["DIR", "path/to/cifar10", "ILSVRC/imagenet-1k"], str(checkpoints / "photographs"))
+    short = {"--epochs": "1", "--tolerance": "0.05", "--license": "mit", "--num-workers": "0", "--candidates": "2"}
+    takes = {"compress": short, "search": dict(list(short.items())[3:]), "finetune": {"--batch-size": "8"}}
+    commands = re.findall(r"^eagleeye .*?[^\\]$", "\n".join(blocks("bash", page(name))), re.DOTALL | re.MULTILINE)
+    for number, command in enumerate(commands):
+        _, verb, *words = shlex.split(command.replace("\\\n", " "), comments=True)
+        words = [shown.get(word, word) for word in words]
+        words += [word for flag in takes.get(verb, {}).items() if flag[0] not in words for word in flag]
+        if verb in ("compress", "search") and "--output" not in words:
+            words += ["--output", f"outputs/{number}"]
+        assert main([verb, *words]) == 0, (command, capsys.readouterr().err)
+
+
 @pytest.mark.filterwarnings("ignore")  # of ONNX's tools
 def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, hub, capsys):
     pytest.importorskip("onnxruntime")
@@ -81,10 +142,7 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, hub
     monkeypatch.setattr(profiling, "PROFILED", 8)
     monkeypatch.setattr(profiling, "MEASURED", 4)
     save_file(make_model("resnet20_cifar").state_dict(), "weights.safetensors")
-    for number, row in enumerate(digits_dataset(60)["train"]):
-        place = tmp_path / "path/to/photographs" / f"kind {row['label']}" / f"{number}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        row["image"].save(place)
+    photographs(tmp_path / "path/to/photographs", digits_dataset(60)["train"])
     (block,) = [text for text in blocks("bash") if "eagleeye compress" in text]
     commands = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("eagleeye ")]
     few = ["--weights", "weights.safetensors", "--candidates", "2", "--epochs", "1", "--tolerance", "0.05"]

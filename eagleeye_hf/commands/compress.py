@@ -35,7 +35,7 @@ def run(config: Config) -> None:
     from eagleeye_hf.publishing.config import CONFIG
     from eagleeye_hf.runs.folder import check_output
     from eagleeye_hf.runs.job import do_job, open_job
-    from eagleeye_hf.runs.plan import plan_job
+    from eagleeye_hf.runs.plan import Clock, plan_job
     from eagleeye_hf.runs.recipe import use_all_cores
 
     use_all_cores()
@@ -43,18 +43,19 @@ def run(config: Config) -> None:
     accelerator = Accelerator()
     set_seed(config.seed)
     job = open_job(config)
-    as_json = config.printing.json
+    as_json, clock = config.printing.json, None
     if accelerator.is_main_process and not (folder / CONFIG).exists():
         model = job.model.to(accelerator.device).eval()
-        plan = plan_job(model, job.data, job.config, job.notes, accelerator.num_processes)
+        plan = plan_job(model, job.data, job.config, job.notes, accelerator)
         if config.dry_run:
             print(json.dumps(plan.to_dict()) if as_json else plan)
         else:
             say(f"{plan}\n")
+            clock = Clock(plan)
     if config.dry_run:
         return
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        result = do_job(job)
+        result = do_job(job, clock)
     if as_json and accelerator.is_main_process:
         found = json.loads((result.folder / CONFIG).read_text(encoding="utf-8"))["eagleeye"]
         print(json.dumps({"folder": str(result.folder), "metrics": found["metrics"], "widths": found["widths"]}))

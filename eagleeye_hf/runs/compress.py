@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from eagleeye_hf.runs.adapt import BASE
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
+from eagleeye_hf.runs.plan import FINETUNING, MEASURING, SEARCH
 from eagleeye_hf.runs.result import Measured, license_of, save_result
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.runtime import find_runtime
@@ -42,7 +44,13 @@ class RunResult:
 
 
 def compress_model(
-    model: nn.Module, data: Splits, config: RunConfig, *, adapted: str = "", builder: Build | None = None
+    model: nn.Module,
+    data: Splits,
+    config: RunConfig,
+    *,
+    adapted: str = "",
+    builder: Build | None = None,
+    on_phase: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Find the best thin version of `model` under the budget, fine-tune it, save it with its card, and print a table.
 
@@ -53,6 +61,7 @@ def compress_model(
     Args:
         adapted: what was done to a trained network, so that it fits the dataset; for the card.
         builder: makes the full network, for one that timm does not know; `from_pretrained` needs it again.
+        on_phase: told the name of each phase of the work as it begins.
     Raises:
         EagleEyeError: the output folder is taken, there are several budgets, the budget is out of reach, or the model
             can't be pruned.
@@ -64,7 +73,7 @@ def compress_model(
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     if not run.has_result:
-        _compress(model, graph, data, config, run, accelerator, adapted, builder)
+        _compress(model, graph, data, config, run, accelerator, adapted, builder, on_phase or (lambda _: None))
     with main_process_works():
         if accelerator.is_main_process:
             _finish(run, config)
@@ -80,12 +89,15 @@ def _compress(
     accelerator: Accelerator,
     adapted: str,
     builder: Build | None,
+    on_phase: Callable[[str], None],
 ) -> None:
     """Everything up to a whole checkpoint."""
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))
         run.claim("search.jsonl", TRAINING, "logs")
     score = make_score(model, graph, data, config)
+    if not config.strategy:
+        on_phase(SEARCH)
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
 
     def hold(network: nn.Module) -> Metrics:
@@ -96,6 +108,7 @@ def _compress(
     pruned, steps = measure_steps(score, strategy, hold, config.repair.compensate)
     last, curve = list(steps)[-1], list[EpochRecord]()
     if config.finetune.epochs:
+        on_phase(FINETUNING)
         last = "fine-tuned"
         network = {"model": config.network.model, "weights": config.network.weights}
         pruned = finetune_model(
@@ -111,6 +124,7 @@ def _compress(
             num_workers=config.data.num_workers,
             on_epoch=curve.append,
         )
+    on_phase(MEASURING)
     metrics[last] = test_model(pruned, data, accelerator, config.data.num_workers)
     with main_process_works():
         if accelerator.is_main_process:  # alone, so that nobody disturbs its measurements

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +19,7 @@ from eagleeye_hf.runs.compress import RunResult, check_license, check_settings, 
 from eagleeye_hf.runs.config import JobConfig, RunConfig, split_arguments
 from eagleeye_hf.runs.folder import open_run
 from eagleeye_hf.runs.models import load_model
+from eagleeye_hf.runs.plan import ADAPTATION
 
 FULL = "full"
 """The adapted full network, in the run's folder."""
@@ -73,12 +75,18 @@ def open_job(config: JobConfig) -> Job:
     return Job(model=model, data=data, config=settled, head=told_head, notes=tuple(notes))
 
 
-def do_job(job: Job) -> RunResult:
+def do_job(job: Job, on_phase: Callable[[str], None] | None = None) -> RunResult:
     """Adapt, where that is to be done; search, prune, fine-tune, save and publish. The full network, where it was
-    adapted, is kept in the run's folder, too."""
+    adapted, is kept in the run's folder, too.
+
+    Args:
+        on_phase: told the name of each phase as it begins, as in the job's plan.
+    """
     model, config, epochs = job.model, job.config, job.config.adapt.adapt_epochs
     adapted = [job.head] if job.head else []
     if epochs:
+        if on_phase:
+            on_phase(ADAPTATION)
         model = adapt_model(model, job.data, config)
         adapted.append(
             f"trained for {epochs} epochs on {job.data.name} (the best on the holdout images stays, the start too)"
@@ -87,7 +95,7 @@ def do_job(job: Job) -> RunResult:
         with main_process_works():
             if is_main():
                 _keep_full(model, job)
-    return compress_model(model, job.data, config, adapted=", then ".join(adapted))
+    return compress_model(model, job.data, config, adapted=", then ".join(adapted), on_phase=on_phase)
 
 
 def _keep_full(model: nn.Module, job: Job) -> None:

@@ -7,23 +7,31 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.evaluation.format import native_format
 from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.networks.running import device_of
+from eagleeye_hf.networks.running import device_of, synchronize
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runtimes.profiling import SECONDS
 from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.telling import say
 
-FORWARD, STEP = 32, 16
-"""Images of a timed pass and of a timed training step; others in proportion."""
+STEP, STEP_ON_GPU = 16, 128
+"""Images of a timed training step; a timed pass sees twice as many, others in proportion."""
 OVERHEAD = 1.1
 """A score's time over its bare passes (benchmarks/search_overhead.md)."""
+ADAPTATION, SEARCH, FINETUNING, MEASURING = "adaptation", "search", "fine-tuning", "measuring"
+"""The phases of a job."""
+RESUMED = 0.5
+"""Phases that took less than this part of the prediction were done by a run before this one, and tell no pace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,65 +84,114 @@ def about(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
-def plan_job(model: nn.Module, data: Splits, config: RunConfig, notes: Sequence[str], processes: int = 1) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Images of each split."""
+
+    train: int
+    calibration: int
+    holdout: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Seconds per image, of the full network on one process."""
+
+    forward: float
+    """A pass in the format that candidates are scored in."""
+    train: float
+    """A training step, without the full network's outputs that may teach."""
+    decode: float
+    """Reading and decoding on one core."""
+
+
+def plan_job(
+    model: nn.Module, data: Splits, config: RunConfig, notes: Sequence[str], accelerator: Accelerator | None = None
+) -> Plan:
     """Count what a job will do, and time a few of its steps on the full network."""
-    forward, train, decode = _time_steps(model, data, config)
-    search, tuning, keep = config.search, config.finetune, _kept(config.search)
-    counts = [data.calibration.count(), data.holdout.count(), data.train.count(), data.test.count()]
-    workers, phases = max(1, config.data.num_workers), list[Phase]()
-
-    def add_training(name: str, epochs: int, rate: float, image: float) -> None:
-        steps = -(-counts[2] // tuning.batch_size)
-        what = f"{counted(epochs, 'epoch')} of {steps:,} steps, {tuning.batch_size} images a step, rate {rate:g}"
-        each = max(image, decode / workers) * counts[2] + forward * counts[1]
-        phases.append(Phase(name=name, what=what, seconds=epochs * each / processes))
-
-    if config.adapt.adapt_epochs:
-        add_training("adaptation", config.adapt.adapt_epochs, config.adapt.adapt_lr or tuning.lr, train)
-    if config.strategy is None:
-        candidates = search.candidates or 0
-        images = _images_per_candidate(search) * (counts[0] + counts[1])
-        seconds = 60 * search.minutes if search.minutes else candidates * images * keep * forward * OVERHEAD / processes
-        if "latency" in search.budgets[0].limits:
-            seconds += SECONDS
-        what = f"{candidates:,} candidates, {search.budgets[0]}" if candidates else str(search.budgets[0])
-        phases.append(Phase(name="search", what=what, seconds=seconds))
-    if tuning.epochs:
-        taught = forward if tuning.distillation else 0.0
-        add_training("fine-tuning", tuning.epochs, tuning.lr, train * keep + taught)
-    tested = 2 * counts[3] * (forward + decode / workers) / processes
-    phases.append(Phase(name="measuring", what="top-1 on the test images, milliseconds", seconds=tested + 5))
-    names = f"{len(data.label_names)} classes"
-    device = device_of(model)
+    counts = Counts(
+        train=data.train.count(),
+        calibration=data.calibration.count(),
+        holdout=data.holdout.count(),
+        test=data.test.count(),
+    )
+    device, processes = device_of(model), accelerator.num_processes if accelerator else 1
+    size = STEP_ON_GPU if device.type == "cuda" else STEP
+    started = time.perf_counter()
+    batches = data.holdout.cached_batches(2 * size)  # they are decoded now, and kept for the search
+    decode = (time.perf_counter() - started) / counts.holdout
+    rates = time_steps(model, *batches[0], decode, accelerator)
     return Plan(
-        title=f"{config.network.model} on {data.name} ({names}), into {config.output}",
+        title=f"{config.network.model} on {data.name} ({len(data.label_names)} classes), into {config.output}",
         images=(
-            f"{counts[2]:,} train, {counts[0]:,} calibrate, {counts[1]:,} score, "
-            f"{counts[3]:,} test (split {data.test.split})"
+            f"{counts.train:,} train, {counts.calibration:,} calibrate, {counts.holdout:,} score, "
+            f"{counts.test:,} test (split {data.test.split})"
         ),
-        phases=tuple(phases),
+        phases=predict_phases(config, counts, rates, processes),
         notes=tuple(notes),
         place=_place(device, processes),
         gigabytes=_peak_gigabytes(device),
     )
 
 
-def _time_steps(model: nn.Module, data: Splits, config: RunConfig) -> tuple[float, float, float]:
-    """Seconds per image of a pass, of a training step, and of decoding."""
+def predict_phases(config: RunConfig, counts: Counts, rates: Rates, processes: int = 1) -> tuple[Phase, ...]:
+    """The parts of a job and how long each may take; nothing is loaded or run."""
+    search, tuning, keep = config.search, config.finetune, _kept(config.search)
+    decode, phases = rates.decode / max(1, config.data.num_workers), list[Phase]()
+
+    def add_training(name: str, epochs: int, rate: float, image: float) -> None:
+        steps = -(-counts.train // tuning.batch_size)
+        what = f"{counted(epochs, 'epoch')} of {steps:,} steps, {tuning.batch_size} images a step, rate {rate:g}"
+        each = max(image, decode) * counts.train + rates.forward * counts.holdout
+        phases.append(Phase(name=name, what=what, seconds=epochs * each / processes))
+
+    if config.adapt.adapt_epochs:
+        add_training(ADAPTATION, config.adapt.adapt_epochs, config.adapt.adapt_lr or tuning.lr, rates.train)
+    if config.strategy is None:
+        candidates = search.candidates or 0
+        images = _images_per_candidate(search) * (counts.calibration + counts.holdout)
+        seconds = candidates * images * keep * rates.forward * OVERHEAD / processes
+        if search.minutes:
+            seconds = 60 * search.minutes
+        if "latency" in search.budgets[0].limits:
+            seconds += SECONDS
+        what = f"{candidates:,} candidates, {search.budgets[0]}" if candidates else str(search.budgets[0])
+        phases.append(Phase(name=SEARCH, what=what, seconds=seconds))
+    if tuning.epochs:
+        taught = rates.forward if tuning.distillation else 0.0
+        add_training(FINETUNING, tuning.epochs, tuning.lr, rates.train * keep + taught)
+    tested = 2 * counts.test * (rates.forward + decode) / processes
+    phases.append(Phase(name=MEASURING, what="top-1 on the test images, milliseconds", seconds=tested + 5))
+    return tuple(phases)
+
+
+def time_steps(
+    model: nn.Module, images: Tensor, labels: Tensor, decode: float, accelerator: Accelerator | None = None
+) -> Rates:
+    """Time a pass over these images and a training step on half of them.
+
+    Args:
+        decode: as in `Rates`.
+        accelerator: its mixed precision is that of training.
+    """
     device = device_of(model)
-    started = time.perf_counter()
-    batches = data.holdout.cached_batches(FORWARD)  # they are decoded now, and kept for the search
-    decode = (time.perf_counter() - started) / data.holdout.count()
-    batch = batches[0]
-    forward = _fastest(lambda: evaluate_model(model, [batch]), device) / len(batch[1])
-    network = copy.deepcopy(model).train()
-    images, labels = batch[0][:STEP].to(device), batch[1][:STEP].to(device)
+    scoring = native_format(device)
+    batch = [(scoring.convert(images.to(device)), labels)]
+    half = max(2, len(labels) // 2)
+    network = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+    seen, target = images[:half].to(device, memory_format=torch.channels_last), labels[:half].to(device)
+
+    def look() -> None:
+        with scoring.autocast(device):
+            evaluate_model(model, batch)
 
     def step() -> None:
-        nn.functional.cross_entropy(network(images), labels).backward()
+        with accelerator.autocast() if accelerator else nullcontext():
+            loss = nn.functional.cross_entropy(network(seen), target)
+        loss.backward()
 
-    train = _fastest(step, device) / len(labels) if config.finetune.epochs or config.adapt.adapt_epochs else 0.0
-    return forward, train, decode
+    return Rates(forward=_fastest(look, device) / len(labels), train=_fastest(step, device) / half, decode=decode)
 
 
 def _fastest(run: Callable[[], object], device: torch.device, turns: int = 3) -> float:
@@ -142,10 +199,25 @@ def _fastest(run: Callable[[], object], device: torch.device, turns: int = 3) ->
     for _ in range(turns):
         started = time.perf_counter()
         run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+class Clock:
+    """Tells which phase of a planned job begins, and how long the whole job may take from there on."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.phases, self.started = plan.phases, time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        here = [phase.name for phase in self.phases].index(name)
+        predicted = sum(phase.seconds for phase in self.phases[:here])
+        pace = (time.monotonic() - self.started) / predicted if predicted > 1 else 1.0
+        left = sum(phase.seconds for phase in self.phases[here:])
+        left *= pace if pace > RESUMED else 1.0
+        rest = f"; {about(left)} for all that is left" if left >= 1 else ""
+        say(f"{here + 1} of {len(self.phases)}: {name}{rest}")
 
 
 def _images_per_candidate(search: SearchConfig) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import nn
+from tqdm import tqdm
 
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
@@ -159,9 +160,12 @@ class _Teller:
         self.config, self.accelerator, self.on_epoch = config, accelerator, on_epoch
         self.records: list[EpochRecord] = []
         self.tracker = start_tracker(config, accelerator, folder)
+        self.started, self.before = time.monotonic(), 0
+        """When this process began, and the epochs done before."""
 
     def start(self, training: Training, half: torch.dtype | None) -> None:
         """Say what really takes part: processes are counted by asking them."""
+        self.started, self.before = time.monotonic(), len(self.records)
         accelerator, config = self.accelerator, self.config
         processes = int(accelerator.reduce(torch.ones((), device=accelerator.device)))
         part = f"{config.batch_size / processes / config.accumulation:g}"
@@ -184,10 +188,16 @@ class _Teller:
             if value is not None
         )
         speed = f"{record.images_per_second:,.0f} images/s"
-        self._say(f"epoch {record.epoch}/{self.config.epochs}: loss {record.loss:.4f}{scores}, {speed}")
+        self._say(f"epoch {record.epoch}/{self.config.epochs}: loss {record.loss:.4f}{scores}, {speed}{self._left()}")
         if self.tracker is not None:
             values = {key: value for key, value in asdict(record).items() if value is not None and key != "epoch"}
             self.accelerator.log(values, step=record.epoch)
+
+    def _left(self) -> str:
+        """The time that the epochs to come may take, as those of this process did."""
+        done = len(self.records) - self.before
+        seconds = (time.monotonic() - self.started) / done * (self.config.epochs - len(self.records))
+        return f", {tqdm.format_interval(seconds)} left" if seconds >= 1 else ""
 
     def end(self, note: str | None) -> None:
         if note is not None:

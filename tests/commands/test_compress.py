@@ -141,6 +141,8 @@ def test_another_dataset_gets_a_head_of_its_own(inputs, photographs, tmp_path, c
     code, out, err = run_command(capsys, *command, "--json")
     assert code == 0, err
     assert set(json.loads(out)) == {"folder", "metrics", "widths"}
+    told = re.findall(r"^(\d of 4: [\w-]+)", err, re.MULTILINE)
+    assert told == ["1 of 4: adaptation", "2 of 4: search", "3 of 4: fine-tuning", "4 of 4: measuring"]
     full, thin = from_pretrained(folder / "full"), from_pretrained(folder)
     assert full(torch.randn(1, 3, 32, 32)).shape == thin(torch.randn(1, 3, 32, 32)).shape == (1, 4)
     assert thin.pretrained_cfg["label_names"] == [f"kind {i}" for i in range(4)]

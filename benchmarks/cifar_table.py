@@ -1,0 +1,331 @@
+"""ResNet-56 on CIFAR-10 as the literature reports it: trained from scratch, pruned to half its MACs, trained again.
+
+    python -m benchmarks.cifar_table --data path/to/cifar10     # within 25 minutes on one H100; goes on where it was
+    python -m benchmarks.cifar_table table
+    python -m benchmarks.cifar_table time                       # seconds per epoch of networks that train together
+
+Three seeds of every arm, the last epoch's weights, no choice by the test images. All networks of a step train together,
+each on a stream of its own: a step of one is a graph of small kernels that leaves most of a GPU idle. Images, crops and
+orders stay on the device; convolutions are in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eagleeye_hf  # noqa: F401  # timm knows the CIFAR ResNets from then on
+from benchmarks.cifar_tensors import MEAN, STD, load_tensors, normalize
+from eagleeye_hf import AdaptiveBNScore, SearchConfig, count_cost, recalibrate_bn, run_search, trace_model
+
+NUM_CALIBRATION, NUM_HOLDOUT = 1024, 2048
+"""Of the 50,000 training images, the last; all others train."""
+BATCH, LR, WEIGHT_DECAY, WARM_UP = 128, 0.1, 5e-4, 3
+ARMS = {
+    "full": "full network, from scratch",
+    "uniform": "uniform, L1",
+    "eagleeye": "eagleeye_hf",
+    "distilled": "eagleeye_hf, the full network teaches",
+    "scratch": "eagleeye_hf's widths, new weights",
+}
+
+
+@dataclass
+class Images:
+    """Training images on the device: bytes, padded by four pixels on each side."""
+
+    padded: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def put(images: Tensor, labels: Tensor, device: torch.device) -> Images:
+        return Images(F.pad(images.to(device), (4, 4, 4, 4)), labels.to(device), MEAN.to(device), STD.to(device))
+
+    def crop(self, chosen: Tensor, shifts: Tensor) -> Tensor:
+        """Crops (`shifts`: down, right, mirrored or not) of the chosen images, normalised."""
+        side = torch.arange(32, device=self.padded.device)
+        columns = shifts[:, 1, None] + torch.where(shifts[:, 2, None] > 0, 31 - side, side)
+        rows, planes = shifts[:, 0, None] + side, torch.arange(3, device=self.padded.device)
+        pixels = self.padded[
+            chosen[:, None, None, None], planes[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+        ]
+        return ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class Learner:
+    """One network in training; on a GPU a step is one graph."""
+
+    def __init__(self, network: nn.Module, images: Images, epochs: int, seed: int, teacher: nn.Module | None) -> None:
+        device = images.padded.device
+        self.network = copy.deepcopy(network).to(device, memory_format=torch.channels_last).train()
+        self.teacher = teacher and copy.deepcopy(teacher).to(device, memory_format=torch.channels_last).eval()
+        self.images, self.generator = images, torch.Generator(device).manual_seed(seed)
+        self.steps = len(images.labels) // BATCH
+        self.order = torch.zeros(self.steps, BATCH, dtype=torch.long, device=device)
+        self.shifts = torch.zeros(self.steps, BATCH, 3, dtype=torch.long, device=device)
+        self.done = torch.zeros(1, dtype=torch.long, device=device)
+        rates = [_rate(step / (epochs * self.steps)) for step in range(epochs * self.steps)]
+        self.rates, self.rate = torch.tensor(rates, device=device), torch.zeros((), device=device)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=self.rate, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        self.stream = torch.cuda.Stream() if device.type == "cuda" else None
+        self.replay: Callable[[], None] = self._capture() if self.stream else self._step
+
+    def _capture(self) -> Callable[[], None]:
+        """Warm up, undo that, and record one step."""
+        before = copy.deepcopy(self.network.state_dict())
+        self.plan()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP):
+                self._step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            self._step()
+        with torch.no_grad():
+            self.network.load_state_dict(before)
+            for state in self.optimizer.state.values():
+                state["momentum_buffer"].zero_()
+            self.done.zero_()
+        return graph.replay
+
+    def plan(self) -> None:
+        """Order and crops of the next epoch."""
+        device, shape = self.order.device, (self.steps, BATCH)
+        order = torch.randperm(len(self.images.labels), generator=self.generator, device=device)
+        self.order.copy_(order[: self.order.numel()].view(shape))
+        for place, end in enumerate((9, 9, 2)):
+            self.shifts[..., place] = torch.randint(0, end, shape, generator=self.generator, device=device)
+
+    def _step(self) -> None:
+        place = self.done % self.steps
+        self.rate.copy_(self.rates[self.done][0])
+        chosen, shifts = self.order[place][0], self.shifts[place][0]
+        images, labels = self.images.crop(chosen, shifts), self.images.labels[chosen]
+        with torch.autocast(images.device.type, torch.bfloat16, cache_enabled=False):
+            logits = self.network(images)
+            loss = F.cross_entropy(logits, labels)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    wanted = self.teacher(images)
+                softened = F.kl_div((logits / 4).log_softmax(1), (wanted / 4).softmax(1), reduction="batchmean")
+                loss = 0.1 * loss + 0.9 * 16 * softened
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        self.optimizer.step()
+        self.done += 1
+
+
+def _rate(progress: float) -> float:
+    return LR * min(1.0, (progress + 1e-3) / 0.02) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_together(learners: Sequence[Learner], epochs: int, title: str) -> list[nn.Module]:
+    """All epochs of all networks; in evaluation mode afterwards."""
+    started = time.perf_counter()
+    for epoch in range(epochs):
+        for learner in learners:
+            learner.plan()
+        _synchronize(learners)
+        for _ in range(learners[0].steps):
+            for learner in learners:
+                with torch.cuda.stream(learner.stream) if learner.stream else nullcontext():
+                    learner.replay()
+        _synchronize(learners)
+        if epoch % 10 == 9 or epoch == epochs - 1:
+            print(f"{title}: {epoch + 1} of {epochs} epochs, {time.perf_counter() - started:.0f} s", flush=True)
+    return [learner.network.eval() for learner in learners]
+
+
+def _synchronize(learners: Sequence[Learner]) -> None:
+    if learners[0].stream:
+        torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    device = next(network.parameters()).device
+    parts = zip(images.split(1000), labels.split(1000), strict=True)
+    right = sum(int((network(normalize(x).to(device)).argmax(1).cpu() == y).sum()) for x, y in parts)
+    return right / len(labels)
+
+
+class Table:
+    """The arms of every seed, kept in a folder as they are done."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.folder = options, options.output
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.train = load_tensors(options.data, "train", options.output)
+        self.test = load_tensors(options.data, "test", options.output)
+        num = options.images or len(self.train[1]) - NUM_CALIBRATION - NUM_HOLDOUT
+        self.images = Images.put(self.train[0][:num], self.train[1][:num], self.device)
+
+    def run(self) -> None:
+        seeds = self.options.seeds
+        full = {seed: self.made("full", seed) for seed in seeds}
+        missing = [seed for seed in seeds if full[seed] is None]
+        if missing:
+            self.train_arm([("full", seed, _new(seed), None) for seed in missing], self.options.epochs_full)
+            full = {seed: self.made("full", seed) for seed in seeds}
+        tasks: list[tuple[str, int, nn.Module, nn.Module | None]] = []
+        for seed in seeds:
+            network = full[seed]
+            assert network is not None
+            thin = self.prune(network, seed)
+            fresh = _renew(thin["eagleeye"], seed)
+            tasks += [("uniform", seed, thin["uniform"], None), ("eagleeye", seed, thin["eagleeye"], None)]
+            tasks += [("distilled", seed, thin["eagleeye"], network), ("scratch", seed, fresh, None)]
+        self.train_arm([task for task in tasks if not self.path(*task[:2]).exists()], self.options.epochs)
+
+    def train_arm(self, tasks: Sequence[tuple[str, int, nn.Module, nn.Module | None]], epochs: int) -> None:
+        for start in range(0, len(tasks), self.options.together):
+            group = tasks[start : start + self.options.together]
+            learners = [Learner(network, self.images, epochs, seed, teacher) for _, seed, network, teacher in group]
+            title = ", ".join(f"{arm} {seed}" for arm, seed, *_ in group)
+            for (arm, seed, *_), network in zip(group, train_together(learners, epochs, title), strict=True):
+                self.keep(arm, seed, network, epochs)
+
+    def prune(self, model: nn.Module, seed: int) -> dict[str, nn.Module]:
+        """By the search's choice, and uniformly; readers repaired, statistics recomputed."""
+        graph = trace_model(copy.deepcopy(model).cpu(), (3, 32, 32))
+        pixels, labels = (part[-NUM_CALIBRATION - NUM_HOLDOUT :] for part in self.train)
+        batches = list(zip(normalize(pixels).split(128), labels.split(128), strict=True))
+        parts = batches[: NUM_CALIBRATION // 128], batches[NUM_CALIBRATION // 128 :]
+        score = AdaptiveBNScore(model.to(self.device), graph, *parts)
+        config = SearchConfig(macs=0.5, divisor=1, candidates=self.options.candidates)
+        result = run_search(score, graph, config, seed=seed, output=self.folder / f"search_{seed}")
+        uniform = next(candidate for candidate in result.candidates if candidate.origin == "uniform")
+        found = {"eagleeye": result.best.strategy, "uniform": uniform.strategy}
+        costs = {arm: count_cost(graph, strategy) for arm, strategy in found.items()}
+        full = count_cost(graph, graph.widths)
+        told = {arm: [int(c.macs) / int(full.macs), int(c.params) / int(full.params)] for arm, c in costs.items()}
+        (self.folder / f"cost_{seed}.json").write_text(json.dumps(told))
+        images = [batch.to(self.device) for batch, _ in parts[0]]
+        return {arm: recalibrate_bn(score.build(s, True).to(self.device), images) for arm, s in found.items()}
+
+    def path(self, arm: str, seed: int) -> Path:
+        return self.folder / f"{arm}_{seed}.json"
+
+    def made(self, arm: str, seed: int) -> nn.Module | None:
+        file = self.path(arm, seed).with_suffix(".pt")
+        if not file.exists():
+            return None
+        network = timm.create_model("resnet56_cifar")
+        network.load_state_dict(torch.load(file))
+        return network.to(self.device).eval()
+
+    def keep(self, arm: str, seed: int, network: nn.Module, epochs: int) -> None:
+        if arm == "full":
+            torch.save(network.state_dict(), self.path(arm, seed).with_suffix(".pt"))
+        found = {"arm": arm, "seed": seed, "epochs": epochs, "top1": accuracy(network.float(), *self.test)}
+        device = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+        print(found, flush=True)
+        self.path(arm, seed).write_text(json.dumps(found | {"device": device, "torch": torch.__version__}))
+
+
+def _new(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model("resnet56_cifar")
+
+
+def _renew(thin: nn.Module, seed: int) -> nn.Module:
+    """The same network with new weights."""
+    torch.manual_seed(seed + 1000)
+    network = copy.deepcopy(thin)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, (nn.BatchNorm2d, nn.Linear)):
+            module.reset_parameters()
+    return network
+
+
+def write_page(folder: Path) -> str:
+    found = [json.loads(file.read_text()) for arm in ARMS for file in sorted(folder.glob(f"{arm}_*.json"))]
+    costs = [json.loads(file.read_text()) for file in sorted(folder.glob("cost_*.json"))]
+    full = {row["seed"]: row["top1"] for row in found if row["arm"] == "full"}
+    device = found[0]["device"] if found else "no device"
+    lines = [
+        "# ResNet-56 on CIFAR-10, trained from scratch, at half the MACs",
+        "",
+        f"Made by `cifar_table.py` on {device}, PyTorch {found[0]['torch'] if found else ''}: SGD, {LR} falling by "
+        f"cosine, {BATCH} images a step, weight decay {WEIGHT_DECAY:g}, crops and mirrored images, the last epoch's "
+        "weights. Mean and standard deviation over seeds, 10,000 test images. The images are JPEG copies, a little "
+        "harder than the original.",
+        "",
+        "| network | seeds | epochs | MACs | parameters | top-1 | to the full network |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm, title in ARMS.items():
+        rows = [row for row in found if row["arm"] == arm]
+        if not rows:
+            continue
+        kind = "uniform" if arm == "uniform" else "eagleeye"
+        macs, params = (statistics.mean(c[kind][i] for c in costs) if arm != "full" else 1.0 for i in (0, 1))
+        top1, less = [row["top1"] for row in rows], [row["top1"] - full[row["seed"]] for row in rows]
+        lines.append(
+            f"| {title} | {len(rows)} | {rows[0]['epochs']} | {macs:.1%} | {params:.1%} | {_spread(top1)}% "
+            f"| {'' if arm == 'full' else _spread(less)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    plus_minus = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{plus_minus}"
+
+
+def time_epochs(table: Table) -> None:
+    """What is gained by training several together."""
+    for count in (1, 3, 6, 12):
+        learners = [Learner(_new(seed), table.images, 4, seed, None) for seed in range(count)]
+        train_together(learners, 1, f"{count} networks, warm-up")
+        train_together(learners, 2, f"{count} networks together")
+        print(f"  memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", nargs="?", default="run", choices=("run", "table", "time"))
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10's parquet files")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs-full", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--together", type=int, default=12, help="networks that train at a time")
+    parser.add_argument("--images", type=int, help="training images, instead of all")
+    parser.add_argument("--output", type=Path, default=Path("outputs/cifar_table"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.backends.cudnn.benchmark = True
+    if options.step == "time":
+        time_epochs(Table(options))
+        return
+    if options.step == "run":
+        Table(options).run()
+    text = write_page(options.output)
+    print(text)
+    if options.step == "table":
+        Path(__file__).with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Everything of this package that waits for a GPU, in one command that needs no network; prints a page.
+
+    python -m benchmarks.gpu --output outputs/gpu          # tests, scoring, training, latency, ImageNet's time
+    python -m benchmarks.gpu scoring latency               # some of it
+    python -m benchmarks.gpu page
+
+Networks have random weights and images are noise: it is speed that is measured. What is done stays in --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.speed_224 import synthetic_jpegs
+from eagleeye_hf import (
+    AdaptiveBNScore,
+    Budget,
+    EagleEyeError,
+    SearchConfig,
+    choose_channels,
+    measure_latency,
+    run_search,
+    sample_strategies,
+    slice_model,
+    trace_model,
+)
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.runs.plan import Counts, about, predict_phases, time_steps
+from eagleeye_hf.runtimes.alignment import measure_alignment
+from eagleeye_hf.runtimes.config import LatencyConfig
+from eagleeye_hf.runtimes.runtime import TITLES, find_runtime
+
+MODELS = ("mobilenetv1_100", "resnet50")
+CALIBRATION, HOLDOUT = 1024, 2048
+"""Images per candidate, the defaults of a search."""
+STEP = 256
+"""Images of a training step."""
+IMAGENET = Counts(train=1_281_167 - CALIBRATION - HOLDOUT, calibration=CALIBRATION, holdout=HOLDOUT, test=50_000)
+FORMATS = {
+    "float32": Format(),
+    "float32, channels last": Format(channels_last=True),
+    "bfloat16, channels last": Format(channels_last=True, bfloat16=True),
+}
+Row = dict[str, object]
+
+
+def make(name: str, divisor: int | None = None) -> tuple[nn.Module, ChannelGraph, nn.Module]:
+    """A network, what it is made of, and a version of it at half the MACs."""
+    model = timm.create_model(name).eval()
+    graph = trace_model(model)
+    strategy = sample_strategies(graph, Budget(macs=0.5, tolerance=0.03), 2, seed=0, divisor=divisor or 8)[1]
+    keep = choose_channels(model, graph, strategy.widths)
+    return model.cuda(), graph, slice_model(model, graph, keep).eval().cuda()
+
+
+def fastest(run: Callable[[], object], turns: int = 5) -> float:
+    times = []
+    for _ in range(turns):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def busy(run: Callable[[], object]) -> float:
+    """The part of the time in which a kernel runs."""
+    took = fastest(run, 3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(kernel.device_time for kernel in kernels) / 1e6 / took
+
+
+def tests(folder: Path) -> Iterator[Row]:
+    """The tests that are marked so, and how many passed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-rs"]
+    told = subprocess.run(command, capture_output=True, text=True)
+    (folder / "tests.log").write_text(told.stdout + told.stderr)
+    yield {"result": told.stdout.strip().splitlines()[-1], "skipped": _skips(told.stdout)}
+
+
+def _skips(printed: str) -> list[str]:
+    return [line.split(": ", 2)[-1] for line in printed.splitlines() if line.startswith("SKIPPED")]
+
+
+def noise(count: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator("cuda").manual_seed(0)
+    return [
+        (torch.randn(size, 3, 224, 224, device="cuda", generator=generator).cpu(), torch.arange(size) % 1000)
+        for _ in range(count // size)
+    ]
+
+
+def scoring(folder: Path) -> Iterator[Row]:
+    """One candidate's score by format and batch, and a whole search."""
+    for name in MODELS:
+        model, graph, _ = make(name)
+        strategy = sample_strategies(graph, Budget(macs=0.5), 2, seed=0)[1]
+        for size in (64, 256):
+            images = noise(CALIBRATION, size), noise(HOLDOUT, size)
+            for title, format in FORMATS.items():
+                score = AdaptiveBNScore(model, graph, *images, format=format)
+                found = _time_score(partial(score, strategy))
+                yield {"model": name, "batch": size, "format": title, **found}
+                del score, found
+                torch.cuda.empty_cache()
+        score = AdaptiveBNScore(model, graph, noise(CALIBRATION, 128), noise(HOLDOUT, 128))
+        started = time.perf_counter()
+        config = SearchConfig(macs=0.5, candidates=100)
+        run_search(score, graph, config, output=folder / f"search_{name}_{time.time_ns()}")
+        yield {"model": name, "candidates": 100, "seconds": time.perf_counter() - started}
+        del score
+
+
+def _time_score(score: Callable[[], object]) -> Row:
+    torch.cuda.reset_peak_memory_stats()
+    rate = (CALIBRATION + HOLDOUT) / fastest(score, 3)
+    return {"images_per_second": rate, "busy": busy(score), "gigabytes": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def training(folder: Path) -> Iterator[Row]:
+    """Images per second of training steps: the full network, and half of it with and without its teacher."""
+    for name in MODELS:
+        model, _, thin = make(name)
+        teacher = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        for title, network, taught in (("full", model, None), ("half", thin, None), ("half, distilled", thin, teacher)):
+            torch.cuda.reset_peak_memory_stats()
+            seconds = fastest(make_step(network, taught), 8)
+            gigabytes = torch.cuda.max_memory_allocated() / 1e9
+            yield {"model": name, "network": title, "images_per_second": STEP / seconds, "gigabytes": gigabytes}
+
+
+def make_step(network: nn.Module, teacher: nn.Module | None) -> Callable[[], None]:
+    """One step of training a copy."""
+    trained = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.01, momentum=0.9)
+    images = torch.randn(STEP, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
+    labels = torch.arange(STEP, device="cuda")
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = trained(images)
+            loss = F.cross_entropy(logits, labels)
+            if teacher is not None:
+                with torch.no_grad():
+                    wanted = teacher(images)
+                loss = loss + F.kl_div(logits.log_softmax(1), wanted.softmax(1), reduction="batchmean")
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def latency(folder: Path) -> Iterator[Row]:
+    """Milliseconds of networks at half their MACs, by multiple of channels, precision, batch and runtime."""
+    for name in (*MODELS, "efficientnet_b0"):
+        model, graph, _ = make(name)
+        thin = {}
+        for divisor in (1, 8, 16, 32, 64):
+            try:
+                strategy = sample_strategies(graph, Budget(macs=0.5, tolerance=0.05), 2, seed=0, divisor=divisor)[1]
+            except EagleEyeError:  # so coarse a network does not meet the budget
+                continue
+            thin[divisor] = slice_model(model, graph, choose_channels(model, graph, strategy.widths)).eval()
+        for runtime in ("torch", "compile", "onnxruntime-cuda", "tensorrt"):
+            try:
+                find_runtime(LatencyConfig(runtime=runtime), "cuda")
+            except EagleEyeError as error:
+                yield {"model": name, "runtime": runtime, "failed": str(error)}
+                continue
+            chosen = {d: thin[d] for d in ((1, 8) if runtime == "compile" else thin) if d in thin}
+            if runtime == "compile" and name != "resnet50":
+                continue  # a minute each
+            dtypes = (torch.float32, torch.float16, torch.bfloat16) if runtime == "torch" else (torch.float32,)
+            for dtype in dtypes:
+                for batch in (1, 64) if runtime == "torch" else (64,):
+                    networks = [model, *chosen.values()]
+                    networks = [copy.deepcopy(n).to("cuda", dtype, memory_format=torch.channels_last) for n in networks]
+                    times = measure_latency(networks, (3, 224, 224), runtime, batch_size=batch, rounds=30)
+                    yield {
+                        "model": name,
+                        "runtime": runtime,
+                        "precision": str(dtype).removeprefix("torch."),
+                        "batch": batch,
+                        "full_ms": times[0],
+                        "left": {str(d): ms / times[0] for d, ms in zip(chosen, times[1:], strict=True)},
+                    }
+    yield {"alignment": measure_alignment(find_runtime(LatencyConfig(), "cuda"))}
+
+
+def imagenet(folder: Path) -> Iterator[Row]:
+    """How long the paper's experiments may take, predicted from timed steps as `--dry-run` does."""
+    from accelerate import Accelerator
+    from PIL import Image
+
+    from eagleeye_hf.data.transforms import build_preprocessing
+    from recipes.mbv1 import MobileNetV1Config
+    from recipes.resnet50 import ResNet50Config
+
+    accelerator = Accelerator(mixed_precision="bf16")
+    for name, config in (("mobilenetv1_100", MobileNetV1Config()), ("resnet50", ResNet50Config())):
+        model = timm.create_model(name).eval().cuda()
+        transform = build_preprocessing(model)[0].transform
+        jpegs = synthetic_jpegs(64)
+        started = time.perf_counter()
+        for jpeg in jpegs:
+            transform(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        decode = (time.perf_counter() - started) / len(jpegs)
+        rates = time_steps(model, torch.randn(256, 3, 224, 224), torch.arange(256), decode, accelerator)
+        for processes in (1, 8):
+            phases = predict_phases(config, IMAGENET, rates, processes)
+            yield {
+                "model": name,
+                "gpus": processes,
+                "workers": config.data.num_workers,
+                "rates": [rates.forward, rates.train, rates.decode],
+                "phases": {phase.name: phase.seconds for phase in phases},
+            }
+
+
+STEPS = {"tests": tests, "scoring": scoring, "training": training, "latency": latency, "imagenet": imagenet}
+
+
+def page(folder: Path) -> str:
+    """All that is in the folder, as Markdown."""
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in STEPS if _done(folder, name)}
+    device = next(iter(found.values()))["device"] if found else "no GPU"
+    lines = [f"# On a GPU: {device}", "", "Made by `gpu.py`: random weights, noise for images, 224 px."]
+    for name, (title, head, row) in TABLES.items():
+        if name in found:
+            lines += ["", f"## {title}", "", *head, *(line for line in map(row, found[name]["rows"]) if line)]
+    return "\n".join(lines) + "\n"
+
+
+def _done(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.json").exists()
+
+
+def _test_row(row: dict) -> str:
+    skipped = "".join(f"\n- skipped: {reason}" for reason in row["skipped"])
+    return f"`pytest -m gpu`: {row['result']}{skipped}"
+
+
+def _score_row(row: dict) -> str:
+    if "candidates" in row:
+        rate = row["candidates"] / row["seconds"] * 3600
+        return f"| {row['model']} | 128 | a search of {row['candidates']} | {rate:,.0f} candidates an hour | | |"
+    return (
+        f"| {row['model']} | {row['batch']} | {row['format']} | {row['images_per_second']:,.0f} "
+        f"| {row['busy']:.0%} | {row['gigabytes']:.1f} GB |"
+    )
+
+
+def _training_row(row: dict) -> str:
+    return f"| {row['model']} | {row['network']} | {row['images_per_second']:,.0f} | {row['gigabytes']:.1f} GB |"
+
+
+def _latency_row(row: dict) -> str:
+    if "alignment" in row:
+        return f"\n`--divisor auto` finds {row['alignment']} for PyTorch in float32, one image."
+    if "failed" in row:
+        return f"| {row['model']} | {TITLES[row['runtime']]} | not measured | | | | | | | |"
+    parts = " | ".join(f"{row['left'][d]:.2f}" if d in row["left"] else "" for d in ("1", "8", "16", "32", "64"))
+    return (
+        f"| {row['model']} | {TITLES[row['runtime']]} | {row['precision']} | {row['batch']} "
+        f"| {row['full_ms']:.2f} ms | {parts} |"
+    )
+
+
+def _imagenet_row(row: dict) -> str:
+    times = " | ".join(about(row["phases"].get(name, 0)) for name in ("search", "fine-tuning", "measuring"))
+    return f"| {row['model']} | {row['gpus']} | {times} |"
+
+
+TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
+    "tests": ("Tests", [], _test_row),
+    "scoring": (
+        f"Scoring: {CALIBRATION:,} images calibrate and {HOLDOUT:,} score a candidate at half the MACs",
+        ["| network | batch | format | images/s | GPU busy | memory at most |", "|---|---:|---|---:|---:|---:|"],
+        _score_row,
+    ),
+    "training": (
+        f"Training steps of {STEP} images in bfloat16, channels last, images on the device",
+        ["| network | | images/s | memory at most |", "|---|---|---:|---:|"],
+        _training_row,
+    ),
+    "latency": (
+        "Milliseconds at half the MACs, of the full network's, by the multiple of channels",
+        [
+            "| network | runtime | precision | batch | full | any width | x 8 | x 16 | x 32 | x 64 |",
+            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        ],
+        _latency_row,
+    ),
+    "imagenet": (
+        "ImageNet, predicted from timed steps",
+        ["| network | GPUs | search | fine-tuning | measuring |", "|---|---:|---:|---:|---:|"],
+        _imagenet_row,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="*", default=list(STEPS), choices=(*STEPS, "page"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/gpu"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name in arguments.steps:
+        if name == "page":
+            continue
+        rows: list[Row] = []
+        started = time.perf_counter()
+        for row in STEPS[name](arguments.output):
+            rows.append(row)
+            print(name, row, flush=True)
+            told = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+            (arguments.output / f"{name}.json").write_text(json.dumps(told, indent=1))
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        torch.cuda.empty_cache()
+    text = page(arguments.output)
+    print(text)
+    Path(__file__).with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
