@@ -57,8 +57,11 @@ def test_statistics_are_the_same(example):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("compensate", [False, True])
-def test_scores_are_the_same(example, compensate):
+@pytest.mark.parametrize(
+    ("compensate", "tolerance"),
+    [(False, 2e-3), (True, 2e-2)],  # least squares on sums of float32 that are added in another order
+)
+def test_scores_are_the_same(example, compensate, tolerance):
     model, graph, calibration, holdout = example
     strategies = sample_strategies(graph, Budget(macs=0.5), 6)
     losses = {}
@@ -66,8 +69,34 @@ def test_scores_are_the_same(example, compensate):
         placed = copy.deepcopy(model).to(device)
         score = AdaptiveBNScore(placed, graph, calibration, holdout, format=Format(), compensate=compensate)
         losses[device] = [score(strategy).loss for strategy in strategies]
-    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-3)
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)
     assert rank_correlation(losses["cuda"], losses["cpu"]) > 0.9
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"compensate": True}, {"momentum": 0.9}], ids=["exact", "compensated", "paper"]
+)
+@pytest.mark.parametrize(
+    "name", ["resnet20_cifar", "mobilenetv3_small_050", "regnety_002", "levit_128s", "densenet121"]
+)
+def test_recorded_passes_score_as_thin_networks_do(name, options):
+    model = make_model(name, num_classes=10).cuda()
+    size = model.pretrained_cfg["input_size"][-1] if "cifar" in name or "levit" in name else 64
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(8, 3, size, size, generator=generator), torch.randint(0, 10, (8,), generator=generator))
+        for _ in range(5)
+    ]
+    batches[-1] = tuple(part[:5] for part in batches[-1])  # another shape, in the middle of a candidate
+    graph = trace_model(copy.deepcopy(model).cpu(), (3, size, size))
+    score = AdaptiveBNScore(model, graph, [*batches[3:], batches[0]], batches[1:3], format=Format(), **options)
+    strategies = sample_strategies(graph, Budget(macs=0.6), 4, divisor=1)
+    expected = [score(strategy).loss for strategy in strategies]
+    assert score.record_passes(strategies)
+    assert score._network is not None
+    assert all(played.graph is not None for played in score._network.passes.values())
+    for _ in range(2):
+        assert [score(strategy).loss for strategy in strategies] == pytest.approx(expected, rel=5e-3)
 
 
 def test_a_search_ranks_in_bfloat16_as_in_float32(example, tmp_path):
@@ -89,7 +118,7 @@ def test_the_whole_job(tmp_path, capsys):
     model = make_model("resnet20_cifar")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     command = ["compress", "resnet20_cifar", "--weights", str(tmp_path / "weights.pt"), "--num-workers", "2"]
-    command += ["--dataset", str(tmp_path / "data"), "--latency", "0.7", "--tolerance", "0.1", "--candidates", "8"]
+    command += ["--dataset", str(tmp_path / "data"), "--macs", "0.5", "--candidates", "8", "--runtime", "torch"]
     command += ["--epochs", "1", "--license", "mit", "--output", str(tmp_path / "run"), "--json"]
     code, out, err = run_command(capsys, *command)
     assert code == 0, err

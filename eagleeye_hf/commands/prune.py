@@ -46,7 +46,8 @@ def run(config: Config) -> None:
 
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.evaluation.metrics import evaluate_model
-    from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
+    from eagleeye_hf.evaluation.score import AdaptiveBNScore
+    from eagleeye_hf.evaluation.steps import measure_steps
     from eagleeye_hf.processes import is_main
     from eagleeye_hf.publishing.checkpoint import save_pretrained
     from eagleeye_hf.publishing.paths import hide_paths

@@ -87,7 +87,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[AnyBatch], momentum: floa
         return model
     with _restored_on_error(layers):
         _collect(model, layers, batches, momentum)
-        _check_finite(model, layers)
+        check_statistics(model, layers)
     return model
 
 
@@ -143,7 +143,11 @@ def _reset(layer: _BatchNorm, only_broken: bool) -> None:
         layer.running_var.fill_(1)
 
 
-def _check_finite(model: nn.Module, layers: Sequence[_BatchNorm]) -> None:
+def check_statistics(model: nn.Module, layers: Sequence[_BatchNorm]) -> None:
+    """Raise where statistics are not finite numbers."""
+    statistics = [t for layer in layers for t in (layer.running_mean, layer.running_var) if t is not None]
+    if torch.stack([tensor.isfinite().all() for tensor in statistics]).all():
+        return
     names = {id(module): name for name, module in model.named_modules()}
     for layer in layers:
         if not (layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()):  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.networks.running import AnyBatch, evaluation_mode, images_of, labels_of, run_model
+from eagleeye_hf.networks.running import AnyBatch, device_of, evaluation_mode, images_of, labels_of, run_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +37,24 @@ def evaluate_model(model: nn.Module, batches: Iterable[AnyBatch], accelerator: A
     Raises:
         EagleEyeError: there are no images, or a label is not among the model's outputs.
     """
-    sums = torch.zeros(4, dtype=torch.float64)
+    device = device_of(model)
+    where = device if device.type == "cuda" else torch.device("cpu")  # nothing waits for a GPU until the end
+    sums, count = torch.zeros(3, dtype=torch.float64, device=where), 0
     with evaluation_mode(model), torch.inference_mode():
         for batch in batches:
             labels = labels_of(batch).cpu()
-            logits = run_model(model, images_of(batch)).float().cpu()
+            logits = run_model(model, images_of(batch)).float().to(where)
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
                 raise EagleEyeError(
                     f"a label is {int(labels.max())}, but `model` has {logits.shape[1]} outputs; "
                     "fine-tune it with this dataset's number of classes first"
                 )
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.tensor([best[:, 0].sum(), best.any(1).sum(), loss, len(labels)], dtype=torch.float64)
+            there = labels.to(where)
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == there[:, None]
+            loss = F.cross_entropy(logits, there, reduction="sum")
+            sums += torch.stack([value.double() for value in (best[:, 0].sum(), best.any(1).sum(), loss)])
+            count += len(labels)
+    sums = torch.cat([sums, sums.new_tensor([count])])
     if accelerator is not None and accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()
     top1, top5, loss, num_images = sums.tolist()

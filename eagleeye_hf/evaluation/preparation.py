@@ -38,6 +38,8 @@ class Preparation:
     compensate: bool | None = None
     """Whether candidates are scored with repaired readers."""
     format: FormatChoice | None = None
+    recorded: bool = False
+    """Whether candidates are scored in the full network's shapes."""
     latency: LatencyModel | None = None
     alignment: int | None = None
     """The multiple of channels of which widths are, where the search was to find one."""

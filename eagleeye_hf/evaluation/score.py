@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
@@ -25,9 +25,9 @@ from eagleeye_hf.evaluation.format import (
     time_formats,
 )
 from eagleeye_hf.evaluation.images import ScoringImages
-from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score
 from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
+from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, device_of
 from eagleeye_hf.pruning.builder import Builder, one_thread
@@ -48,6 +48,8 @@ NOISE = 0.1
 """Part of the way from chance to the full network, below which a score is noise."""
 LEAST = 1e-3
 """A fraction of the images that is one batch."""
+SAME_SCORE = {False: 1e-3, True: 2e-2}
+"""How far losses may differ, relatively, that count as the same; in float32 and in bfloat16."""
 
 
 class AdaptiveBNScore:
@@ -99,6 +101,9 @@ class AdaptiveBNScore:
         self._latency = latency or LatencyConfig()
         self.runtime: Runtime = find_runtime(self._latency, self.device)
         self._loader: Loader | None = None
+        self.recorded = False
+        """Whether candidates are scored in the full network's shapes, from recorded passes."""
+        self._network: RecordedNetwork | None = None
 
     @property
     def workers(self) -> int:
@@ -132,10 +137,37 @@ class AdaptiveBNScore:
     def _score(self, strategy: Strategy, fraction: float, format: Format) -> Score:
         with one_thread():
             calibration, holdout = self.images.take(format, fraction)
+            if self.recorded:
+                return self._score_recorded(strategy, calibration, holdout, format)
             model = self.builder.fill(strategy, self.compensate, format.channels_last)
             with format.autocast(self.device):
                 recalibrate_bn(model, calibration, self.momentum)
                 return self.objective.measure(model, holdout)
+
+    def _score_recorded(
+        self, strategy: Strategy, calibration: Sequence[Tensor], holdout: Sequence[Batch], format: Format
+    ) -> Score:
+        if self._network is None or self._network.format != format:
+            self._network = RecordedNetwork(self.model, self.graph, format)
+        network = self._network.fill(*self.builder.choose(strategy, self.compensate))
+        with format.autocast(self.device):
+            network.recalibrate(calibration, self.momentum)
+            return self.objective.measure(network, holdout)
+
+    def record_passes(self, examples: Sequence[Strategy]) -> bool:
+        """Score in the full network's shapes from now on, its passes recorded, where that gives the same scores."""
+        format, self.recorded = self.format or Format(), False
+        expected = [self._score(example, LEAST, format).loss for example in examples]
+        self.recorded = True
+        try:
+            found = [self._score(example, LEAST, format).loss for example in examples]
+        except RuntimeError as error:  # what can't be recorded, as a pass that waits for the CPU
+            say(f"passes are not recorded: {str(error).splitlines()[0]}")
+            found = []
+        self.recorded = len(found) > 0 and np.allclose(found, expected, rtol=SAME_SCORE[format.bfloat16], atol=0)
+        if not self.recorded:
+            self._network = None
+        return self.recorded
 
     def measure_alignment(self) -> int:
         """The multiple of channels at which the runtime is fast, on one thread: so it does not depend on how processes
@@ -155,6 +187,8 @@ class AdaptiveBNScore:
         if choice is not None:
             self.format = choice.chosen
             say(f"scoring in {choice}")
+        if self.device.type == "cuda":
+            self.record_passes(examples)
         importance = self.builder.importance
         return Preparation(
             ranks=self.objective.ranks,
@@ -162,6 +196,7 @@ class AdaptiveBNScore:
             full=self._full_scores(),
             compensate=self.compensate,
             format=choice,
+            recorded=self.recorded,
             latency=fit_latency(
                 self.model,
                 self.graph,
@@ -191,6 +226,7 @@ class AdaptiveBNScore:
             self.compensate = prepared.compensate
         if prepared.format is not None:
             self.format = prepared.format.chosen
+        self.recorded = prepared.recorded
 
     def measure_latency(self, strategies: Sequence[Strategy]) -> list[Latency]:
         """Milliseconds of one forward pass, each beside the full model."""
@@ -268,29 +304,3 @@ class AdaptiveBNScore:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
-
-
-def measure_steps(
-    score: AdaptiveBNScore, strategy: Strategy, test: Callable[[nn.Module], Metrics], compensate: bool
-) -> tuple[nn.Module, dict[str, Metrics]]:
-    """Prune, and tell what each step gives: the old statistics, recomputed ones and, if wanted and better, repaired
-    readers.
-
-    Returns:
-        The pruned network after the last of these steps, and the metrics by the name of the step.
-    """
-    calibration = score.images.calibration
-    pruned = score.build(strategy, compensate=False)
-    metrics = {"vanilla": test(pruned)}
-    metrics["adaptive"] = test(recalibrate_bn(pruned, calibration))
-    if compensate:
-        repaired = recalibrate_bn(score.build(strategy, compensate=True), calibration)
-        found, plain = test(repaired), metrics["adaptive"]
-        if (found.top1, -found.loss) > (plain.top1, -plain.loss):
-            pruned, metrics["compensated"] = repaired, found
-        else:
-            say(
-                f"compensation is left out: top-1 would be {found.top1:.2%}, and is {plain.top1:.2%} with recomputed "
-                "statistics alone; more calibration images may help"
-            )
-    return pruned, metrics

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.refill import RefilledModel
@@ -53,10 +54,9 @@ class Builder:
 
     def build(self, strategy: Strategy, compensate: bool) -> nn.Module:
         """A thin model of its own, with the full model's statistics, to be trained or saved."""
-        keep = self.importance.choose(strategy.widths)
+        keep, changed = self.choose(strategy, compensate)
         thin = slice_model(self.model, self.graph, keep)
         if compensate:
-            changed = compensate_readers(self.model, self.graph, keep, self.moments)
             repaired = RefilledModel(self.model, self.graph).fill(keep, changed)
             thin.load_state_dict(repaired.state_dict())  # in the type of the full model
         return thin
@@ -67,9 +67,12 @@ class Builder:
         if channels_last not in models:
             with self._lock:
                 models[channels_last] = RefilledModel(self.model, self.graph, channels_last)
+        return models[channels_last].fill(*self.choose(strategy, compensate))
+
+    def choose(self, strategy: Strategy, compensate: bool) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:
+        """Channels that stay, per group, and full-sized tensors that stand in for the model's own, by name."""
         keep = self.importance.choose(strategy.widths)
-        changed = compensate_readers(self.model, self.graph, keep, self.moments) if compensate else None
-        return models[channels_last].fill(keep, changed)
+        return keep, compensate_readers(self.model, self.graph, keep, self.moments) if compensate else {}
 
 
 class _Alone:

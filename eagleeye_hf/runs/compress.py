@@ -14,7 +14,8 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
-from eagleeye_hf.evaluation.score import AdaptiveBNScore, measure_steps
+from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.evaluation.steps import measure_steps
 from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.publishing.hub import push_to_hub
 from eagleeye_hf.publishing.own import Build

@@ -13,6 +13,8 @@ from eagleeye_hf.strategies.strategy import Strategy, multiples_of, widths_from_
 REPAIRS = 60
 """Single steps of widths that may bring a strategy within the tolerance."""
 MAX_TILT = 3000.0
+ALL_THE_SAME = 0.9
+"""Part of the milliseconds that the smallest network keeps, where they do not go by widths."""
 
 
 class Space:
@@ -49,9 +51,19 @@ class Space:
                 f"the budget ({bounds.budget}){hint} is out of reach: with `max_ratio={largest:g}`{kept} and "
                 f"`divisor={self.divisor_name}` the smallest model still has "
                 f"{bounds.describe(self.smallest.tolist())}. Raise the budget, or raise `max_ratio`"
-                f"{', or lower `divisor`' if self.divisor_name != '1' else ''}."
+                f"{', or lower `divisor`' if self.divisor_name != '1' else ''}.{self._of_launching()}"
             )
         self._tilt = bounds.weights()
+
+    def _of_launching(self) -> str:
+        """What to do where milliseconds hardly go by widths."""
+        least = self.bounds.fractions(self.smallest).get("latency")
+        if least is None or float(least[0]) < ALL_THE_SAME:
+            return ""
+        return (
+            " There the milliseconds hardly depend on widths, as on a GPU that waits for each layer to be launched: "
+            "measure more images at a time with `latency_batch`, or bound `macs`."
+        )
 
     @property
     def divisor_name(self) -> str:

@@ -110,6 +110,24 @@ def test_budgets_of_another_network_say_so(graph, budget, message):
         Space(Bounds(graph, budget))
 
 
+class AlwaysTheSame:
+    """A GPU that one image keeps waiting for its kernels."""
+
+    full_ms = 2.0
+
+    def predict(self, graph, widths):
+        return np.full(len(widths), 1.98)
+
+
+def test_milliseconds_that_widths_do_not_change_are_named(graph):
+    message = r"hardly depend on widths, as on a GPU .* measure more images at a time with `latency_batch`"
+    with pytest.raises(EagleEyeError, match=message):
+        Space(Bounds(graph, Budget(latency=0.5), AlwaysTheSame()))
+    with pytest.raises(EagleEyeError) as caught:
+        Space(Bounds(graph, Budget(macs=0.01)))
+    assert "latency_batch" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("value", "fraction", "milliseconds"),
     [

@@ -1,0 +1,97 @@
+"""Candidates in the full network's shapes score as thin ones do."""
+
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import AdaptiveBNScore, Budget, Strategy, recalibrate_bn, sample_strategies, trace_model
+from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.evaluation.recorded import RecordedNetwork
+from tests.helpers import make_model, randomise
+
+NETWORKS = {
+    "resnet20_cifar": 32,
+    "mobilenetv3_small_050": 64,
+    "regnety_002": 64,
+    "efficientnet_b0": 64,
+    "levit_128s": 224,  # keeps what it computed of its weights
+    "densenet121": 64,
+}
+FIRST = list(NETWORKS)[:3]
+OPTIONS = {"exact": {}, "compensated": {"compensate": True}, "paper": {"momentum": 0.9}}
+
+
+def make_batches(size: int, num: int = 4) -> list:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(8, 3, size, size, generator=generator), torch.randint(0, 10, (8,), generator=generator))
+        for _ in range(num)
+    ]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in NETWORKS])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_scores_are_those_of_thin_networks(name, options):
+    model = make_model(name, num_classes=10).double().float()
+    size = NETWORKS[name]
+    graph, batches = trace_model(model, (3, size, size)), make_batches(size)
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format(), **options)
+    strategies = sample_strategies(graph, Budget(macs=0.6), 4, divisor=1)
+    expected = [score(strategy) for strategy in strategies]
+    score.recorded = True
+    found = [score(strategy) for strategy in strategies]
+    assert len({s.loss for s in expected}) == len(strategies)
+    assert [s.loss for s in found] == pytest.approx([s.loss for s in expected], rel=1e-3)
+    again = score(strategies[0])  # nothing of the candidates between is left
+    assert again.loss == pytest.approx(found[0].loss, rel=1e-6)
+
+
+def test_passes_are_recorded_only_where_scores_stay(monkeypatch):
+    model = make_model("resnet20_cifar")
+    graph, batches = trace_model(model), make_batches(32)
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format())
+    examples = sample_strategies(graph, Budget(macs=0.5), 3)
+    assert score.record_passes(examples)
+    fill = RecordedNetwork.fill
+    monkeypatch.setattr(RecordedNetwork, "fill", lambda self, keep, changed: fill(self, {}))
+    assert not score.record_passes(examples)
+    assert not score.recorded
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(RecordedNetwork, "fill", fails)
+    assert not score.record_passes(examples)
+    assert score(examples[0]).num_images == 16
+
+
+class OneIsUnused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.unused = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(images)).mean((2, 3))
+
+
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_statistics_are_those_of_recalibrate_bn(momentum):
+    model = randomise(OneIsUnused())
+    network = RecordedNetwork(model, trace_model(make_model("resnet20_cifar")), Format()).fill({})
+    batches = make_batches(32)
+    for _ in range(2):  # nothing of the first time is left
+        network.recalibrate([images for images, _ in batches], momentum)
+    torch.testing.assert_close(network.network.unused.running_mean, model.unused.running_mean)
+    expected = recalibrate_bn(model, batches, momentum)
+    for name in ("running_mean", "running_var"):
+        found, wanted = (getattr(net.norm, name) for net in (network.network, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_full_strategy_is_the_full_network():
+    model = make_model("resnet20_cifar")
+    graph, batches = trace_model(model), make_batches(32)
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format())
+    expected = score(Strategy(graph.widths))
+    score.recorded = True
+    assert score(Strategy(graph.widths)).loss == pytest.approx(expected.loss, rel=1e-4)
