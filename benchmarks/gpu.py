@@ -44,7 +44,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.runs.plan import Counts, about, predict_phases, time_steps
 from eagleeye_hf.runtimes.alignment import measure_alignment
-from eagleeye_hf.runtimes.config import LatencyConfig
+from eagleeye_hf.runtimes.config import LatencyConfig, RuntimeName
 from eagleeye_hf.runtimes.runtime import TITLES, find_runtime
 
 MODELS = ("mobilenetv1_100", "resnet50")
@@ -183,38 +183,54 @@ def make_step(network: nn.Module, teacher: nn.Module | None) -> Callable[[], Non
 def latency(folder: Path) -> Iterator[Row]:
     """Milliseconds of networks at half their MACs, by multiple of channels, precision, batch and runtime."""
     for name in (*MODELS, "efficientnet_b0"):
-        model, graph, _ = make(name)
-        thin = {}
-        for divisor in (1, 8, 16, 32, 64):
-            try:
-                strategy = sample_strategies(graph, Budget(macs=0.5, tolerance=0.05), 2, seed=0, divisor=divisor)[1]
-            except EagleEyeError:  # so coarse a network does not meet the budget
-                continue
-            thin[divisor] = slice_model(model, graph, choose_channels(model, graph, strategy.widths)).eval()
-        for runtime in ("torch", "compile", "onnxruntime-cuda", "tensorrt"):
+        model, thin = make_widths(name, (1, 8, 16, 32, 64))
+        for precision in (torch.float32, torch.float16, torch.bfloat16):
+            for batch in (1, 64):
+                yield compare(name, model, thin, "torch", precision, batch)
+        for runtime in ("onnxruntime-cuda", "tensorrt"):
             try:
                 find_runtime(LatencyConfig(runtime=runtime), "cuda")
             except EagleEyeError as error:
                 yield {"model": name, "runtime": runtime, "failed": str(error)}
                 continue
-            chosen = {d: thin[d] for d in ((1, 8) if runtime == "compile" else thin) if d in thin}
-            if runtime == "compile" and name != "resnet50":
-                continue  # a minute each
-            dtypes = (torch.float32, torch.float16, torch.bfloat16) if runtime == "torch" else (torch.float32,)
-            for dtype in dtypes:
-                for batch in (1, 64) if runtime == "torch" else (64,):
-                    networks = [model, *chosen.values()]
-                    networks = [copy.deepcopy(n).to("cuda", dtype, memory_format=torch.channels_last) for n in networks]
-                    times = measure_latency(networks, (3, 224, 224), runtime, batch_size=batch, rounds=30)
-                    yield {
-                        "model": name,
-                        "runtime": runtime,
-                        "precision": str(dtype).removeprefix("torch."),
-                        "batch": batch,
-                        "full_ms": times[0],
-                        "left": {str(d): ms / times[0] for d, ms in zip(chosen, times[1:], strict=True)},
-                    }
+            yield compare(name, model, thin, runtime, torch.float32, 64)
     yield {"alignment": measure_alignment(find_runtime(LatencyConfig(), "cuda"))}
+
+
+def compiled(folder: Path) -> Iterator[Row]:
+    """The same with `torch.compile`, which takes a minute for each network."""
+    for batch in (1, 64):
+        yield compare("resnet50", *make_widths("resnet50", (8,)), "compile", torch.bfloat16, batch)
+
+
+def make_widths(name: str, divisors: Sequence[int]) -> tuple[nn.Module, dict[int, nn.Module]]:
+    model, graph, _ = make(name)
+    thin = {}
+    for divisor in divisors:
+        try:
+            strategy = sample_strategies(graph, Budget(macs=0.5, tolerance=0.05), 2, seed=0, divisor=divisor)[1]
+        except EagleEyeError:  # so coarse a network does not meet the budget
+            continue
+        thin[divisor] = slice_model(model, graph, choose_channels(model, graph, strategy.widths)).eval()
+    return model, thin
+
+
+def compare(
+    name: str, model: nn.Module, thin: dict[int, nn.Module], runtime: RuntimeName, precision: torch.dtype, batch: int
+) -> Row:
+    networks = [
+        copy.deepcopy(network).to("cuda", precision, memory_format=torch.channels_last)
+        for network in (model, *thin.values())
+    ]
+    times = measure_latency(networks, (3, 224, 224), runtime, batch_size=batch, rounds=30)
+    return {
+        "model": name,
+        "runtime": runtime,
+        "precision": str(precision).removeprefix("torch."),
+        "batch": batch,
+        "full_ms": times[0],
+        "left": {str(divisor): ms / times[0] for divisor, ms in zip(thin, times[1:], strict=True)},
+    }
 
 
 def imagenet(folder: Path) -> Iterator[Row]:
@@ -247,7 +263,14 @@ def imagenet(folder: Path) -> Iterator[Row]:
             }
 
 
-STEPS = {"tests": tests, "scoring": scoring, "training": training, "latency": latency, "imagenet": imagenet}
+STEPS = {
+    "tests": tests,
+    "scoring": scoring,
+    "training": training,
+    "latency": latency,
+    "imagenet": imagenet,
+    "compiled": compiled,
+}
 
 
 def page(folder: Path) -> str:
@@ -301,7 +324,12 @@ def _latency_row(row: dict) -> str:
 
 def _imagenet_row(row: dict) -> str:
     times = " | ".join(about(row["phases"].get(name, 0)) for name in ("search", "fine-tuning", "measuring"))
-    return f"| {row['model']} | {row['gpus']} | {times} |"
+    forward, train, decode = row["rates"]
+    bound = "decoding" if decode / row["workers"] > train / 2 else "the GPU"
+    return (
+        f"| {row['model']} | {row['gpus']} | {times} | {bound} | {1 / forward:,.0f} | {1 / train:,.0f} "
+        f"| {row['workers']} x {1 / decode:,.0f} |"
+    )
 
 
 TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
@@ -309,8 +337,8 @@ TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
     "scoring": (
         f"Scoring: {CALIBRATION:,} images calibrate and {HOLDOUT:,} score a candidate at half the MACs",
         [
-            "A *thin* network of new widths makes the GPU's library look for kernels; in the full network's shapes, with "
-            "zeros in place of what was removed, passes are *recorded* once as CUDA graphs. A search scores most "
+            "A *thin* network of new widths makes the GPU's library look for kernels; in the full network's shapes, "
+            "with zeros in place of what was removed, passes are *recorded* once as CUDA graphs. A search scores most "
             "candidates on a part of the images.",
             "",
             "| network | batch | format | | a new candidate | the same again | GPU busy then | memory at most |",
@@ -331,9 +359,24 @@ TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
         ],
         _latency_row,
     ),
+    "compiled": (
+        "The same with `torch.compile`",
+        [
+            "| network | runtime | precision | batch | full | any width | x 8 | x 16 | x 32 | x 64 |",
+            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        ],
+        _latency_row,
+    ),
     "imagenet": (
         "ImageNet, predicted from timed steps",
-        ["| network | GPUs | search | fine-tuning | measuring |", "|---|---:|---:|---:|---:|"],
+        [
+            "As `--dry-run` predicts: 1,000 candidates, 120 epochs of fine-tuning with the full network as teacher, for "
+            "the recipes' settings. `bound by` says what an epoch waits for; rates are images a second.",
+            "",
+            "| network | GPUs | search | fine-tuning | measuring | bound by | passes | training steps | decoding, "
+            "processes x rate |",
+            "|---|---:|---:|---:|---:|---|---:|---:|---:|",
+        ],
         _imagenet_row,
     ),
 }

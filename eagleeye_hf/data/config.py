@@ -11,6 +11,8 @@ from eagleeye_hf.errors import EagleEyeError
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """That this process may use."""
+SHARE = max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+"""Those of one process, where a launcher started several on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class DatasetConfig:
     """Column of the labels, where it can't be found."""
     label_names: tuple[str, ...] | None = None
     """The dataset's class names in the order of the outputs, where the model brings none or others."""
-    num_workers: Annotated[int, Within("[0, inf)")] = min(4, CORES)
-    """Processes that decode images, per process of the run."""
+    num_workers: Annotated[int, Within("[0, inf)")] = min(16, SHARE)
+    """Processes that decode images, per process of the run; by default its part of the machine's cores."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TypeVar
 import torch
 from accelerate.utils import set_seed
 
-from eagleeye_hf.data.config import CORES
+from eagleeye_hf.data.config import SHARE
 from eagleeye_hf.runs.arguments import parse_config, run_main
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runs.folder import check_output
@@ -37,4 +36,4 @@ def run_recipe(main: Callable[[Config], None], config_class: type[Config]) -> No
 def use_all_cores() -> None:
     """On a CPU, `accelerate launch` leaves one thread to each process; divide all cores among them instead."""
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(SHARE)
