@@ -370,8 +370,8 @@ TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
     "imagenet": (
         "ImageNet, predicted from timed steps",
         [
-            "As `--dry-run` predicts: 1,000 candidates, 120 epochs of fine-tuning with the full network as teacher, for "
-            "the recipes' settings. `bound by` says what an epoch waits for; rates are images a second.",
+            "As `--dry-run` predicts, with the recipes' settings: 1,000 candidates, 120 epochs of fine-tuning with the "
+            "full network as teacher. `bound by` says what an epoch waits for; rates are images a second.",
             "",
             "| network | GPUs | search | fine-tuning | measuring | bound by | passes | training steps | decoding, "
             "processes x rate |",
