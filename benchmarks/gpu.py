@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from eagleeye_hf import (
 )
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.format import Format
-from eagleeye_hf.runs.plan import Counts, about, predict_phases, time_steps
+from eagleeye_hf.runs.plan import Counts, Rates, about, predict_phases, time_steps
 from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig, RuntimeName
 from eagleeye_hf.runtimes.runtime import TITLES, find_runtime
@@ -258,7 +259,7 @@ def imagenet(folder: Path) -> Iterator[Row]:
                 "model": name,
                 "gpus": processes,
                 "workers": config.data.num_workers,
-                "rates": [rates.forward, rates.train, rates.decode],
+                "rates": asdict(rates),
                 "phases": {phase.name: phase.seconds for phase in phases},
             }
 
@@ -324,11 +325,11 @@ def _latency_row(row: dict) -> str:
 
 def _imagenet_row(row: dict) -> str:
     times = " | ".join(about(row["phases"].get(name, 0)) for name in ("search", "fine-tuning", "measuring"))
-    forward, train, decode = row["rates"]
-    bound = "decoding" if decode / row["workers"] > train / 2 else "the GPU"
+    rates = Rates(**row["rates"])
+    bound = "decoding" if rates.decode / row["workers"] > rates.train / 2 else "the GPU"
     return (
-        f"| {row['model']} | {row['gpus']} | {times} | {bound} | {1 / forward:,.0f} | {1 / train:,.0f} "
-        f"| {row['workers']} x {1 / decode:,.0f} |"
+        f"| {row['model']} | {row['gpus']} | {times} | {bound} | {1 / rates.forward:,.0f} | {1 / rates.train:,.0f} "
+        f"| {row['workers']} x {1 / rates.decode:,.0f} |"
     )
 
 

@@ -48,6 +48,8 @@ NOISE = 0.1
 """Part of the way from chance to the full network, below which a score is noise."""
 LEAST = 1e-3
 """A fraction of the images that is one batch."""
+RECORDED = 3
+"""Examples that tell whether recorded passes score as thin networks do."""
 SAME_SCORE = {False: 1e-3, True: 2e-2}
 """How far losses may differ, relatively, that count as the same; in float32 and in bfloat16."""
 
@@ -156,7 +158,7 @@ class AdaptiveBNScore:
 
     def record_passes(self, examples: Sequence[Strategy]) -> bool:
         """Score in the full network's shapes from now on, its passes recorded, where that gives the same scores."""
-        format, self.recorded = self.format or Format(), False
+        format, self.recorded = self.format or Format(channels_last=True), False
         expected = [self._score(example, LEAST, format).loss for example in examples]
         self.recorded = True
         try:
@@ -181,14 +183,14 @@ class AdaptiveBNScore:
             examples: strategies to measure on, typical ones of this search.
             draws: how it draws widths; also fit a model of milliseconds to such.
         """
+        if self.device.type == "cuda":
+            self.record_passes(examples[:RECORDED])
         if self._wanted_compensation == "auto":
             self.compensate = self._must_compensate(examples)
         choice = None if self.format else self._choose_format(examples)
         if choice is not None:
             self.format = choice.chosen
             say(f"scoring in {choice}")
-        if self.device.type == "cuda":
-            self.record_passes(examples)
         importance = self.builder.importance
         return Preparation(
             ranks=self.objective.ranks,

@@ -28,6 +28,8 @@ STEP, STEP_ON_GPU = 16, 128
 """Images of a timed training step; a timed pass sees twice as many, others in proportion."""
 OVERHEAD = 1.1
 """A score's time over its bare passes (benchmarks/search_overhead.md)."""
+ONCE, EACH = {False: 0.0, True: 20.0}, {False: 0.0, True: 0.1}
+"""Seconds of a search, and of each of its candidates, beside their passes; on a GPU (benchmarks/gpu.md)."""
 ADAPTATION, SEARCH, FINETUNING, MEASURING = "adaptation", "search", "fine-tuning", "measuring"
 """The phases of a job."""
 RESUMED = 0.5
@@ -104,6 +106,8 @@ class Rates:
     """A training step, without the full network's outputs that may teach."""
     decode: float
     """Reading and decoding on one core."""
+    whole: bool = False
+    """Whether candidates are scored in the full network's shapes, as on a GPU."""
 
 
 def plan_job(
@@ -151,7 +155,8 @@ def predict_phases(config: RunConfig, counts: Counts, rates: Rates, processes: i
     if config.strategy is None:
         candidates = search.candidates or 0
         images = _images_per_candidate(search) * (counts.calibration + counts.holdout)
-        seconds = candidates * images * keep * rates.forward * OVERHEAD / processes
+        each = images * (1.0 if rates.whole else keep) * rates.forward * OVERHEAD + EACH[rates.whole]
+        seconds = candidates * each / processes + ONCE[rates.whole]
         if search.minutes:
             seconds = 60 * search.minutes
         if "latency" in search.budgets[0].limits:
@@ -191,7 +196,12 @@ def time_steps(
             loss = nn.functional.cross_entropy(network(seen), target)
         loss.backward()
 
-    return Rates(forward=_fastest(look, device) / len(labels), train=_fastest(step, device) / half, decode=decode)
+    return Rates(
+        forward=_fastest(look, device) / len(labels),
+        train=_fastest(step, device) / half,
+        decode=decode,
+        whole=device.type == "cuda",
+    )
 
 
 def _fastest(run: Callable[[], object], device: torch.device, turns: int = 3) -> float:

@@ -1,6 +1,7 @@
 """Latency models and alignments, fitted to runtimes whose laws are known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,12 @@ def test_the_alignment_is_the_smallest_multiple_that_costs_nothing(padded, capsy
     loads = law.loads
     assert alignment.measure_alignment(law) == padded
     assert law.loads == loads, "it is remembered"
+
+
+def test_on_a_gpu_it_suits_half_precision(capsys):
+    law = Law(2, noise=0.01, odd=0.3)
+    law.place = replace(law.place, threads=0)
+    assert alignment.measure_alignment(law) == alignment.LEAST_ON_GPU
 
 
 def test_a_cache_that_was_damaged_is_measured_anew(tmp_path):
