@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # For pip: another index, say, that has PyTorch for machines without a GPU.
 PIP_ARGS ?=
+# One thread for each process of the tests: several of each would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart test test-all lint clean
 
@@ -12,10 +14,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/accelerate launch recipes/quickstart.py
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
