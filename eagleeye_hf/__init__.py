@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from eagleeye_hf.evaluation.score import AdaptiveBNScore as AdaptiveBNScore
     from eagleeye_hf.pruning.compensate import compensate_readers as compensate_readers
     from eagleeye_hf.pruning.config import ImportanceConfig as ImportanceConfig
+    from eagleeye_hf.pruning.config import MatchConfig as MatchConfig
     from eagleeye_hf.pruning.config import RepairConfig as RepairConfig
     from eagleeye_hf.pruning.importance import choose_channels as choose_channels
     from eagleeye_hf.publishing.checkpoint import from_pretrained as from_pretrained
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from eagleeye_hf.tracing.trace import trace_model as trace_model
     from eagleeye_hf.training.config import FinetuneConfig as FinetuneConfig
     from eagleeye_hf.training.finetune import finetune_model as finetune_model
+    from eagleeye_hf.training.match import match_teacher as match_teacher
 
 __version__ = "0.1.0"
 
@@ -77,7 +79,7 @@ _PLACES = {
     "evaluation.objective": ("CustomObjective",),
     "evaluation.score": ("AdaptiveBNScore",),
     "pruning.compensate": ("compensate_readers",),
-    "pruning.config": ("ImportanceConfig", "RepairConfig"),
+    "pruning.config": ("ImportanceConfig", "MatchConfig", "RepairConfig"),
     "pruning.importance": ("choose_channels",),
     "publishing.checkpoint": ("from_pretrained", "save_pretrained"),
     "publishing.hub": ("push_to_hub",),
@@ -100,6 +102,7 @@ _PLACES = {
     "tracing.trace": ("trace_model",),
     "training.config": ("FinetuneConfig",),
     "training.finetune": ("finetune_model",),
+    "training.match": ("match_teacher",),
 }
 """The public names, by the module that has them."""
 

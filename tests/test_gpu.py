@@ -121,7 +121,7 @@ def test_the_whole_job(tmp_path, capsys):
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     command = ["compress", "resnet20_cifar", "--weights", str(tmp_path / "weights.pt"), "--num-workers", "2"]
     command += ["--dataset", str(tmp_path / "data"), "--macs", "0.5", "--candidates", "8", "--runtime", "torch"]
-    command += ["--epochs", "1", "--license", "mit", "--output", str(tmp_path / "run"), "--json"]
+    command += ["--epochs", "1", "--match-steps", "3", "--license", "mit", "--output", str(tmp_path / "run"), "--json"]
     code, out, err = run_command(capsys, *command)
     assert code == 0, err
     assert list(json.loads(out)["metrics"]) == ["full", "fine-tuned"]

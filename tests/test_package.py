@@ -55,6 +55,7 @@ def test_the_installed_command_does_the_whole_job(wheel, tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         row["image"].save(place)
     flags = ["--weights", "weights.safetensors", "--dataset", "photographs", "--candidates", "2", "--epochs", "1"]
+    flags += ["--match-steps", "2"]
     flags += ["--runtime", "torch", "--num-workers", "0", "--output", "thin", "--license", "mit"]
     told = run(sys.executable, "-m", "eagleeye_hf", "compress", "resnet20_cifar", *flags)
     assert "saved in thin" in told

@@ -52,6 +52,8 @@ def test_the_python_code_runs(tmp_path, monkeypatch):
         ('open_splits("ILSVRC/imagenet-1k", like=model)', "open_splits(DATASET, model, **COUNTS)"),
         ("candidates=200", "candidates=2"),
         ("FinetuneConfig(epochs=120)", "FinetuneConfig(epochs=1, batch_size=20)"),
+        ("data.train, calibration", "data.train, MatchConfig(match_steps=2), calibration"),
+        ("    SearchConfig,\n", "    SearchConfig,\n    MatchConfig,\n"),
     )
     names = {"DATASET": digits_dataset(100, 20), "COUNTS": {"calibration_images": 20, "holdout_images": 20}}
     exec(train, names)
@@ -68,8 +70,11 @@ def test_the_example_of_a_network_of_ones_own_runs(tmp_path, monkeypatch):
         code,
         ("model.load_state_dict(...)", 'model.pretrained_cfg = {"input_size": (3, 32, 32)}'),
         ('open_splits("path/to/photographs", like=model)', "open_splits(DATASET, like=model)"),
-        ("SearchConfig(latency=0.5)", "SearchConfig(candidates=2), finetune=FinetuneConfig(epochs=0)"),
-        ("import NetworkConfig", "import FinetuneConfig, NetworkConfig"),
+        (
+            "SearchConfig(latency=0.5)",
+            "SearchConfig(candidates=2), finetune=FinetuneConfig(epochs=0), match=MatchConfig(match_steps=1)",
+        ),
+        ("import NetworkConfig", "import FinetuneConfig, MatchConfig, NetworkConfig"),
     )
     names = {"DATASET": digits_dataset(100, 20)}
     exec(code, names)
@@ -92,7 +97,8 @@ def checkpoints(tmp_path_factory) -> Path:
     timm.models.save_for_hf(network, folder / "full", safe_serialization=True)
     photographs(folder / "photographs", digits_dataset(60)["train"])
     images = ["--dataset", str(folder / "photographs"), "--num-workers", "0"]
-    ratios = ["--strategy", str(folder / "half.json"), "--epochs", "0", "--license", "mit", "--runtime", "torch"]
+    ratios = ["--strategy", str(folder / "half.json"), "--epochs", "0", "--match-steps", "0", "--license", "mit"]
+    ratios += ["--runtime", "torch"]
     (folder / "half.json").write_text(json.dumps({"ratios": [0.5] * len(trace_model(network).prunable)}))
     assert main(["compress", str(folder / "full"), *images, *ratios, "--output", str(folder / "half")]) == 0
     return folder
@@ -122,8 +128,15 @@ def test_the_commands_of_the_docs_run(name, checkpoints, tmp_path, monkeypatch, 
         "0.35": "0.65",
         "0.25": "0.6",
     } | dict.fromkeys(["DIR", "path/to/cifar10", "ILSVRC/imagenet-1k"], str(checkpoints / "photographs"))
-    short = {"--epochs": "1", "--tolerance": "0.05", "--license": "mit", "--num-workers": "0", "--candidates": "2"}
-    takes = {"compress": short, "search": dict(list(short.items())[3:]), "finetune": {"--batch-size": "8"}}
+    short = {
+        "--epochs": "1",
+        "--match-steps": "2",
+        "--tolerance": "0.05",
+        "--license": "mit",
+        "--num-workers": "0",
+        "--candidates": "2",
+    }
+    takes = {"compress": short, "search": dict(list(short.items())[4:]), "finetune": {"--batch-size": "8"}}
     commands = re.findall(r"^eagleeye .*?[^\\]$", "\n".join(blocks("bash", page(name))), re.DOTALL | re.MULTILINE)
     for number, command in enumerate(commands):
         _, verb, *words = shlex.split(command.replace("\\\n", " "), comments=True)
@@ -146,6 +159,7 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, hub
     (block,) = [text for text in blocks("bash") if "eagleeye compress" in text]
     commands = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("eagleeye ")]
     few = ["--weights", "weights.safetensors", "--candidates", "2", "--epochs", "1", "--tolerance", "0.05"]
+    few += ["--match-steps", "2"]
     few += ["--license", "mit", "--num-workers", "0", "--threads", "1"]
     for _, name, *words in commands:
         words = [word.replace("resnet50.a1_in1k", "resnet20_cifar").replace("USER/REPO", "user/thin") for word in words]

@@ -18,6 +18,7 @@ from tests.hub_server import TOKEN
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 SHORT = ["--candidates", "3", "--calibration-images", "32", "--holdout-images", "32"]
+SHORT += ["--match-steps", "2"]
 RESNET = ["--model", "resnet20_cifar", "--weights", str(SHARED / "models" / "resnet20_cifar10.safetensors")]
 CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num-workers", "0", "--runtime", "torch"]
 
@@ -43,7 +44,7 @@ def test_quickstart_from_training_to_publishing(tmp_path, hub):
     card = published["README.md"].decode()
     for fact in ("| 1 | ", "license: bsd-3-clause", "hf-hub:user/digits"):
         assert fact in card
-    for word in ("full", "vanilla", "adaptive", "fine-tuned", "MACs", "parameters", "file size", "latency"):
+    for word in ("full", "vanilla", "adaptive", "matched", "fine-tuned", "MACs", "parameters", "file size", "latency"):
         assert word in done.stdout
     assert {path.name for path in output.iterdir()} == {
         ".eagleeye",

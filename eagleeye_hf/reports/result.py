@@ -20,6 +20,7 @@ STEP_COLORS = {
     "vanilla": ACCENT,
     "adaptive": "#edae49",
     "compensated": "#9ab973",
+    "matched": "#4f9d8f",
     "fine-tuned": DARK,
 }
 MAX_NAMES = 40

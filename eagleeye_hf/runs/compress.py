@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -23,7 +24,7 @@ from eagleeye_hf.runs.adapt import BASE
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.folder import RunFolder, open_run
-from eagleeye_hf.runs.plan import FINETUNING, MEASURING, SEARCH
+from eagleeye_hf.runs.plan import FINETUNING, MATCHING, MEASURING, SEARCH
 from eagleeye_hf.runs.result import Measured, license_of, save_result
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.runtime import find_runtime
@@ -33,9 +34,10 @@ from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import warn
 from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
+from eagleeye_hf.training.match import match_teacher
 
-TRAINING = "training"
-"""Checkpoints of fine-tuning, in the run's folder until the result is saved."""
+TRAINING, MATCHED = "training", "training-matched"
+"""Checkpoints of fine-tuning and of matching, in the run's folder until the result is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def _compress(
     """Everything up to a whole checkpoint."""
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))
-        run.claim("search.jsonl", TRAINING, "logs")
+        run.claim("search.jsonl", TRAINING, MATCHED, "logs")
     score = make_score(model, graph, data, config)
     if not config.strategy:
         on_phase(SEARCH)
@@ -107,23 +109,28 @@ def _compress(
 
     metrics = {"full": test_model(model, data, accelerator, config.data.num_workers)}
     pruned, steps = measure_steps(score, strategy, hold, config.repair.compensate)
-    last, curve = list(steps)[-1], list[EpochRecord]()
+    curve = list[EpochRecord]()
+    network = {"model": config.network.model, "weights": config.network.weights}
+    common: dict[str, Any] = {
+        "holdout": data.holdout,
+        "calibration": data.calibration,
+        "accelerator": accelerator,
+        "identity": config.images | network | {"widths": list(strategy.widths)},
+        "num_workers": config.data.num_workers,
+    }
+    if config.match.match_steps != 0:
+        on_phase(MATCHING)
+        keep = score.builder.importance.choose(strategy.widths)
+        place = run.path / MATCHED
+        pruned = match_teacher(pruned, model, graph, keep, data.train, config.match, checkpoint=place, **common)
+        steps["matched"] = hold(pruned.to(accelerator.device))
+    last = list(steps)[-1]
     if config.finetune.epochs:
         on_phase(FINETUNING)
         last = "fine-tuned"
-        network = {"model": config.network.model, "weights": config.network.weights}
+        place = run.path / TRAINING
         pruned = finetune_model(
-            pruned,
-            data.train,
-            config.finetune,
-            teacher=model,
-            holdout=data.holdout,
-            calibration=data.calibration,
-            accelerator=accelerator,
-            checkpoint=run.path / TRAINING,
-            identity=config.images | network | {"widths": list(strategy.widths)},
-            num_workers=config.data.num_workers,
-            on_epoch=curve.append,
+            pruned, data.train, config.finetune, teacher=model, checkpoint=place, on_epoch=curve.append, **common
         )
     on_phase(MEASURING)
     metrics[last] = test_model(pruned, data, accelerator, config.data.num_workers)
@@ -137,7 +144,7 @@ def _compress(
 
 def _finish(run: RunFolder, config: RunConfig) -> None:
     """What comes after the checkpoint, again where a run was killed on the way."""
-    run.remove(TRAINING, BASE)
+    run.remove(TRAINING, MATCHED, BASE)
     print(run.record["summary"])
     if config.publishing.push_to and not run.record["finished"]:
         publish_run(run.path, config.publishing.push_to, config.hub)

@@ -12,7 +12,7 @@ from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutCo
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.networks.config import InputConfig
-from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
+from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig, RepairConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.training.config import FinetuneConfig, SizedFinetuneConfig
@@ -87,6 +87,7 @@ class RunConfig:
     scoring: ScoringConfig = ScoringConfig()
     importance: ImportanceConfig = ImportanceConfig()
     repair: RepairConfig = RepairConfig()
+    match: MatchConfig = MatchConfig()
     measuring: LatencyConfig = LatencyConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     publishing: PublishConfig = PublishConfig()

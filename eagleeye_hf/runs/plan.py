@@ -23,6 +23,7 @@ from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runtimes.profiling import SECONDS
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.telling import say
+from eagleeye_hf.training.match import match_length
 
 STEP, STEP_ON_GPU = 16, 128
 """Images of a timed training step; a timed pass sees twice as many, others in proportion."""
@@ -30,7 +31,8 @@ OVERHEAD = 1.1
 """A score's time over its bare passes (benchmarks/search_overhead.md)."""
 ONCE, EACH = {False: 0.0, True: 20.0}, {False: 0.0, True: 0.1}
 """Seconds of a search, and of each of its candidates, beside their passes; on a GPU (benchmarks/gpu.md)."""
-ADAPTATION, SEARCH, FINETUNING, MEASURING = "adaptation", "search", "fine-tuning", "measuring"
+ADAPTATION, SEARCH, MATCHING, FINETUNING = "adaptation", "search", "matching", "fine-tuning"
+MEASURING = "measuring"
 """The phases of a job."""
 RESUMED = 0.5
 """Phases that took less than this part of the prediction were done by a run before this one, and tell no pace."""
@@ -163,6 +165,13 @@ def predict_phases(config: RunConfig, counts: Counts, rates: Rates, processes: i
             seconds += SECONDS
         what = f"{candidates:,} candidates, {search.budgets[0]}" if candidates else str(search.budgets[0])
         phases.append(Phase(name=SEARCH, what=what, seconds=seconds))
+    if config.match.match_steps != 0:
+        size, epochs, steps = match_length(config.match, counts.train)
+        images = size * epochs * steps
+        what = f"{epochs * steps:,} steps, {size} images a step, without labels, rate {config.match.match_lr:g}"
+        each = max(rates.train * keep + rates.forward, decode)
+        seconds = (each * images + epochs * rates.forward * counts.holdout) / processes
+        phases.append(Phase(name=MATCHING, what=what, seconds=seconds))
     if tuning.epochs:
         taught = rates.forward if tuning.distillation else 0.0
         add_training(FINETUNING, tuning.epochs, tuning.lr, rates.train * keep + taught)

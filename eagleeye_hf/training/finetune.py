@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from eagleeye_hf.data.pairs import TrainingImages
@@ -52,6 +52,7 @@ def finetune_model(
     holdout: TrainingImages | None = None,
     calibration: TrainingImages | None = None,
     objective: TrainingObjective | None = None,
+    matched: Mapping[str, Tensor | None] | None = None,
     accelerator: Accelerator | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, object] | None = None,
@@ -74,6 +75,8 @@ def finetune_model(
             mixed, for the weights have learned under those statistics.
         objective: what is trained for, and what chooses the epoch, where that is not the label of an image; `teacher`
             then adds the squared error to its outputs. Images with targets of any shape: `PairSet`.
+        matched: layers, by name, that learn to give what the teacher's give, instead of the labels; and which of the
+            teacher's channels each has, None for all. `match_teacher` finds them.
         accelerator: its mixed precision is used, on one device or many that each hold the whole network.
         checkpoint: folder for the state of training; a run started again there goes on where the last whole checkpoint
             is, inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes
@@ -101,7 +104,7 @@ def finetune_model(
     half, model = half_of(model), in_float32(model)
     checkpoints = Checkpoints(checkpoint, config, accelerator, identity)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
-    training = Training(model, teacher, train, config, accelerator, num_workers, objective)
+    training = Training(model, teacher, train, config, accelerator, num_workers, objective, matched)
     selection = Selection(
         model, holdout, calibration if calibration and calibration.count() else None, accelerator, objective
     )
@@ -170,8 +173,9 @@ class _Teller:
         processes = int(accelerator.reduce(torch.ones((), device=accelerator.device)))
         part = f"{config.batch_size / processes / config.accumulation:g}"
         micro = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
+        work = "fine-tuning" if training.matched is None else "matching the full network's layers"
         self._say(
-            f"fine-tuning on {processes} process{'es' if processes > 1 else ''} ({accelerator.device.type}, "
+            f"{work} on {processes} process{'es' if processes > 1 else ''} ({accelerator.device.type}, "
             f"{accelerator.mixed_precision} mixed precision): {config.batch_size} images a step "
             f"({part} per process{micro}), {training.steps} steps an epoch, highest learning rate {config.lr:g}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any
@@ -25,6 +25,7 @@ from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.telling import progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
+from eagleeye_hf.training.layers import LayerOutputs, matching_loss
 from eagleeye_hf.training.loss import make_mixup, mix, objective_loss, training_loss
 
 
@@ -40,8 +41,9 @@ class Training:
         accelerator: Accelerator,
         num_workers: int = 0,
         objective: TrainingObjective | None = None,
+        matched: Mapping[str, Tensor | None] | None = None,
     ) -> None:
-        self.objective = objective
+        self.objective, self.matched = objective, matched
         self.config, self.accelerator, self.train, self.num_workers = config, accelerator, train, num_workers
         self.steps = train.count_steps(config.batch_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -74,6 +76,9 @@ class Training:
         self.teacher = None
         if teacher is not None and config.distillation:
             self.teacher = copy.deepcopy(teacher).to(accelerator.device).to(memory_format=self.layout).eval()
+        if matched is not None:
+            assert self.teacher is not None
+            self.layers = LayerOutputs(self.network, matched), LayerOutputs(self.teacher, matched)
         self.mixup = make_mixup(config, describe_model(network).num_classes or 0)
         self.epoch, self.step = 0, 0
         self.totals = torch.zeros(2, device=accelerator.device)
@@ -160,6 +165,9 @@ class Training:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)
         outputs = self.forward(images)
+        if self.matched is not None and teacher_logits is not None:
+            ours, theirs = self.layers
+            return matching_loss(ours.taken, theirs.taken, self.matched, outputs, teacher_logits)
         if self.objective is not None:
             return objective_loss(outputs, target, teacher_logits, self.config, self.objective)
         return training_loss(outputs, target, teacher_logits, self.config)

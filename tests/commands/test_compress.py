@@ -22,6 +22,7 @@ from tests.hub_server import TOKEN
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # huggingface_hub's own
 FLAGS = ["--calibration-images", "20", "--holdout-images", "20", "--candidates", "2", "--epochs", "1"]
 FLAGS += ["--batch-size", "40", "--num-workers", "0", "--license", "mit", "--runtime", "torch"]
+FLAGS += ["--match-steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,9 @@ def test_the_whole_job_in_one_command(finished, inputs):
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
     told = json.loads((finished / "config.json").read_text())["eagleeye"]
     assert list(told["metrics"]) == ["full", "fine-tuned"]
-    assert list(told["holdout_metrics"])[:2] == ["vanilla", "adaptive"]  # readers are repaired where that helps
-    assert not (finished / "training").exists()
+    steps = list(told["holdout_metrics"])
+    assert [*steps[:2], steps[-1]] == ["vanilla", "adaptive", "matched"]  # readers are repaired where that helps
+    assert not list(finished.glob("training*"))
     settings = yaml.safe_load((finished / "run.yaml").read_text())
     asked = parse_config(RunConfig, [*inputs, *FLAGS, "--output", str(finished)], "", "")
     settled = {"adapt_epochs": 0, "adapt_lr": 0.02, "lr": 0.02}
@@ -115,6 +117,7 @@ def photographs(tmp_path_factory) -> str:
 
 
 OPEN = ["--candidates", "2", "--epochs", "1", "--num-workers", "0", "--license", "mit", "--runtime", "torch"]
+OPEN += ["--match-steps", "2"]
 
 
 def test_a_plan_is_made_and_nothing_is_done(inputs, photographs, tmp_path, capsys):
@@ -129,7 +132,13 @@ def test_a_plan_is_made_and_nothing_is_done(inputs, photographs, tmp_path, capsy
     assert "8 of its 40 training images are set apart for testing" in out
     code, out, _ = run_command(capsys, *command, "--json")
     plan = json.loads(out)
-    assert [phase["name"] for phase in plan["phases"]] == ["adaptation", "search", "fine-tuning", "measuring"]
+    assert [phase["name"] for phase in plan["phases"]] == [
+        "adaptation",
+        "search",
+        "matching",
+        "fine-tuning",
+        "measuring",
+    ]
     assert plan["seconds"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
     assert all(phase["seconds"] > 0 for phase in plan["phases"])
 
@@ -141,8 +150,8 @@ def test_another_dataset_gets_a_head_of_its_own(inputs, photographs, tmp_path, c
     code, out, err = run_command(capsys, *command, "--json")
     assert code == 0, err
     assert set(json.loads(out)) == {"folder", "metrics", "widths"}
-    told = re.findall(r"^(\d of 4: [\w-]+)", err, re.MULTILINE)
-    assert told == ["1 of 4: adaptation", "2 of 4: search", "3 of 4: fine-tuning", "4 of 4: measuring"]
+    told = re.findall(r"^(\d) of 5: ([\w-]+)", err, re.MULTILINE)
+    assert told == [*zip("12345", ["adaptation", "search", "matching", "fine-tuning", "measuring"], strict=True)]
     full, thin = from_pretrained(folder / "full"), from_pretrained(folder)
     assert full(torch.randn(1, 3, 32, 32)).shape == thin(torch.randn(1, 3, 32, 32)).shape == (1, 4)
     assert thin.pretrained_cfg["label_names"] == [f"kind {i}" for i in range(4)]

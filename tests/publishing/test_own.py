@@ -11,6 +11,7 @@ from torch import nn
 from eagleeye_hf import (
     EagleEyeError,
     FinetuneConfig,
+    MatchConfig,
     NetworkConfig,
     RunConfig,
     SearchConfig,
@@ -116,6 +117,7 @@ def test_the_whole_job_on_a_network_of_ones_own(tmp_path):
     config = RunConfig(
         network=NetworkConfig(model="small"),
         search=SearchConfig(candidates=4),
+        match=MatchConfig(match_steps=2),
         finetune=FinetuneConfig(epochs=1, batch_size=32),
         measuring=LatencyConfig(runtime="torch"),
         output=str(tmp_path / "run"),

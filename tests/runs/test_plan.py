@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from eagleeye_hf import DatasetConfig, FinetuneConfig, NetworkConfig, RunConfig, SearchConfig
+from eagleeye_hf import DatasetConfig, FinetuneConfig, MatchConfig, NetworkConfig, RunConfig, SearchConfig
 from eagleeye_hf.runs import plan
 from eagleeye_hf.runs.plan import Clock, Counts, Phase, Plan, Rates, predict_phases
 from eagleeye_hf.telling import LOGGER
@@ -12,6 +12,7 @@ from eagleeye_hf.telling import LOGGER
 CONFIG = RunConfig(
     network=NetworkConfig(model="resnet50"),
     data=DatasetConfig(num_workers=4),
+    match=MatchConfig(match_steps=10, match_batch_size=50),
     search=SearchConfig(macs=0.5, candidates=100, stages=(1.0,)),
     finetune=FinetuneConfig(epochs=10, batch_size=100, distillation=0.0),
 )
@@ -27,6 +28,7 @@ def test_times_follow_from_what_is_done():
     """Half the MACs in training and scoring; the full network and the result on the test images."""
     expected = {
         "search": 100 * 100 * 0.005 * plan.OVERHEAD,
+        "matching": 10 * 50 * (0.015 + 0.01) + 50 * 0.01,
         "fine-tuning": 10 * (1000 * 0.015 + 50 * 0.01),
         "measuring": 2 * 200 * (0.01 + 0.02 / 4) + 5,
     }
