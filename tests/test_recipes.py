@@ -73,11 +73,11 @@ def test_the_main_recipe_on_real_images(tmp_path):
     told = json.loads((output / "config.json").read_text())["eagleeye"]
     metrics, steps = told["metrics"], told["holdout_metrics"]
     assert metrics["full"]["top1"] == pytest.approx(0.8828, abs=0.002)
-    assert list(metrics) == ["full", "compensated"]  # the test images are read twice
+    assert list(metrics) == ["full", "matched"]  # the test images are read twice
     assert {found["num_images"] for found in metrics.values()} == {10_000}
     assert {found["num_images"] for found in steps.values()} == {32}
-    assert list(steps) == ["vanilla", "adaptive", "compensated"]
-    assert metrics["compensated"]["top1"] < metrics["full"]["top1"]
+    assert list(steps) == ["vanilla", "adaptive", "compensated", "matched"]
+    assert metrics["matched"]["top1"] < metrics["full"]["top1"]
 
 
 @needs_shared
