@@ -1,6 +1,7 @@
 """The wheel, installed beside its dependencies and away from this checkout, does the whole job."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,15 +16,44 @@ from tests.helpers import digits_dataset, make_model
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def build(folder: Path, **environment: str) -> Path:
     pytest.importorskip("hatchling")
-    folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(ROOT)]
-    done = subprocess.run([*command, "--wheel-dir", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--wheel-dir", str(folder)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (found,) = folder.glob("*.whl")
     return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+def described(wheel: Path) -> str:
+    return zipfile.ZipFile(wheel).read("eagleeye_hf-0.1.0.dist-info/METADATA").decode()
+
+
+def test_a_release_has_addresses_and_pictures_that_show_on_a_registry(wheel, tmp_path):
+    assert "Project-URL: Paper, https://arxiv.org/" in described(wheel)
+    text = described(build(tmp_path, PROJECT_URL="https://example.org/team/eagleeye_hf/"))
+    for name in ("Source", "Documentation", "Changes", "Issues", "Paper"):
+        assert f"Project-URL: {name}, https://" in text
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", text)
+    assert len(links) > 10
+    assert all(link.startswith(("https://", "#")) for _, link in links)
+    pictures = [link for picture, link in links if picture]
+    start = "https://example.org/team/eagleeye_hf/raw/main/"
+    assert pictures
+    for picture in pictures:
+        assert picture.startswith(start)
+        assert (ROOT / picture.removeprefix(start)).is_file()
 
 
 def test_the_wheel_has_all_and_only_the_package(wheel):
