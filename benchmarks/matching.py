@@ -69,6 +69,7 @@ class TensorImages:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     torch.set_num_threads(1)
     task = Task(arguments)
     place = arguments.results / f"{task.name}_{arguments.arm}_{arguments.seed}.json"
@@ -88,7 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
     print(told, flush=True)
     images = TensorImages(task.name, _unlabelled(task), arguments.seed)
     started = time.process_time()
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     matched = match_teacher(thin, model, graph, keep, images, MatchConfig(), accelerator=accelerator)
     told |= {"seconds": time.process_time() - started}
     matched = _seen(matched, images)

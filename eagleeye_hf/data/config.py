@@ -69,8 +69,11 @@ class AugmentationConfig:
 
     hflip: bool = True
     """Mirror training images at random; `--no-hflip` where left and right matter, as in writing."""
+    color_jitter: Annotated[float, Within("[0, inf)")] = 0.0
+    """Change brightness, contrast and saturation of training images by up to this part, as 0.4; it takes as long as
+    decoding."""
     augment: str | None = None
-    """RandAugment and its kin in timm's words, as rand-m9-mstd0.5."""
+    """RandAugment and its kin in timm's words, as rand-m9-mstd0.5; instead of colour jitter."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -80,6 +80,7 @@ def open_splits(
     label_names: Sequence[str] | None = None,
     streaming: bool | None = None,
     hflip: bool = AugmentationConfig.hflip,
+    color_jitter: float = AugmentationConfig.color_jitter,
     augment: str | None = None,
     name: str | None = None,
     needs_test: bool = True,
@@ -105,6 +106,7 @@ def open_splits(
             brings.
         streaming: read as a stream instead of downloading first; None streams from the Hub and from tars.
         hflip: training images are mirrored at random; turn it off where left and right matter, as in writing.
+        color_jitter: brightness, contrast and saturation of training images change by up to this part.
         augment: RandAugment and its kin on training images, in timm's words, as `rand-m9-mstd0.5`.
         name: what to call the dataset in messages and cards.
         needs_test: refuse a dataset without labelled test images.
@@ -113,7 +115,7 @@ def open_splits(
             than the model has outputs or other ones, or too few images.
     """
     HeldOutConfig(calibration_images=calibration_images, holdout_images=holdout_images)
-    AugmentationConfig(hflip=hflip, augment=augment)
+    AugmentationConfig(hflip=hflip, color_jitter=color_jitter, augment=augment)
     outputs = find_outputs(like, label_names)
     source = open_any(dataset, config, revision, streaming, name)
     opened, name, commit = source.splits, source.name, source.commit
@@ -131,7 +133,7 @@ def open_splits(
     where = find_columns(name, opened["train"].features, image_column, label_column)
     train, names = labelled_rows(name, "train", opened["train"], where, outputs, whole=True)
     short = Path(name).resolve().name if Path(name).exists() else name
-    training, evaluation = build_preprocessing(like, hflip, augment)
+    training, evaluation = build_preprocessing(like, hflip, augment, color_jitter)
     known = replace(outputs, num=len(names), names=names, owner="the training split")
     test = _find_test(name, opened, where, known, needs_test and not indexed)
     notes, tested = list[str](), frozenset[int]()

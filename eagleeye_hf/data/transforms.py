@@ -57,13 +57,14 @@ class Preprocessing:
 
 
 def build_preprocessing(
-    model: nn.Module, hflip: bool = True, augment: str | None = None
+    model: nn.Module, hflip: bool = True, augment: str | None = None, color_jitter: float = 0.0
 ) -> tuple[Preprocessing, Preprocessing]:
     """Preprocessing of training and of other images, from its own `pretrained_cfg`, with timm's transforms.
 
     Args:
         hflip: mirror training images at random.
-        augment: timm's description of RandAugment, AutoAugment or AugMix, as `rand-m9-mstd0.5`.
+        augment: timm's description of RandAugment, AutoAugment or AugMix, as `rand-m9-mstd0.5`; instead of jitter.
+        color_jitter: brightness, contrast and saturation of training images change by up to this part.
     Raises:
         EagleEyeError: `augment` is not understood.
     """
@@ -78,22 +79,25 @@ def build_preprocessing(
     try:
         if max(size) > SMALL_IMAGE:
             options = {"is_training": True, "hflip": 0.5 * hflip, "auto_augment": augment, "use_prefetcher": True}
-            transform = create_transform(**config, **options)
+            transform = create_transform(**config, **options, color_jitter=color_jitter or None)  # timm's own is 0.4
         else:
             interpolation = transforms.InterpolationMode(config["interpolation"].replace("random", "bilinear"))
             small = SmallCrop(size=size, resize=transforms.Resize(size, interpolation), hflip=hflip)
-            transform = _small_transform(small, augment, config["mean"])
+            transform = _small_transform(small, augment, config["mean"], color_jitter)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise EagleEyeError(
             f"`augment={augment}` is not understood by timm ({error}); an example is rand-m9-mstd0.5"
         ) from error
-    return Preprocessing(transform=transform, small=None if augment else small, **common), evaluation
+    plain = not augment and not color_jitter
+    return Preprocessing(transform=transform, small=small if plain else None, **common), evaluation
 
 
-def _small_transform(small: SmallCrop, augment: str | None, mean: tuple[float, ...]) -> Transform:
+def _small_transform(small: SmallCrop, augment: str | None, mean: tuple[float, ...], color_jitter: float) -> Transform:
     steps = [small.resize, transforms.RandomCrop(small.size, padding=small.padding)]
     steps.append(transforms.RandomHorizontalFlip(0.5 * small.hflip))
     if augment:
         fill = tuple(min(255, round(255 * level)) for level in mean)
         steps.append(rand_augment_transform(augment, {"translate_const": int(small.size[0] * 0.45), "img_mean": fill}))
+    elif color_jitter:
+        steps.append(transforms.ColorJitter(color_jitter, color_jitter, color_jitter))
     return transforms.Compose([*steps, transforms.PILToTensor()])

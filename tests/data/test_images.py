@@ -12,6 +12,7 @@ from eagleeye_hf import EagleEyeError, open_splits
 from eagleeye_hf.data import rows as module
 from eagleeye_hf.data.batches import Portion
 from eagleeye_hf.data.images import decode_image
+from eagleeye_hf.data.transforms import build_preprocessing
 from tests.data.helpers import raw, seen
 from tests.helpers import digits_dataset
 
@@ -181,3 +182,17 @@ def test_a_file_that_another_program_would_read_is_skipped(tmp_path, monkeypatch
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA"])
 def test_usual_formats(fmt):
     assert decode_image(encode(Image.new("RGB", (16, 16), (200, 0, 0)), fmt)).getpixel((8, 8))[0] > 180
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_colours_change_only_where_that_is_asked_for(size):
+    """The paper's augmentation crops and mirrors; timm's default would change colours, too."""
+    model = timm.create_model("resnet20_cifar")
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}
+    image = Image.new("RGB", (128, 100), (100, 150, 200))
+    seen = {}
+    for jitter in (0.0, 0.4):
+        transform = build_preprocessing(model, color_jitter=jitter)[0].transform
+        seen[jitter] = {tuple(np.asarray(transform(image))[:, 8, 8].tolist()) for _ in range(8)}
+    assert seen[0.0] == {(100, 150, 200)}
+    assert len(seen[0.4]) > 4
