@@ -215,11 +215,11 @@ def find_columns(name: str, features: Any, image: str | None, label: str | None)
         if column is not None and column not in features:
             raise EagleEyeError(f"`{argument}={column}` is no column of `dataset={name}`; it has {listed}")
     images = [image] if image else [key for key, feature in features.items() if _is_image(feature)]
-    label = label or _find_label(features)
+    label = label or find_label(features)
     if len(images) == 1 and label is None and list(features) == images:
         raise EagleEyeError(
             f"`dataset={name}` has images alone and no class labels; in an image folder, every class needs a folder "
-            "of its own, and there have to be two or more"
+            "of its own, and there have to be two or more. Without labels: `eagleeye compress --epochs 0`"
         )
     if len(images) != 1 or label is None:
         raise EagleEyeError(
@@ -244,7 +244,7 @@ def _is_image(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
-def _find_label(features: Any) -> str | None:
+def find_label(features: Any) -> str | None:
     described = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     for key in LABEL_NAMES:
         if key in described:

@@ -25,6 +25,7 @@ from eagleeye_hf.data.parting import choose_sizes, content_keys, describe_imbala
 from eagleeye_hf.data.rows import Columns, MapRows, StreamRows
 from eagleeye_hf.data.source import OpenedDataset, find_columns, is_label, open_rows, open_source
 from eagleeye_hf.data.transforms import build_preprocessing
+from eagleeye_hf.data.unlabelled import PLACEHOLDER, TaughtImages, fill_labels, has_labels
 from eagleeye_hf.errors import EagleEyeError
 
 TEST_SPLITS = ("validation", "test", "val", "valid", "dev", "eval")
@@ -39,11 +40,11 @@ Source: TypeAlias = str | Path | datasets.DatasetDict | datasets.IterableDataset
 class Splits:
     calibration: ImageSet
     """Training images that only recompute BatchNorm statistics."""
-    holdout: ImageSet
+    holdout: ImageSet | TaughtImages
     """Training images that only score, under the evaluation transform."""
     train: ImageSet
     """All other training images, under the training transform."""
-    found_test: ImageSet | None = None
+    found_test: ImageSet | TaughtImages | None = None
     """The test images, if there are any."""
     label_names: tuple[str, ...]
     """In the order of the model's outputs."""
@@ -53,9 +54,11 @@ class Splits:
     """Commit of a dataset on the Hub."""
     notes: tuple[str, ...] = ()
     """What a user should know of how the images were divided."""
+    labelled: bool = True
+    """Whether there are labels; those of the images are zeros where not."""
 
     @property
-    def test(self) -> ImageSet:
+    def test(self) -> ImageSet | TaughtImages:
         """The test images.
 
         Raises:
@@ -84,6 +87,7 @@ def open_splits(
     augment: str | None = None,
     name: str | None = None,
     needs_test: bool = True,
+    needs_labels: bool = True,
 ) -> Splits:
     """Open an image classification dataset as disjoint calibration, holdout, training and test images.
 
@@ -110,6 +114,7 @@ def open_splits(
         augment: RandAugment and its kin on training images, in timm's words, as `rand-m9-mstd0.5`.
         name: what to call the dataset in messages and cards.
         needs_test: refuse a dataset without labelled test images.
+        needs_labels: refuse a dataset without labels; else it is opened as one that has none.
     Raises:
         EagleEyeError: the dataset can't be opened, lacks images, labels or a test split, has another number of classes
             than the model has outputs or other ones, or too few images.
@@ -118,6 +123,9 @@ def open_splits(
     AugmentationConfig(hflip=hflip, color_jitter=color_jitter, augment=augment)
     outputs = find_outputs(like, label_names)
     source = open_any(dataset, config, revision, streaming, name)
+    labelled = needs_labels or has_labels(source, label_column)
+    if not labelled:
+        source, label_column = fill_labels(source), PLACEHOLDER
     opened, name, commit = source.splits, source.name, source.commit
     if "train" not in opened:
         raise EagleEyeError(
@@ -146,11 +154,12 @@ def open_splits(
                 f"`dataset={name}` has no labelled test images: {len(part):,} of its {whole:,} training images are set "
                 "apart for testing, the same ones whatever the seed"
             )
-        notes += describe_imbalance(train.labels(), names)
+        if labelled:
+            notes += describe_imbalance(train.labels(), names)
     total = train.num_rows if isinstance(train, StreamRows) else len(train)
     calibration_images, holdout_images = choose_sizes(total, calibration_images, holdout_images)
     held, keys, positions = hold_out(name, train, calibration_images + holdout_images, seed, tested)
-    if holdout_images:
+    if holdout_images and labelled:
         warn_of_missing_classes(held[:holdout_images], names)  # their beginning is the best balanced
     if isinstance(train, MapRows):
         train = train.subset(np.setdiff1d(np.arange(len(train)), sorted(positions)))
@@ -164,6 +173,7 @@ def open_splits(
         name=short,
         revision=commit or "",
         notes=tuple(notes),
+        labelled=labelled,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagleeye_hf.evaluation.metrics import evaluate_model
@@ -84,6 +85,32 @@ class CustomObjective:
         return Score(
             loss=float(self.loss(outputs, targets)), reported=float(self.report(outputs, targets)), num_images=0
         )
+
+
+class Agreement:
+    """With the outputs of the full network, which stand where labels do, of shape `(N, classes)`."""
+
+    ranks, reports = "divergence", "agreement"
+
+    def measure(self, model: nn.Module, batches: Iterable[Batch]) -> Score:
+        divergence, agreeing, num = 0.0, 0, 0
+        with evaluation_mode(model), torch.inference_mode():
+            for images, wanted in batches:
+                found = run_model(model, images).float().cpu()
+                divergence += float(_divergence(wanted, found))
+                agreeing += int((found.argmax(1) == wanted.argmax(1)).sum())
+                num += len(images)
+        return Score(loss=divergence / num, reported=agreeing / num, num_images=num)
+
+    def chance(self, model: nn.Module, batch: Batch) -> Score:
+        wanted = batch[1]
+        loss = float(_divergence(wanted, torch.zeros_like(wanted))) / len(wanted)
+        return Score(loss=loss, reported=1 / wanted.shape[1], num_images=0)
+
+
+def _divergence(wanted: Tensor, found: Tensor) -> Tensor:
+    """Kullback-Leibler, of the probabilities that the first outputs give from those of the second, summed."""
+    return F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction="sum", log_target=True)
 
 
 class Classification:

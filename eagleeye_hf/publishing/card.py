@@ -29,8 +29,8 @@ PACKAGES = ("eagleeye-hf", "torch", "timm", "transformers", "datasets", "acceler
 
 REQUIRED = {
     "the licence (`license:` in the metadata)": r"^license: \S",
-    "the test accuracy (`model-index:` in the metadata)": r"^model-index:\n",
-    "top-1 and top-5 of both networks": r"^\| top-1 \|.*\n\| top-5 \|",
+    "the test accuracy (`model-index:` in the metadata)": r"^model-index:\n|no accuracy was measured",
+    "top-1 of both networks": r"^\| (top-1|agreement) \|",
     "MACs and parameters": r"^\| MACs.*\n\| parameters \|",
     "the file size": r"^\| file size \|",
     "the latency and its device": r"^\| latency, [^|]*\w[^|]* \|",
@@ -80,6 +80,8 @@ class CardFacts:
     license: str = ""
     own: bool = False
     """The network is none of timm's, and loading needs what builds it."""
+    labelled: bool = True
+    """Whether the images have labels; where not, metrics are of the full network's decisions."""
     num_classes: int = 0
     """0 where it is not known; top-5 of five or fewer tells nothing, and is left out."""
     picture: str = ""
@@ -87,7 +89,12 @@ class CardFacts:
 
     @property
     def has_top5(self) -> bool:
-        return not 0 < self.num_classes <= 5
+        return self.labelled and not 0 < self.num_classes <= 5
+
+    @property
+    def reports(self) -> str:
+        """What metrics tell."""
+        return "top-1" if self.labelled else "agreement"
 
     @property
     def final(self) -> Metrics | None:
@@ -133,6 +140,8 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         tested=_metric_rows(facts.metrics),
         steps=_metric_rows(facts.steps),
         has_top5=facts.has_top5,
+        labelled=facts.labelled,
+        reports=facts.reports,
         own=facts.own,
         curve=[
             {
@@ -189,7 +198,7 @@ def _base_page(facts: CardFacts) -> str | None:
 def _metadata(facts: CardFacts, title: str) -> ModelCardData:
     results = None
     dataset = str(hide_paths(facts.dataset))
-    if facts.final:
+    if facts.final and facts.labelled:
         results = [
             EvalResult(
                 task_type="image-classification",
@@ -231,11 +240,11 @@ def cost_table(facts: CardFacts) -> list[dict[str, str]]:
         rows.append((f"latency, {latency.place.images}, {latency.place}", *(f"{ms:.{digits(ms)}f} ms" for ms in pair)))
     before, after = facts.metrics.get("full"), facts.final
     if before and after:
-        rows.append(("top-1", f"{before.top1:.2%}", f"{after.top1:.2%}"))
+        rows.append((facts.reports, f"{before.top1:.2%}", f"{after.top1:.2%}"))
         if facts.has_top5:
             rows.append(("top-5", f"{before.top5:.2%}", f"{after.top5:.2%}"))
     if len(facts.int8) == 2:
-        rows.append(("top-1, int8", *(f"{found.top1:.2%}" for found in facts.int8.values())))
+        rows.append((f"{facts.reports}, int8", *(f"{found.top1:.2%}" for found in facts.int8.values())))
     if facts.int8_bytes:
         rows.append(("file size, int8", *(f"{size / 1e6:,.2f} MB" for size in facts.int8_bytes)))
     return [{"name": name, "full": a, "pruned": b} for name, a, b in rows]

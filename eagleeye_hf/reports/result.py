@@ -34,6 +34,7 @@ def draw_result(
     path: Path,
     curve: Sequence[Mapping[str, float]] = (),
     steps: Mapping[str, Metrics] | None = None,
+    reports: str = "top-1",
 ) -> Path:
     """Top-1 after each step, the channels that each group keeps and, where there is one, the training curve, as PNG.
 
@@ -47,7 +48,7 @@ def draw_result(
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.15))[:, 0]
     first, *rest = above.subplots(1, 2 if curve else 1, squeeze=False)[0]
     widths = below.subplots()
-    draw_steps(first, metrics, steps or {})
+    draw_steps(first, metrics, steps or {}, reports)
     draw_widths(widths, graph, strategy)
     if curve:
         draw_curve(rest[0], curve)
@@ -56,15 +57,17 @@ def draw_result(
     return path
 
 
-def draw_steps(axes: Any, metrics: Mapping[str, Metrics], steps: Mapping[str, Metrics]) -> None:
-    """Top-1 of the full network, after each step, and of the result."""
+def draw_steps(axes: Any, metrics: Mapping[str, Metrics], steps: Mapping[str, Metrics], reports: str) -> None:
+    """Top-1, or agreement, of the full network, after each step, and of the result."""
     first, *last = metrics
     ordered = [first, *steps, *last]
     tops = [100 * (steps.get(name) or metrics[name]).top1 for name in ordered]
     colors = [STEP_COLORS.get(name, DARK) for name in ordered]
     bars = axes.bar(ordered, tops, color=colors, edgecolor="white", hatch=["//" if n in steps else "" for n in ordered])
     axes.bar_label(bars, [f"{top:.1f}" for top in tops], padding=2)
-    axes.set(title="What each step gave" if steps else "Top-1 on the test images", ylabel="top-1, %")
+    axes.set(
+        title="What each step gave" if steps else f"{reports.capitalize()} on the test images", ylabel=f"{reports}, %"
+    )
     axes.set_ylim(0, max([*tops, 1]) * 1.15)
     axes.tick_params(axis="x", rotation=30)
     if steps:

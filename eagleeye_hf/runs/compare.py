@@ -52,7 +52,7 @@ def open_entries(names: Sequence[str], weights: str | None = None) -> list[Entry
     if entries[0].kind != "full":
         history = read_config(found)["eagleeye"] if (found := find_checkpoint(names[0])) else {}
         base, _ = open_model(names[0])
-        told = ((history.get("metrics") or {}).get("full") or {}).get("top1")
+        told = ((history.get("metrics") or {}).get("full") or {}).get("top1") if history.get("labelled", True) else None
         name = f"full network ({history.get('base_model', 'unpruned')})"
         entries.insert(0, Entry(name=name, model=base.eval(), kind="full", has_weights=False, told_top1=told))
     return entries

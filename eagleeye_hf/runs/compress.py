@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.data.unlabelled import TaughtImages
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
@@ -73,8 +75,15 @@ def compress_model(
     run = open_run(config.output, "compress", finished=True)
     check_settings(config)
     check_license(model, config)
+    if config.finetune.epochs and not data.labelled:
+        raise EagleEyeError(
+            f"`epochs={config.finetune.epochs}`: `dataset={data.name}` has no labels to train on; give `--epochs 0`: "
+            "layers are matched without labels"
+        )
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
+    if not data.labelled:
+        data = teach(data, model)
     if not run.has_result:
         _compress(model, graph, data, config, run, accelerator, adapted, builder, on_phase or (lambda _: None))
     with main_process_works():
@@ -149,6 +158,14 @@ def _finish(run: RunFolder, config: RunConfig) -> None:
     if config.publishing.push_to and not run.record["finished"]:
         publish_run(run.path, config.publishing.push_to, config.hub)
     run.note(finished=True)
+
+
+def teach(data: Splits, model: nn.Module) -> Splits:
+    """The same images with the full network's decisions for labels."""
+    holdout, test = data.holdout, data.test
+    assert isinstance(holdout, ImageSet)
+    assert isinstance(test, ImageSet)
+    return replace(data, holdout=TaughtImages(holdout, model), found_test=TaughtImages(test, model))
 
 
 def test_model(network: nn.Module, data: Splits, accelerator: Accelerator, num_workers: int) -> Metrics:

@@ -10,6 +10,7 @@ from torch import nn
 
 from eagleeye_hf.data.source import open_source
 from eagleeye_hf.data.splits import Splits, find_classes, open_splits
+from eagleeye_hf.data.unlabelled import has_labels
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.processes import is_main, main_process_works
 from eagleeye_hf.publishing.checkpoint import save_pretrained
@@ -50,18 +51,25 @@ def open_job(config: JobConfig) -> Job:
     model = load_model(network.model, network.weights, network.inputs)
     source = open_source(told.dataset, told.dataset_config, told.dataset_revision, told.streaming)
     columns = {"image_column": told.image_column, "label_column": told.label_column}
-    names = find_classes(source, **columns, label_names=told.label_names)
+    needs_labels = config.finetune.epochs != 0 or bool(config.adapt.adapt_epochs)
+    labelled = needs_labels or has_labels(source, told.label_column)
+    names = find_classes(source, **columns, label_names=told.label_names) if labelled else None
     before = describe_model(model).num_classes
     head = ""
     if config.adapt.adapt_epochs != 0:
         model, head = adapt_head(model, names)
     arguments = split_arguments(told, config.held_out, config.augmentation, config.seed)
-    data = open_splits(like=model, **arguments | {"dataset": source})
+    data = open_splits(like=model, **arguments | {"dataset": source}, needs_labels=needs_labels)
     settled = settle_job(config, head, data.train.count())
     check_license(model, settled)
     now = len(data.label_names)
     told_head = {KEPT: f"{now} of its {before:,} outputs kept", NEW: f"a new head for {now} classes"}.get(head, "")
     notes = list(data.notes)
+    if not data.labelled:
+        notes.append(
+            "the images have no labels: candidates are ranked by how far their outputs are from the full network's, "
+            "and agreement with its decisions is measured instead of accuracy"
+        )
     if head == KEPT:
         notes.append(f"{now} of the network's {before:,} outputs stand for the dataset's classes, and are kept")
     if head == NEW:

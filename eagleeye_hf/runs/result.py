@@ -86,6 +86,7 @@ def save_result(
         command=_command(accelerator),
         license=license_of(model, config),
         num_classes=len(data.label_names),
+        labelled=data.labelled,
         own=builder is not None,
         picture=PICTURE if importlib.util.find_spec("matplotlib") else "",
         file_bytes=(state_bytes(model), state_bytes(pruned)),
@@ -95,6 +96,7 @@ def save_result(
         "widths": named_widths(graph, measured.strategy),
         "metrics": {step: found.to_dict() for step, found in measured.metrics.items()},
         "holdout_metrics": {step: found.to_dict() for step, found in measured.steps.items()},
+        "labelled": data.labelled,
         "config": hide_paths(flat_dict(config)),
         "training": [asdict(record) for record in measured.curve],
     }
@@ -109,7 +111,7 @@ def save_result(
         from eagleeye_hf.reports.result import draw_result  # needs the extra `plots`
 
         picture = run.path / PICTURE
-        draw_result(graph, measured.strategy, facts.metrics, picture, facts.training_curve, facts.steps)
+        draw_result(graph, measured.strategy, facts.metrics, picture, facts.training_curve, facts.steps, facts.reports)
     push_to = config.publishing.push_to
     save_pretrained(
         pruned,
@@ -175,7 +177,11 @@ def summarise(facts: CardFacts, run: RunFolder) -> str:
     wide = max(len(row["name"]) for row in rows) + 4
     lines = [f"\n{facts.base}: {left}\n"]
     for title, found in (("test", facts.metrics), ("holdout", facts.steps)):
-        lines += [f"top-1 on the {title} images", *(f"  {k:{wide}}{m.top1:>12.2%}" for k, m in found.items()), ""]
+        lines += [
+            f"{facts.reports} on the {title} images",
+            *(f"  {k:{wide}}{m.top1:>12.2%}" for k, m in found.items()),
+            "",
+        ]
     lines.append(f"  {'':{wide}}{'full':>12}{'pruned':>12}")
     lines += [f"  {row['name']:{wide}}{row['full']:>12}{row['pruned']:>12}" for row in rows]
     return "\n".join([*lines, f"\nsaved in {run.path}"])
