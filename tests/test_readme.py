@@ -96,6 +96,9 @@ def checkpoints(tmp_path_factory) -> Path:
     save_file(network.state_dict(), folder / "resnet20.safetensors")
     timm.models.save_for_hf(network, folder / "full", safe_serialization=True)
     photographs(folder / "photographs", digits_dataset(60)["train"])
+    (folder / "flat").mkdir()
+    for number, row in enumerate(digits_dataset(60)["train"]):
+        row["image"].save(folder / "flat" / f"{number}.png")
     images = ["--dataset", str(folder / "photographs"), "--num-workers", "0"]
     ratios = ["--strategy", str(folder / "half.json"), "--epochs", "0", "--match-steps", "0", "--license", "mit"]
     ratios += ["--runtime", "torch"]
@@ -123,6 +126,7 @@ def test_the_commands_of_the_docs_run(name, checkpoints, tmp_path, monkeypatch, 
         "MODEL": str(checkpoints / "full"),
         "mobilenetv1_100.ra4_e3600_r224_in1k": str(checkpoints / "full"),
         "USER/REPO": "user/thin",
+        "FOLDER": str(checkpoints / "flat"),
         "400": "2",
         "4.2ms": "0.75",
         "0.35": "0.65",

@@ -85,13 +85,13 @@ def _facts(record: SearchRecord, run: Mapping[str, Any], job: str) -> dict[str, 
 
 
 def _summary(record: SearchRecord) -> list[str]:
+    settings = record.settings
     failed = sum(not candidate.scored for candidate in record.candidates)
     lines = [
         f"{len(record.candidates)} candidates in {record.elapsed / 60:.1f} minutes, "
         f"{3600 * len(record.candidates) / max(record.elapsed, 1e-9):,.0f} per hour"
         + (f"; {failed} could not be scored" if failed else ""),
-        f"method {record.settings['method']}, criterion {record.settings.get('criterion', '?')}, "
-        f"seed {record.settings['seed']}",
+        ", ".join(f"{name} {settings[name]}" for name in ("method", "criterion", "seed") if name in settings),
     ]
     full = record.prepared.full
     if full:
