@@ -10,6 +10,8 @@ from eagleeye_hf.search.candidate import Candidate, rank_candidates
 
 NEAR_CHANCE = 2.0
 """What is reported says little below this many times the chance level."""
+MISLED = 0.05
+"""What recomputed statistics may cost the full network before something is said."""
 STANDARD_ERRORS = 3.0
 """Of a binomial distribution: how far above the chance level a guess may come by luck."""
 
@@ -19,7 +21,7 @@ def diagnose_full_model(full: FullScores) -> str | None:
     unchanged, adaptive = full.unchanged.reported, full.adaptive.reported
     limit = _limit(full, full.unchanged.num_images)
     if unchanged >= limit and adaptive >= limit:
-        return None
+        return _diagnose_calibration(full)
     scores = f"the full model scores {unchanged:.1%} on the holdout images, {adaptive:.1%} with recomputed statistics"
     if unchanged < limit and adaptive < limit:
         return (
@@ -38,6 +40,20 @@ def diagnose_full_model(full: FullScores) -> str | None:
     )
 
 
+def _diagnose_calibration(full: FullScores) -> str | None:
+    """Whether the calibration images mislead: recomputed from them, statistics cost the full network accuracy."""
+    before, after, images = full.unchanged.reported, full.adaptive.reported, full.unchanged.num_images
+    luck = STANDARD_ERRORS * math.sqrt(2 * max(before * (1 - before), 0) / max(images, 1))
+    if before - after <= max(MISLED, luck):
+        return None
+    return (
+        f"recomputing statistics from the calibration images costs the full model {100 * (before - after):.1f} points "
+        f"on the holdout images ({before:.1%} to {after:.1%}), and sub-nets pay that, too: these are not images as it "
+        "was trained on, say of a few of its classes. Give images that cover its classes, or train it on these first "
+        "(`--adapt-epochs`), or give more of them, if there are fewer than some hundred."
+    )
+
+
 def diagnose_scores(candidates: Sequence[Candidate], full: FullScores | None) -> str | None:
     """Whether the best candidate, on the most images, is better than guessing, and what to do if it is not.
 
@@ -53,7 +69,7 @@ def diagnose_scores(candidates: Sequence[Candidate], full: FullScores | None) ->
         return None
     if best.reported >= _limit(full, best.num_images) and best.loss < full.chance.loss:
         return None
-    if diagnose_full_model(full):
+    if min(full.unchanged.reported, full.adaptive.reported) < _limit(full, full.unchanged.num_images):
         return None  # said already, and the cause
     return (
         f"the best candidate scores {best.reported:.2%} on {best.num_images:,} images (loss {best.loss:.2f}), near the "

@@ -40,6 +40,26 @@ def test_the_full_model_tells_what_is_wrong_with_the_data(unchanged, adaptive, w
     assert note is None if words is None else words in note
 
 
+@pytest.mark.parametrize(
+    ("unchanged", "adaptive", "num_images", "told"),
+    [
+        (0.744, 0.443, 512, True),  # EfficientNet-Lite0, a thousand classes, photographs of ten
+        (0.973, 0.871, 256, True),
+        (0.90, 0.87, 2048, False),
+        (0.70, 0.60, 64, False),  # luck
+    ],
+)
+def test_calibration_images_that_mislead_are_noticed(unchanged, adaptive, num_images, told):
+    scores = [Score(loss=1.0, reported=top1, num_images=num_images) for top1 in (unchanged, adaptive)]
+    found = FullScores(unchanged=scores[0], adaptive=scores[1], chance=GOOD.chance)
+    note = diagnose_full_model(found)
+    assert bool(note) == told
+    if note:
+        assert f"costs the full model {100 * (unchanged - adaptive):.1f} points" in note
+        assert "`--adapt-epochs`" in note
+    assert diagnose_scores([candidate(0.001, 6.9, num_images=num_images)], found), "which is another matter"
+
+
 def test_scores_near_chance_are_called_so():
     note = diagnose_scores([candidate(0.001, 6.9), candidate(0.0015, 6.8)], GOOD)
     assert "near the chance level of 0.1%" in note
