@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-6
@@ -52,5 +53,4 @@ def matching_loss(
 def _relative_error(output: Tensor, goal: Tensor) -> Tensor:
     output, goal = output.float(), goal.float()
     others = [dim for dim in range(goal.ndim) if dim != 1]
-    spread = (goal - goal.mean(others, keepdim=True)).square().mean()
-    return (output - goal).square().mean() / (spread + EPSILON)
+    return F.mse_loss(output, goal) / (goal.var(others, correction=0).mean() + EPSILON)
