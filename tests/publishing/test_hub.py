@@ -267,7 +267,7 @@ def test_a_repo_that_is_no_checkpoint_is_refused_before_its_weights_are_fetched(
     ("changes", "message"),
     [
         ({"license": ""}, "does not tell the licence"),
-        ({"metrics": {}}, "the test accuracy .*nor top-1 and top-5 of both networks"),
+        ({"metrics": {}}, "the test accuracy .*nor top-1 of both networks"),
         ({"dataset": ""}, "the dataset"),
         ({"latency": ()}, "the latency and its device"),
         ({"command": ""}, "the command"),
