@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.data.unlabelled import TaughtImages
@@ -120,11 +121,12 @@ def _compress(
     pruned, steps = measure_steps(score, strategy, hold, config.repair.compensate)
     curve = list[EpochRecord]()
     network = {"model": config.network.model, "weights": config.network.weights}
+    start = flat_dict(config.repair) | flat_dict(config.match)
     common: dict[str, Any] = {
         "holdout": data.holdout,
         "calibration": data.calibration,
         "accelerator": accelerator,
-        "identity": config.images | network | {"widths": list(strategy.widths)},
+        "identity": config.images | network | start | {"widths": list(strategy.widths)},
         "num_workers": config.data.num_workers,
     }
     if config.match.match_steps != 0:

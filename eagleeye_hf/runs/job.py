@@ -68,7 +68,8 @@ def open_job(config: JobConfig) -> Job:
     if not data.labelled:
         notes.append(
             "the images have no labels: candidates are ranked by how far their outputs are from the full network's, "
-            "and agreement with its decisions is measured instead of accuracy"
+            "and agreement with its decisions is measured instead of accuracy; if a column holds labels, name it with "
+            "`--label-column`"
         )
     if head == KEPT:
         notes.append(f"{now} of the network's {before:,} outputs stand for the dataset's classes, and are kept")

@@ -10,7 +10,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.data.unlabelled import TaughtImages
 from eagleeye_hf.evaluation.config import ScoringConfig
-from eagleeye_hf.evaluation.objective import Agreement
+from eagleeye_hf.evaluation.objective import Agreement, Objective
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.pruning.config import ImportanceConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
@@ -34,13 +34,17 @@ class Settings(Protocol):
 def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Settings) -> AdaptiveBNScore:
     """Scores by adaptive BatchNorm on the dataset's calibration and holdout images: by their labels or, without any, by
     the full network's outputs."""
-    holdout = data.holdout.taught_batches() if isinstance(data.holdout, TaughtImages) else data.holdout.cached_batches()
+    objective: Objective | None = None
+    if isinstance(data.holdout, TaughtImages):
+        objective, holdout = Agreement(), data.holdout.taught_batches()
+    else:
+        holdout = data.holdout.cached_batches()
     return AdaptiveBNScore(
         model,
         graph,
         data.calibration.cached_batches(),
         holdout,
-        objective=None if data.labelled else Agreement(),
+        objective=objective,
         criterion=settings.importance.criterion,
         compensate=COMPENSATE[settings.scoring.scores],
         format=settings.scoring.format,
