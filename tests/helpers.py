@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from eagleeye_hf import Strategy
 from eagleeye_hf.cli import main
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -70,6 +71,30 @@ def silence(model: nn.Module, graph, keep) -> nn.Module:
                 if member.tensor in tensors and member.dim in _input_dims(module, member.tensor):
                     tensors[member.tensor].index_fill_(member.dim, torch.from_numpy(member.index[removed].ravel()), 0)
     return silenced
+
+
+def silence_blocks(model: nn.Module, graph, removed_blocks) -> nn.Module:
+    """The model in which the branches of these blocks add zero: the parameters at their ends are zero."""
+    silenced = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in graph.blocks:
+            if block.name in removed_blocks:
+                for name in block.zeroed:
+                    silenced.get_parameter(name).zero_()
+    return silenced
+
+
+def random_blocks(graph, seed: int) -> list[str]:
+    """A random half of the blocks that can go."""
+    names = [block.name for block in graph.removable]
+    chosen = np.random.default_rng(seed).permutation(len(names))[: (len(names) + 1) // 2]
+    return [names[place] for place in sorted(chosen)]
+
+
+def strategy_of(graph, keep, removed_blocks=(), image_size=None) -> Strategy:
+    """What `slice_model` is told, as a strategy."""
+    widths = [len(keep.get(group.name, range(group.channels))) for group in graph.groups]
+    return Strategy(tuple(widths), tuple(removed_blocks), image_size)
 
 
 def _input_dims(module: nn.Module, tensor: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.graph import ChannelGraph, Terms
 
 
 @runtime_checkable
@@ -16,6 +16,10 @@ class HasWidths(Protocol):
 
     @property
     def widths(self) -> tuple[int, ...]: ...
+    @property
+    def removed_blocks(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> int | None: ...
 
 
 class Cost(NamedTuple):
@@ -28,30 +32,63 @@ class Cost(NamedTuple):
 def count_cost(graph: ChannelGraph, strategy: HasWidths | Sequence[int] | np.ndarray) -> Cost:
     """Count what the network costs under a strategy, without building it.
 
-    MACs are those of convolutions and matrix products (biases and BatchNorm not counted), for one image of
-    `graph.input_size`; PyTorch's `FlopCounterMode` counts exactly twice as many. Parameters are all of the model's.
+    MACs are those of convolutions and matrix products (biases and BatchNorm not counted), for one image;
+    PyTorch's `FlopCounterMode` counts exactly twice as many. Parameters are all of the model's.
 
     Args:
-        strategy: or its widths, shape `(num_groups,)`, or widths of shape `(num_candidates, num_groups)`, many at once.
+        strategy: or its widths, shape `(num_groups,)`; or many at once, widths of shape `(num_candidates, num_groups)`
+            or rows as `strategy_rows` gives them.
     Returns:
         Two integers, or two integer arrays of shape `(num_candidates,)`.
     """
-    array = np.asarray(strategy.widths if isinstance(strategy, HasWidths) else strategy, dtype=np.int64)
-    units = np.atleast_2d(array) // graph.steps
+    rows = strategy_rows(graph, [strategy])[0] if isinstance(strategy, HasWidths) else np.asarray(strategy, np.int64)
+    widths, removed, image_sizes = split_rows(graph, rows)
+    units = widths // graph.steps
     # float64 matrix products are exact here (below 2**53) and far faster than NumPy's integer ones
     forms = (units.astype(np.float64) @ graph.cost.coefficients + graph.cost.constants).astype(np.int64).T
-    macs = _sum_terms(graph.cost.macs, forms)
-    params = _sum_terms(graph.cost.params, forms)
-    if array.ndim == 1:
+    macs = _sum_terms(graph.cost.macs, forms, removed, _factors(graph, image_sizes))
+    params = _sum_terms(graph.cost.params, forms, removed, None)
+    if rows.ndim == 1:
         return Cost(int(macs[0]), int(params[0]))
     return Cost(macs, params)
 
 
-def _sum_terms(terms: tuple[tuple[int, tuple[int, ...]], ...], forms: np.ndarray) -> np.ndarray:
+def strategy_rows(graph: ChannelGraph, strategies: Sequence[HasWidths]) -> np.ndarray:
+    """Strategies as rows of integers: widths, for each of `graph.blocks` whether it is removed, and the image size.
+
+    Returns:
+        Shape `(num_strategies, num_groups + num_blocks + 1)`.
+    """
+    names, size = [block.name for block in graph.blocks], graph.image_size
+    rows = [
+        [*one.widths, *(name in one.removed_blocks for name in names), one.image_size or size] for one in strategies
+    ]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), len(graph.groups) + len(names) + 1)
+
+
+def split_rows(graph: ChannelGraph, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The three parts of such rows; the last two None where the rows are widths alone."""
+    rows, num = np.atleast_2d(rows), len(graph.groups)
+    if rows.shape[1] == num:
+        return rows, None, None
+    return rows[:, :num], rows[:, num:-1] == 1, rows[:, -1]
+
+
+def _factors(graph: ChannelGraph, image_sizes: np.ndarray | None) -> np.ndarray | None:
+    """The factor of each term of the MACs, shape `(num_terms, num_candidates)`; None for those of the trace."""
+    if image_sizes is None or np.all(image_sizes == graph.image_size):
+        return None
+    known = {graph.image_size: tuple(factor for factor, _, _ in graph.cost.macs), **dict(graph.cost.macs_at)}
+    return np.array([known[int(size)] for size in image_sizes], dtype=np.int64).T
+
+
+def _sum_terms(terms: Terms, forms: np.ndarray, removed: np.ndarray | None, factors: np.ndarray | None) -> np.ndarray:
     total = np.zeros(forms.shape[1], dtype=np.int64)
-    for factor, indices in terms:
-        product = np.full(forms.shape[1], factor, dtype=np.int64)
+    for number, (factor, indices, block) in enumerate(terms):
+        product = np.full(forms.shape[1], factor, dtype=np.int64) if factors is None else factors[number].copy()
         for index in indices:
             product *= forms[index]
+        if block >= 0 and removed is not None:
+            product[removed[:, block]] = 0
         total += product
     return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, SizeAttribute
+from eagleeye_hf.channels.removal import is_removed
 from eagleeye_hf.channels.resizing import resize_modules
 from eagleeye_hf.errors import EagleEyeError
 
@@ -61,15 +62,30 @@ def _removed(group: ChannelGroup, keep: Mapping[str, np.ndarray]) -> np.ndarray:
     return removed
 
 
-def thin_copy(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> nn.Module:
-    """A new model without the channels that `keep` leaves out; the input is untouched."""
+def thin_copy(
+    model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray], removed_blocks: Collection[str] = ()
+) -> nn.Module:
+    """A new model without the channels that `keep` leaves out and without some blocks; the input is untouched."""
     tensors = dict(named_tensors(model))
     cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
     for (name, dim), kept in kept_places(graph, keep, {name: tuple(t.shape) for name, t in tensors.items()}).items():
-        cuts.setdefault(name, []).append((dim, kept))
-    thinned = _copy_with(model, ((tensors[name], cut_tensor(tensors[name], cut)) for name, cut in cuts.items()))
-    resize_modules(thinned, {(a.module, a.path): kept_size(a, graph, keep) for a in graph.attributes})
+        if not is_removed(name, removed_blocks):
+            cuts.setdefault(name, []).append((dim, kept))
+    pairs = ((tensors[name], cut_tensor(tensors[name], cut)) for name, cut in cuts.items())
+    thinned = _copy_with(model, pairs, removed_blocks)
+    resize_modules(thinned, attribute_sizes(graph, keep, removed_blocks))
     return thinned
+
+
+def attribute_sizes(
+    graph: ChannelGraph, keep: Mapping[str, np.ndarray], removed_blocks: Collection[str] = ()
+) -> dict[tuple[str, tuple[str | int, ...]], int]:
+    """What the sizes that modules keep for themselves become."""
+    return {
+        (attribute.module, attribute.path): kept_size(attribute, graph, keep)
+        for attribute in graph.attributes
+        if not is_removed(attribute.module, removed_blocks)
+    }
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -89,9 +105,11 @@ def _is_cache(name: str, value: Any) -> bool:
     return type(value) is dict and not name.startswith("_") and all(isinstance(v, Tensor) for v in value.values())
 
 
-def _copy_with(model: nn.Module, replacements: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
+def _copy_with(
+    model: nn.Module, replacements: Iterable[tuple[Tensor, Tensor]], removed_blocks: Collection[str] = ()
+) -> nn.Module:
     """A deep copy that has other tensors in place of some, and nothing that a forward pass left behind."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(model.get_submodule(name)): nn.Identity() for name in removed_blocks}
     for old, new in replacements:
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     for module in model.modules():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Member(NamedTuple):
@@ -64,6 +64,28 @@ class SizeAttribute:
     """(group number, pairs of shape `(n, 2)`: a channel of it, its place among the counted ones)."""
 
 
+@dataclass(frozen=True)
+class Block:
+    """A residual branch that can go as a whole, its module giving what it is given, or that can't."""
+
+    name: str
+    """Path of the module, in whose place `nn.Identity` comes."""
+    zeroed: frozenset[str] = frozenset()
+    """Parameters at the end of the branch: where they are zero, the full network computes what it does without it."""
+    groups: tuple[int, ...] = ()
+    """Numbers of the channel groups that go with it."""
+    reason: str = ""
+    """Why it can't go; empty for one that can."""
+
+    @property
+    def removable(self) -> bool:
+        return not self.reason
+
+
+Terms = tuple[tuple[int, tuple[int, ...], int], ...]
+"""(factor, forms to multiply, number of the block that it goes with or -1) per term."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CostModel:
     """Costs as sums of products of linear forms of the groups' unit counts, all integers."""
@@ -72,16 +94,19 @@ class CostModel:
     """Shape `(num_forms,)`."""
     coefficients: np.ndarray
     """Shape `(num_groups, num_forms)`; form f of unit counts u is `constants[f] + u @ coefficients[:, f]`."""
-    macs: tuple[tuple[int, tuple[int, ...]], ...]
-    """(factor, forms to multiply) per term; multiply-accumulates of one image."""
-    params: tuple[tuple[int, tuple[int, ...]], ...]
+    macs: Terms
+    """Multiply-accumulates of one image."""
+    params: Terms
+    macs_at: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(image size, factor per term of `macs`) for other sizes of the image than that of the trace."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGraph:
-    """Every channel group of a network, in the order of execution."""
+    """Every channel group of a network, in the order of execution, and every block."""
 
     groups: tuple[ChannelGroup, ...]
+    blocks: tuple[Block, ...]
     attributes: tuple[SizeAttribute, ...]
     cost: CostModel
     input_size: tuple[int, int, int]
@@ -89,6 +114,25 @@ class ChannelGraph:
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
         return tuple(group for group in self.groups if group.prunable)
+
+    @cached_property
+    def removable(self) -> tuple[Block, ...]:
+        return tuple(block for block in self.blocks if block.removable)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of the square image for which the network was traced (its height)."""
+        return self.input_size[1]
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Those at which the network's cost is known, ascending."""
+        return tuple(sorted({self.image_size, *(size for size, _ in self.cost.macs_at)}))
+
+    def gone_groups(self, removed_blocks: Iterable[str]) -> set[int]:
+        """Numbers of the groups that go with these blocks."""
+        removed = set(removed_blocks)
+        return {number for block in self.blocks if block.name in removed for number in block.groups}
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
@@ -117,11 +161,13 @@ class ChannelGraph:
                     [a.module, list(a.path), a.length, [[g, _pack(index)] for g, index in a.parts]]
                     for a in self.attributes
                 ],
+                "blocks": [[b.name, sorted(b.zeroed), b.groups, b.reason] for b in self.blocks],
                 "cost": {
                     "constants": self.cost.constants.tolist(),
                     "coefficients": self.cost.coefficients.tolist(),
                     "macs": self.cost.macs,
                     "params": self.cost.params,
+                    "macs_at": self.cost.macs_at,
                 },
             }
         )
@@ -161,11 +207,16 @@ class ChannelGraph:
                     )
                     for module, path, length, parts in data["attributes"]
                 ),
+                blocks=tuple(
+                    Block(name, frozenset(zeroed), tuple(numbers), reason)
+                    for name, zeroed, numbers, reason in data["blocks"]
+                ),
                 cost=CostModel(
                     constants=np.array(cost["constants"], dtype=np.int64),
                     coefficients=np.array(cost["coefficients"], dtype=np.int64).reshape(num_groups, -1),
-                    macs=tuple((factor, tuple(forms)) for factor, forms in cost["macs"]),
-                    params=tuple((factor, tuple(forms)) for factor, forms in cost["params"]),
+                    macs=tuple((factor, tuple(forms), block) for factor, forms, block in cost["macs"]),
+                    params=tuple((factor, tuple(forms), block) for factor, forms, block in cost["params"]),
+                    macs_at=tuple((size, tuple(factors)) for size, factors in cost["macs_at"]),
                 ),
             )
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -191,6 +242,24 @@ def check_widths(graph: ChannelGraph, widths: Sequence[int]) -> tuple[int, ...]:
                 f"it takes a multiple of {group.step} from {group.step} to {group.channels}"
             )
     return tuple(int(width) for width in widths)
+
+
+def check_blocks(graph: ChannelGraph, removed_blocks: Collection[str]) -> tuple[str, ...]:
+    """Return the names in the graph's order after checking them against it.
+
+    Raises:
+        EagleEyeError: not a collection of names, a name is no block of the graph, or one that can't go.
+    """
+    if isinstance(removed_blocks, str):
+        raise EagleEyeError(f"`removed_blocks` is a collection of names; got the text {removed_blocks!r}")
+    known = {block.name: block for block in graph.blocks}
+    for name in removed_blocks:
+        if name not in known:
+            can = ", ".join(block.name for block in graph.removable[:3]) or "none"
+            raise EagleEyeError(f"`removed_blocks`: {name!r} is no block of this network; those that can go: {can}...")
+        if known[name].reason:
+            raise EagleEyeError(f"`removed_blocks`: {name} can't go ({known[name].reason})")
+    return tuple(name for name in known if name in set(removed_blocks))
 
 
 def _pack(index: np.ndarray) -> list[Any]:

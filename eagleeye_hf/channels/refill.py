@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eagleeye_hf.channels.cut import clear_caches, cut_tensor, kept_places, kept_size, named_tensors, resize_modules
+from eagleeye_hf.channels.cut import attribute_sizes, clear_caches, cut_tensor, kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.removal import is_removed, remove_blocks, restore_blocks
+from eagleeye_hf.channels.resizing import resize_modules
 
 
 class RefilledModel:
@@ -39,20 +41,31 @@ class RefilledModel:
                         self._slots.setdefault(names[id(tensor)], []).append(
                             (slots, key, isinstance(tensor, nn.Parameter))
                         )
+        self._removed: dict[str, nn.Module] = {}
+        """What the candidate that is filled in lacks."""
         self._buffers = {name for name, _ in self._model.named_buffers()}
 
-    def fill(self, keep: Mapping[str, np.ndarray], changed: Mapping[str, Tensor] | None = None) -> nn.Module:
+    def fill(
+        self,
+        keep: Mapping[str, np.ndarray],
+        changed: Mapping[str, Tensor] | None = None,
+        removed_blocks: Collection[str] = (),
+    ) -> nn.Module:
         """The model with only the channels in `keep`, in eval mode; it replaces the one given before.
 
         Args:
             changed: full tensors that stand in for the model's own, by name.
         """
         changed = changed or {}
+        restore_blocks(self._model, self._removed)
+        self._removed = {}
         places = kept_places(self.graph, keep, self._shapes)
         cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
         for (name, dim), kept in places.items():
             cuts.setdefault(name, []).append((dim, kept))
         for name, slots in self._slots.items():
+            if is_removed(name, removed_blocks):
+                continue
             if name in cuts or name in changed:
                 tensor = self._format(cut_tensor(changed.get(name, self._full[name]), cuts.get(name, [])))
             else:
@@ -60,7 +73,8 @@ class RefilledModel:
             for holder, key, is_parameter in slots:
                 holder[key] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
         clear_caches(self._model)
-        resize_modules(self._model, {(a.module, a.path): kept_size(a, self.graph, keep) for a in self.graph.attributes})
+        self._removed = remove_blocks(self._model, removed_blocks)
+        resize_modules(self._model, attribute_sizes(self.graph, keep, removed_blocks))
         return self._model.eval()
 
     def _format(self, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ It imports torch and nothing else, since the code that a checkpoint may bring al
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -107,6 +107,31 @@ def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.
             _shrink_standard(module, {**counts, **changes})
     resize_modules(model, attributes)
     return model
+
+
+def remove_modules(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """Put `nn.Identity` in the place of these modules, in place.
+
+    Raises:
+        ValueError: the model has no such module.
+    """
+    for name in names:
+        parent, _, key = str(name).rpartition(".")
+        around = dict(model.named_modules()).get(parent)
+        if not key or around is None or around._modules.get(key) is None:
+            raise ValueError(f"`removed_blocks` names {reprlib.repr(name)}, which is no module of the base model")
+        around._modules[key] = nn.Identity()
+    return model
+
+
+def removed_modules(full: nn.Module, thin: nn.Module) -> list[str]:
+    """Names of the modules in whose places `thin` has `nn.Identity`, though they have tensors in `full`."""
+    modules = dict(full.named_modules())
+    return [
+        name
+        for name, module in thin.named_modules()
+        if type(module) is nn.Identity and name in modules and modules[name].state_dict()
+    ]
 
 
 def _left_out(name: str, modules: Mapping[str, nn.Module]) -> bool:

@@ -8,7 +8,7 @@ what a candidate leaves out computes the same, and its passes are always the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -46,9 +46,16 @@ class RecordedNetwork(nn.Module):
         self.passes: dict[tuple[torch.Size, torch.dtype, float | None, bool], Pass] = {}
         self.moments = _Moments(self.layers)
 
-    def fill(self, keep: Mapping[str, np.ndarray], changed: Mapping[str, Tensor] | None = None) -> RecordedNetwork:
-        """Take the weights of the candidate with the channels in `keep`; `changed` as in `RefilledModel.fill`."""
-        changed = changed or {}
+    def fill(
+        self,
+        keep: Mapping[str, np.ndarray],
+        changed: Mapping[str, Tensor] | None = None,
+        removed_blocks: Collection[str] = (),
+    ) -> RecordedNetwork:
+        """Take the weights of the candidate with the channels in `keep`; arguments as in `RefilledModel.fill`. The
+        branches of blocks that are gone add zero."""
+        ends = [name for block in self.graph.blocks if block.name in removed_blocks for name in block.zeroed]
+        changed = {**(changed or {}), **{name: torch.zeros_like(self.full[name]) for name in ends}}
         parameters = dict(self.network.named_parameters())
         masks = self._masks(keep)
         touched = {name for name, _ in masks} | set(changed)

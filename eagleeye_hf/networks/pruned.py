@@ -12,7 +12,7 @@ default_cfgs = {"eagleeye_pruned": {"architecture": "eagleeye_pruned"}}
 
 @register_model
 def eagleeye_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A pruned network; `base`, `base_args`, `fused` and `sizes` come from the checkpoint's `model_args`."""
+    """A pruned network; `base`, `sizes` and the rest come from the checkpoint's `model_args`."""
     import importlib
 
     return importlib.import_module("eagleeye_hf.publishing.entrypoint").build_pruned(pretrained, **kwargs)

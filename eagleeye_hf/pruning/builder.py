@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.refill import RefilledModel
+from eagleeye_hf.channels.removal import is_removed
 from eagleeye_hf.channels.slicing import slice_model
+from eagleeye_hf.networks.config import InputConfig
+from eagleeye_hf.networks.load import adjust_input
 from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
 from eagleeye_hf.pruning.config import Criterion
@@ -54,11 +57,13 @@ class Builder:
 
     def build(self, strategy: Strategy, compensate: bool) -> nn.Module:
         """A thin model of its own, with the full model's statistics, to be trained or saved."""
-        keep, changed = self.choose(strategy, compensate)
-        thin = slice_model(self.model, self.graph, keep)
+        keep, changed, removed = self.choose(strategy, compensate)
+        thin = slice_model(self.model, self.graph, keep, removed)
         if compensate:
-            repaired = RefilledModel(self.model, self.graph).fill(keep, changed)
+            repaired = RefilledModel(self.model, self.graph).fill(keep, changed, removed)
             thin.load_state_dict(repaired.state_dict())  # in the type of the full model
+        if strategy.image_size is not None:
+            adjust_input(thin, InputConfig(image_size=strategy.image_size))
         return thin
 
     def fill(self, strategy: Strategy, compensate: bool, channels_last: bool = False) -> nn.Module:
@@ -69,10 +74,16 @@ class Builder:
                 models[channels_last] = RefilledModel(self.model, self.graph, channels_last)
         return models[channels_last].fill(*self.choose(strategy, compensate))
 
-    def choose(self, strategy: Strategy, compensate: bool) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:
-        """Channels that stay, per group, and full-sized tensors that stand in for the model's own, by name."""
-        keep = self.importance.choose(strategy.widths)
-        return keep, compensate_readers(self.model, self.graph, keep, self.moments) if compensate else {}
+    def choose(
+        self, strategy: Strategy, compensate: bool
+    ) -> tuple[dict[str, np.ndarray], dict[str, Tensor], tuple[str, ...]]:
+        """Channels that stay, per group; full-sized tensors that stand in for the model's own, by name; and the blocks
+        that are gone."""
+        keep, removed = self.importance.choose(strategy.widths), strategy.removed_blocks
+        if not compensate:
+            return keep, {}, removed
+        moments = {name: found for name, found in self.moments.items() if not is_removed(name, removed)}
+        return keep, compensate_readers(self.model, self.graph, keep, moments), removed
 
 
 class _Alone:

@@ -164,7 +164,7 @@ def open_checkpoint(folder: Path, builder: Callable[[], nn.Module] | None = None
             else f"`builder`: {folder} is of timm's {arguments['base']}, which needs none"
         )
     if builder is not None:
-        model = build_own(builder, arguments["sizes"])
+        model = build_own(builder, arguments["sizes"], arguments.get("removed_blocks", ()))
         check_weights(model, folder)
         return config, model
     try:

@@ -30,7 +30,7 @@ def rebuild_empty(arguments: Mapping[str, Any], num_classes: int) -> nn.Module:
         num_classes=num_classes,
         in_chans=arguments.get("in_chans", 3),
     )
-    return apply_sizes(model, arguments.get("sizes", {}))
+    return apply_sizes(model, arguments.get("sizes", {}), arguments.get("removed_blocks", ()))
 
 
 def find_input(model: Any, arguments: Mapping[str, Any], cfg: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ BUILDER = "builder"
 """In `model_args`: what built a network that timm does not know. It is told, not called."""
 
 MAX_CONFIG_BYTES = 16 << 20
+MAX_BLOCKS = 1000
 MAX_CLASSES, MAX_CHANNELS, MAX_PIXELS, MAX_FEATURES = 100_000, 1024, 1024, 1 << 20
 """Of outputs, input channels, (where a network is built for one) image size and features; beyond what networks have."""
 
@@ -135,18 +136,21 @@ def check_model_args(arguments: Mapping[str, Any]) -> None:
     """Refuse all but a known base, arguments that are safe to give it, and sizes (checked when they are applied)."""
     if BUILDER in arguments:
         _check(BUILDER, arguments[BUILDER], lambda value: isinstance(value, str) and len(value) <= 256)
-        _check("model_args", sorted(arguments), lambda names: set(names) <= {BUILDER, "sizes"})
+        _check("model_args", sorted(arguments), lambda names: set(names) <= {BUILDER, "sizes", "removed_blocks"})
+        _check("removed_blocks", arguments.get("removed_blocks", []), is_list(NAMES, *range(MAX_BLOCKS)))
         return
     check_base(arguments.get("base"))
     check_base_args(arguments.get("base_args", {}))
     _check("in_chans", arguments.get("in_chans", 3), is_count(1, MAX_CHANNELS))
     _check("fused", arguments.get("fused", False), is_flag)
+    _check("removed_blocks", arguments.get("removed_blocks", []), is_list(NAMES, *range(MAX_BLOCKS)))
     for key in set(arguments) - {
         "base",
         "base_args",
         "fused",
         "sizes",
         "in_chans",
+        "removed_blocks",
     }:  # timm's own `save_for_hf` adds some
         if key != "num_classes" and key not in BASE_ARGS:
             raise EagleEyeError(f"`model_args` has {reprlib.repr(key)}, which no checkpoint of ours has")

@@ -27,7 +27,7 @@ from eagleeye_hf.publishing.download import download_weights
 from eagleeye_hf.publishing.rebuild import build_empty, build_lean, build_thin
 from eagleeye_hf.publishing.weights import check_weights
 
-SAVED_ARGS = ("base", "base_args", "fused", "sizes", "in_chans")
+SAVED_ARGS = ("base", "base_args", "fused", "sizes", "removed_blocks", "in_chans")
 
 
 def build_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -37,8 +37,7 @@ def build_pruned(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     compared with that before memory is spent.
 
     Args:
-        kwargs: `base`, `base_args`, `fused` and `sizes` of the checkpoint's `model_args`, and what timm gives beside
-            them.
+        kwargs: `base`, `sizes` and so on of the checkpoint's `model_args`, and what timm gives beside them.
     """
     if BUILDER in kwargs:
         raise EagleEyeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,8 +16,8 @@ from eagleeye_hf.publishing.recording import as_read, match_sizes
 Build = Callable[[], nn.Module]
 
 
-def build_own(builder: Build, sizes: Mapping[str, Any]) -> nn.Module:
-    """The full network that a builder makes, shrunk to the sizes of a checkpoint.
+def build_own(builder: Build, sizes: Mapping[str, Any], removed_blocks: Collection[str] = ()) -> nn.Module:
+    """The full network that a builder makes, shrunk to the blocks and sizes of a checkpoint.
 
     Raises:
         EagleEyeError: the builder fails, or the sizes are not of what it makes.
@@ -29,7 +29,7 @@ def build_own(builder: Build, sizes: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise EagleEyeError(f"`builder` returns the full network as it was before pruning; got {type(model).__name__}")
     try:
-        return resizing.apply_sizes(model, sizes)
+        return resizing.apply_sizes(resizing.remove_modules(model, removed_blocks), sizes)
     except ValueError as error:
         raise EagleEyeError(f"`builder` makes another network than the checkpoint is of: {error}") from error
 
@@ -48,7 +48,7 @@ def own_config(
     """
     full = build_own(builder, {})
     try:
-        sizes, rebuilt = match_sizes(full, model)
+        removed, sizes, rebuilt = match_sizes(full, model)
     except ValueError as error:
         raise EagleEyeError(f"`builder` makes another network than `model` was cut from: {error}") from error
     described = describe_model(model)
@@ -58,7 +58,8 @@ def own_config(
     config: dict[str, Any] = {
         "architecture": ARCHITECTURE,
         "num_classes": described.num_classes or 0,
-        "model_args": {BUILDER: name.lstrip(".")[:256], "sizes": sizes},
+        "model_args": {BUILDER: name.lstrip(".")[:256], "sizes": sizes}
+        | ({"removed_blocks": removed} if removed else {}),
         "pretrained_cfg": clean_pretrained_cfg(cfg),
         "eagleeye": dict(provenance or {}),
     }

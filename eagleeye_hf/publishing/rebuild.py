@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm
@@ -28,6 +28,7 @@ def build_thin(
     sizes: Mapping[str, Mapping[str, Any]],
     base_args: Mapping[str, Any] | None = None,
     fused: bool = False,
+    removed_blocks: Collection[str] = (),
     **kwargs: Any,
 ) -> nn.Module:
     """Build the base architecture with random weights, then give it the sizes of a checkpoint.
@@ -40,7 +41,8 @@ def build_thin(
     check_base(base)
     check_base_args(base_args or {})
     model = timm.create_model(base, pretrained=False, **{**(base_args or {}), **kwargs})
-    return apply_sizes(reparameterize_model(model.eval(), inplace=True).train() if fused else model, sizes)
+    model = reparameterize_model(model.eval(), inplace=True).train() if fused else model
+    return apply_sizes(model, sizes, removed_blocks)
 
 
 def build_empty(base: str, base_args: Mapping[str, Any], fused: bool = False, **kwargs: Any) -> nn.Module:
@@ -78,6 +80,7 @@ def build_lean(
     sizes: Mapping[str, Mapping[str, Any]],
     base_args: Mapping[str, Any] | None = None,
     fused: bool = False,
+    removed_blocks: Collection[str] = (),
     device: torch.device | str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -85,7 +88,7 @@ def build_lean(
 
     Layers draw random weights as PyTorch's do, for a new head; the rest is zero.
     """
-    model = apply_sizes(build_empty(base, base_args or {}, fused, **kwargs), sizes)
+    model = apply_sizes(build_empty(base, base_args or {}, fused, **kwargs), sizes, removed_blocks)
     for module in model.modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None or not tensor.is_meta:
@@ -112,13 +115,15 @@ class _NoFilling(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def apply_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """Shrink a freshly built model in place to the sizes of a checkpoint.
+def apply_sizes(
+    model: nn.Module, sizes: Mapping[str, Mapping[str, Any]], removed_blocks: Collection[str] = ()
+) -> nn.Module:
+    """Shrink a freshly built model in place to the blocks and sizes of a checkpoint.
 
     Raises:
-        EagleEyeError: a size is not one that the model has, or not between 1 and its own.
+        EagleEyeError: a block or a size is not one that the model has, or a size is not between 1 and its own.
     """
     try:
-        return resizing.apply_sizes(model, sizes)
+        return resizing.apply_sizes(resizing.remove_modules(model, removed_blocks), sizes)
     except ValueError as error:
         raise EagleEyeError(str(error)) from error

@@ -12,6 +12,8 @@ import timm
 from timm.layers import SelectAdaptivePool2d
 from torch import nn
 
+from eagleeye_hf.channels.removal import is_removed
+from eagleeye_hf.channels.resizing import remove_modules, removed_modules
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import describe_input
 from eagleeye_hf.publishing.config import ARCHITECTURE, base_args, check_config, clean_pretrained_cfg
@@ -58,12 +60,13 @@ def build_config(
         full = build_empty(base, arguments, fused, **shape)
     if not fused and _is_fused(full, model):
         fused, full = True, build_empty(base, arguments, True, **shape)
-    sizes, rebuilt = _find_sizes(full, model, base)
+    removed, sizes, rebuilt = _find_sizes(full, model, base)
     pretrained_cfg = clean_pretrained_cfg(cfg) | {"num_classes": num_classes}
     if "input_size" in pretrained_cfg:
         pretrained_cfg["input_size"] = (in_chans, *pretrained_cfg["input_size"][1:])
     model_args: dict[str, Any] = {"base": base, "sizes": sizes}
     model_args |= {"base_args": arguments} if arguments else {}
+    model_args |= {"removed_blocks": removed} if removed else {}
     model_args |= {"fused": True} if fused else {}
     model_args |= {"in_chans": in_chans} if in_chans != 3 else {}
     config: dict[str, Any] = {
@@ -131,7 +134,8 @@ def _pools(model: nn.Module) -> dict[str, str]:
 def _is_fused(full: nn.Module, model: nn.Module) -> bool:
     """Whether the network has other modules than its base, which could be the base's own, merged."""
     can_fuse = any(hasattr(module, name) for module in full.modules() for name in FUSING)
-    return can_fuse and set(full.state_dict()) != set(model.state_dict())
+    removed = removed_modules(full, model)
+    return can_fuse and {name for name in full.state_dict() if not is_removed(name, removed)} != set(model.state_dict())
 
 
 def _without_stale(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -141,19 +145,21 @@ def _without_stale(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     return {name: changes for name, changes in kept.items() if changes}
 
 
-def _find_sizes(full: nn.Module, model: nn.Module, base: str) -> tuple[dict[str, Any], nn.Module]:
+def _find_sizes(full: nn.Module, model: nn.Module, base: str) -> tuple[list[str], dict[str, Any], nn.Module]:
     try:
         return match_sizes(full, model)
     except ValueError as error:
         raise EagleEyeError(f"`model` can't be rebuilt from timm's {base}: {error}. {REMEDY}") from error
 
 
-def match_sizes(full: nn.Module, model: nn.Module) -> tuple[dict[str, Any], nn.Module]:
-    """The sizes that make `model` of the full network, and the full network shrunk to them, in place.
+def match_sizes(full: nn.Module, model: nn.Module) -> tuple[list[str], dict[str, Any], nn.Module]:
+    """The blocks without which, and the sizes with which, the full network is `model`; and it, made so in place.
 
     Raises:
         ValueError: it was not cut from that network; says what would differ.
     """
+    removed = removed_modules(full, model)
+    remove_modules(full, removed)
     sizes = json.loads(json.dumps(_without_stale(changed_sizes(full, model))))
     rebuilt = apply_sizes(full, sizes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -162,4 +168,4 @@ def match_sizes(full: nn.Module, model: nn.Module) -> tuple[dict[str, Any], nn.M
         different = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         modules = "; ".join(islice(find_differences(model, rebuilt), 3))
         raise ValueError(f"{', '.join(different[:5])} would differ{f' ({modules})' if modules else ''}")
-    return sizes, rebuilt
+    return removed, sizes, rebuilt

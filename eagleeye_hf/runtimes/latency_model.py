@@ -10,8 +10,10 @@ import numpy as np
 from scipy.optimize import nnls
 from torch import nn
 
+from eagleeye_hf.channels.cost import split_rows
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.removal import block_of
 from eagleeye_hf.runtimes.runtime import OperatorTime, Place
 
 PADDED = (1, 8, 16, 32)
@@ -110,13 +112,25 @@ class LatencyModel:
     """Measured on the full network."""
     error: float
     """Mean relative error on networks that were not fitted to."""
+    at_size: tuple[tuple[int, float], ...] = ()
+    """(image size, part of the full network's milliseconds that it takes there), measured."""
     seconds: float = 0.0
     """That profiling, measuring and fitting took."""
 
-    def predict(self, graph: ChannelGraph, widths: np.ndarray) -> np.ndarray:
-        """Milliseconds at widths of shape `(num_candidates, num_groups)`."""
-        widths = np.atleast_2d(widths)
-        return self.constant + sum((layer.predict(widths) for layer in self.layers), np.zeros(len(widths)))
+    def predict(self, graph: ChannelGraph, rows: np.ndarray) -> np.ndarray:
+        """Milliseconds of strategies: widths of shape `(num_candidates, num_groups)`, or rows of `strategy_rows`."""
+        widths, removed, image_sizes = split_rows(graph, rows)
+        numbers = {block.name: number for number, block in enumerate(graph.blocks)}
+        total = np.full(len(widths), self.constant)
+        for layer in self.layers:
+            taken, block = layer.predict(widths), block_of(numbers, layer.weight)
+            total += taken if removed is None or block < 0 else np.where(removed[:, block], 0.0, taken)
+        return total if image_sizes is None else total * self._part_of_size(graph, image_sizes)
+
+    def _part_of_size(self, graph: ChannelGraph, image_sizes: np.ndarray) -> np.ndarray:
+        """What is left of the milliseconds at other image sizes."""
+        known = {graph.image_size: 1.0, **dict(self.at_size)}
+        return np.array([known[int(size)] for size in image_sizes])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,7 +138,8 @@ class LatencyModel:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> LatencyModel:
         layers = tuple(map(LayerTime.from_dict, data["layers"]))
-        return LatencyModel(**{**data, "place": Place.from_dict(data["place"]), "layers": layers})
+        at_size = tuple((int(size), float(part)) for size, part in data["at_size"])
+        return LatencyModel(**{**data, "place": Place.from_dict(data["place"]), "layers": layers, "at_size": at_size})
 
     def adjusted(self, factor: float, offset: float, full_ms: float) -> LatencyModel:
         """The same, its milliseconds times a factor and shifted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from eagleeye_hf.channels.cut import kept_places, kept_size, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.removal import is_removed
 from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.networks.running import device_of, dtype_of
 from eagleeye_hf.runtimes.onnx_files import export_proto
@@ -63,15 +64,17 @@ def load_slices(
     """
     sliced = slice_proto(model, graph, images, precision)
 
-    def load(keep: Mapping[str, np.ndarray]) -> Program:
-        weights = sliced.thin_weights(keep)
-        try:
-            program = open_program(sliced.take(keep), weights)
-            program.run()
-        except Exception:  # a graph that keeps channel numbers elsewhere, too; the runtimes' errors are many
-            proto = write_proto(slice_model(model, graph, keep).eval(), images, precision)
-            program = open_program(proto.SerializeToString(), weights)
-        return program
+    def load(keep: Mapping[str, np.ndarray], removed_blocks: Collection[str] = ()) -> Program:
+        weights = [pair for pair in sliced.thin_weights(keep) if not is_removed(pair[0], removed_blocks)]
+        if not removed_blocks:
+            try:
+                program = open_program(sliced.take(keep), weights)
+                program.run()
+                return program
+            except Exception:  # a graph that keeps channel numbers elsewhere, too; the runtimes' errors are many
+                pass
+        proto = write_proto(slice_model(model, graph, keep, removed_blocks).eval(), images, precision)
+        return open_program(proto.SerializeToString(), weights)
 
     return load
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -86,8 +86,11 @@ class Program(Protocol):
         """Milliseconds per operator in the order of execution, a low quantile of the rounds."""
 
 
-Loader = Callable[[Mapping[str, np.ndarray]], Program]
-"""From the channels kept of each pruned group, as `choose_channels` gives them, to the thin network's program."""
+class Loader(Protocol):
+    """Loads thin versions of one network."""
+
+    def __call__(self, keep: Mapping[str, np.ndarray], removed_blocks: Collection[str] = (), /) -> Program:
+        """From the channels kept per pruned group, as `choose_channels` gives them, and the blocks that are gone."""
 
 
 class Runtime(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,8 +43,8 @@ class TorchRuntime:
         return CompiledProgram(model, inputs, self.threads)
 
     def load_thin(self, model: nn.Module, graph: ChannelGraph, images: Tensor) -> Loader:
-        def load(keep: Mapping[str, np.ndarray]) -> Program:
-            return self.load(slice_model(model, graph, keep).eval(), images)
+        def load(keep: Mapping[str, np.ndarray], removed_blocks: Collection[str] = ()) -> Program:
+            return self.load(slice_model(model, graph, keep, removed_blocks).eval(), images)
 
         return load
 

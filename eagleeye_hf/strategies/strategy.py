@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eagleeye_hf.channels.graph import ChannelGraph, check_widths
+from eagleeye_hf.channels.graph import ChannelGraph, check_blocks, check_widths
 from eagleeye_hf.errors import EagleEyeError
 
 
@@ -57,25 +57,40 @@ def as_strategy(value: Strategy | Sequence[int]) -> Strategy:
 
 
 def check_strategy(graph: ChannelGraph, strategy: Strategy) -> Strategy:
-    """The strategy, once it is known to fit the graph.
+    """The strategy, once it is known to fit the graph, in the one form that all of its kind have.
+
+    Groups that go with a block have their full width, blocks are in the graph's order, and the image size is None where
+    it is that of the trace.
 
     Raises:
-        EagleEyeError: widths that the groups can't have, a block that can't go, or another image size.
+        EagleEyeError: widths that the groups can't have, a block that can't go, or an image size that the graph does
+            not know.
     """
-    check_widths(graph, strategy.widths)
-    if strategy.removed_blocks:
-        raise EagleEyeError(f"`removed_blocks`: {strategy.removed_blocks[0]} is no block that can go in this network")
-    if strategy.image_size not in (None, *graph.input_size[1:]):
+    widths = list(check_widths(graph, strategy.widths))
+    removed = check_blocks(graph, strategy.removed_blocks)
+    for number in graph.gone_groups(removed):
+        widths[number] = graph.groups[number].channels
+    if strategy.image_size not in (None, *graph.image_sizes):
         raise EagleEyeError(
-            f"`image_size={strategy.image_size}`: the network was traced for {graph.input_size[1]} pixels; "
-            "trace it again for another size"
+            f"`image_size={strategy.image_size}`: the network was traced for {_listed(graph.image_sizes)} pixels; "
+            "trace it with this one among `image_sizes`"
         )
-    return strategy
+    size = None if strategy.image_size == graph.image_size else strategy.image_size
+    return Strategy(tuple(widths), removed, size)
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def named_widths(graph: ChannelGraph, strategy: Strategy) -> dict[str, int]:
-    """Channels kept per name of a prunable group, as files for people and other versions hold them."""
-    return {group.name: width for group, width in zip(graph.groups, strategy.widths, strict=True) if group.prunable}
+    """Channels kept per name of a prunable group that is there, as files for people and other versions hold them."""
+    gone = graph.gone_groups(strategy.removed_blocks)
+    return {
+        group.name: width
+        for number, (group, width) in enumerate(zip(graph.groups, strategy.widths, strict=True))
+        if group.prunable and number not in gone
+    }
 
 
 def ratios_of(graph: ChannelGraph, strategy: Strategy) -> np.ndarray:

@@ -1,18 +1,19 @@
-"""Whether a model survives the removal of its groups; those that break it are pinned."""
+"""Whether a model survives the removal of its groups and blocks; those that break it are pinned."""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from eagleeye_hf.channels.cut import clear_caches
-from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.graph import Block, ChannelGraph
+from eagleeye_hf.channels.removal import is_removed, without_blocks
 from eagleeye_hf.channels.resizing import resize_modules
 from eagleeye_hf.errors import describe_error
 from eagleeye_hf.tracing.groups import Grouping
@@ -29,10 +30,7 @@ def confirm_groups(full: Shadow, grouping: Grouping, graph: ChannelGraph) -> Cha
     Args:
         full: a finished run; its model gets other sizes.
     """
-    kinds: dict[str, list[int]] = {}
-    for number, group in enumerate(graph.groups):
-        if group.prunable:
-            kinds.setdefault(re.sub(r"\d+", "#", group.name), []).append(number)
+    kinds = _sort_kinds([group.name for group in graph.groups], [group.prunable for group in graph.groups])
     shapes = {name: tensor.shape for name, tensor in full.tensors.items()}
     problem_of = functools.partial(_try_removing, full, shapes, grouping, graph)
     reasons: dict[int, str] = {}
@@ -48,7 +46,33 @@ def confirm_groups(full: Shadow, grouping: Grouping, graph: ChannelGraph) -> Cha
                 else:
                     fine += numbers
     groups = tuple(replace(g, reason=reasons[i]) if i in reasons else g for i, g in enumerate(graph.groups))
-    return replace(graph, groups=groups)
+    graph = replace(graph, groups=groups)
+    return replace(graph, blocks=_confirm_blocks(full, shapes, grouping, graph))
+
+
+def _confirm_blocks(
+    full: Shadow, shapes: dict[str, torch.Size], grouping: Grouping, graph: ChannelGraph
+) -> tuple[Block, ...]:
+    """Refuse the blocks without which the model breaks, every group that can shrink being thin."""
+    thin = [number for number, group in enumerate(graph.groups) if group.prunable]
+    reasons: dict[int, str] = {}
+
+    def problem_of(numbers: list[int]) -> str:
+        removed = [graph.blocks[number].name for number in numbers]
+        return _try_removing(full, shapes, grouping, graph, thin, removed) if removed else ""
+
+    kinds = _sort_kinds([block.name for block in graph.blocks], [block.removable for block in graph.blocks])
+    _bisect(list(kinds.values()), problem_of, reasons)
+    return tuple(replace(b, reason=reasons[i]) if i in reasons else b for i, b in enumerate(graph.blocks))
+
+
+def _sort_kinds(names: list[str], wanted: list[bool]) -> dict[str, list[int]]:
+    """The numbers of what is wanted, by their names without the numbers in them."""
+    kinds: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        if wanted[number]:
+            kinds.setdefault(re.sub(r"\d+", "#", name), []).append(number)
+    return kinds
 
 
 def _bisect(sets: list[list[int]], problem_of: Callable[[list[int]], str], reasons: dict[int, str]) -> None:
@@ -73,11 +97,17 @@ def _bisect(sets: list[list[int]], problem_of: Callable[[list[int]], str], reaso
 
 
 def _try_removing(
-    full: Shadow, shapes: dict[str, torch.Size], grouping: Grouping, graph: ChannelGraph, numbers: list[int]
+    full: Shadow,
+    shapes: dict[str, torch.Size],
+    grouping: Grouping,
+    graph: ChannelGraph,
+    numbers: list[int],
+    removed_blocks: Sequence[str] = (),
 ) -> str:
-    """Thin these groups at random and run; return what goes wrong, or nothing."""
-    if not numbers:
+    """Thin these groups at random and run, without some blocks; return what goes wrong, or nothing."""
+    if not numbers and not removed_blocks:
         return ""
+    what = "it" if removed_blocks else "channels"
     random = np.random.default_rng(0)
     is_left = np.ones(len(grouping.roots), dtype=bool)
     for number in numbers:
@@ -92,16 +122,18 @@ def _try_removing(
         places = {(a.module, a.path): is_left[grouping.roots[ids_of[a.module, a.path]]] for a in graph.attributes}
         resize_modules(full.model, {path: int(left.sum()) for path, left in places.items()})
         checker = Checker(kept, grouping.pinned)
-        check = Shadow(full.model, checker, tensors=full.tensors, following=iter(full.choices))
-        check.run(graph.input_size)
+        choices = iter([choice for choice, module in full.choices if not is_removed(module, removed_blocks)])
+        with without_blocks(full.model, removed_blocks):
+            check = Shadow(full.model, checker, tensors=full.tensors, following=choices)
+            check.run(graph.input_size)
     except MismatchError as error:
-        return f"removing channels breaks the model: {error}"
+        return f"removing {what} breaks the model: {error}"
     except Exception as error:  # raised by the code of the model, so any is possible
-        return f"removing channels breaks the model: {describe_error(error)}"
-    if check.log != full.log:
-        return "removing channels changes what the model computes"
+        return f"removing {what} breaks the model: {describe_error(error)}"
+    if check.log != full.log and not removed_blocks:
+        return f"removing {what} changes what the model computes"
     if check.shapes != full.shapes:
-        return "removing channels changes the shape of the output"
+        return f"removing {what} changes the shape of the output"
     return ""
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from eagleeye_hf.channels.graph import CostModel
+from eagleeye_hf.channels.graph import CostModel, Terms
 from eagleeye_hf.tracing.groups import Grouping
 from eagleeye_hf.tracing.ids import Dim, factors_of
 
 Form = tuple[tuple[int, int], ...]
 """((-1, constant), (group, channels per unit), ...)"""
-Cost = tuple[int, list[tuple[int, Dim]]]
-"""A constant factor, and the size and dim of each dimension to multiply."""
-Terms = tuple[tuple[int, tuple[int, ...]], ...]
+Cost = tuple[int, list[tuple[int, Dim]], str]
+"""A constant factor, the size and dim of each dimension to multiply, and the name of the module that it is of."""
 
 
-def cost_model(grouping: Grouping, macs: Iterable[Cost], params: Iterable[Cost]) -> CostModel:
-    counter = _UnitCounter(grouping)
+def cost_model(
+    grouping: Grouping, macs: Iterable[Cost], params: Iterable[Cost], block_of: Callable[[str], int]
+) -> CostModel:
+    """
+    Args:
+        block_of: the number of the block that a module lies in, or -1.
+    """
+    counter = _UnitCounter(grouping, block_of)
     mac_terms, param_terms = counter.terms(macs), counter.terms(params)
     constants = np.zeros(len(counter.numbers), dtype=np.int64)
     coefficients = np.zeros((len(grouping.groups), len(counter.numbers)), dtype=np.int64)
@@ -32,25 +37,25 @@ def cost_model(grouping: Grouping, macs: Iterable[Cost], params: Iterable[Cost])
 class _UnitCounter:
     """Counts how many ids of each group there are, and numbers the distinct forms."""
 
-    def __init__(self, grouping: Grouping) -> None:
-        self.grouping = grouping
+    def __init__(self, grouping: Grouping, block_of: Callable[[str], int]) -> None:
+        self.grouping, self.block_of = grouping, block_of
         self.numbers: dict[Form, int] = {}
         self._varies = np.array([group.prunable for group in grouping.groups] + [False])  # the last: no group, -1
         self._known: dict[bytes, Form] = {}
 
     def terms(self, costs: Iterable[Cost]) -> Terms:
-        """(factor, numbers of the forms to multiply), those over the same forms added up."""
-        total: dict[tuple[int, ...], int] = {}
-        for factor, dims in costs:
+        """Those over the same forms added up, block by block."""
+        total: dict[tuple[tuple[int, ...], int], int] = {}
+        for factor, dims, module in costs:
             numbers = []
             for form in [self._form(size, ids) for length, dim in dims for size, ids in factors_of(length, dim)]:
                 if len(form) == 1:
                     factor *= form[0][1]
                 else:
                     numbers.append(self.numbers.setdefault(form, len(self.numbers)))
-            key = tuple(sorted(numbers))
+            key = tuple(sorted(numbers)), self.block_of(module)
             total[key] = total.get(key, 0) + factor
-        return tuple((factor, numbers) for numbers, factor in total.items())
+        return tuple((factor, numbers, block) for (numbers, block), factor in total.items())
 
     def _form(self, size: int, ids: np.ndarray | None) -> Form:
         if ids is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagleeye_hf.channels.cut import named_tensors
+from eagleeye_hf.tracing.blocks import BlockFinder
 from eagleeye_hf.tracing.ids import Dim, Dims, Recorder, Store
 from eagleeye_hf.tracing.rules.operators import apply_rule
-from eagleeye_hf.tracing.rules.register import argument_names
+from eagleeye_hf.tracing.rules.register import argument_names, operator_name
 from eagleeye_hf.tracing.sizes import SizeFinder
+from eagleeye_hf.tracing.values import Values
 
 ATEN = torch.ops.aten
 EMPTY = ATEN.empty.memory_format
@@ -36,9 +38,13 @@ class Shadow:
     sizes: SizeFinder = field(init=False)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """Those of the model; found where they are not given."""
-    costs: list[tuple[int, list[tuple[int, Dim]]]] = field(default_factory=list)
+    values: Values = field(init=False)
+    blocks: BlockFinder = field(init=False)
+    costs: list[tuple[int, list[tuple[int, Dim]], str]] = field(default_factory=list)
+    """(factor, dimensions to multiply, name of the module that runs)"""
     log: list[tuple[Any, ...]] = field(default_factory=list)
-    choices: list[bool] = field(default_factory=list)
+    choices: list[tuple[bool, str]] = field(default_factory=list)
+    """What was decided, and in which module."""
     following: Iterator[bool] | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     finished: bool = False
@@ -48,12 +54,15 @@ class Shadow:
         self.sizes = SizeFinder(self.model)
         self.tensors = self.tensors or dict(named_tensors(self.model))
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
+        parameters = {id(p): name for name, p in self.tensors.items() if isinstance(p, nn.Parameter)}
+        self.values = Values(parameters)
+        self.blocks = BlockFinder(self.model, self.values)
         self._records: dict[int, tuple[Tensor, Dims, bool]] = {}
 
     def run(self, size: tuple[int, int, int]) -> None:
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         records = isinstance(self.store, Recorder)  # a check knows the sizes already
-        with torch.no_grad(), self.sizes.listen(self.dims) if records else nullcontext(), _Dispatch(self):
+        with torch.no_grad(), self._listen() if records else nullcontext(), _Dispatch(self):
             images = torch.empty(1, *size, device="meta", dtype=dtype)
             output = self.model(images)
         if records and self.sizes.misses_features():
@@ -66,6 +75,11 @@ class Shadow:
             self.shapes.append(tuple(tensor.shape))
             for dim in self.dims(tensor):
                 self.store.pin(dim, OUTPUT)
+
+    @contextmanager
+    def _listen(self) -> Iterator[None]:
+        with self.sizes.listen(self.dims), self.blocks.listen():
+            yield
 
     def dims(self, tensor: Tensor, beside: Mapping[int, Dim] = NO_DATA) -> Dims:
         return (self._records.get(id(tensor)) or self._first_seen(tensor, beside))[1]
@@ -97,7 +111,7 @@ class Shadow:
 
     def count(self, factor: int, dims: Sequence[tuple[int, Dim]]) -> None:
         if not self.finished:
-            self.costs.append((factor, list(dims)))
+            self.costs.append((factor, list(dims), self.blocks.running))
 
     def prefers_whole_groups(self, groups: int, num_in: int, num_out: int) -> bool:
         return self._choose(groups >= max(num_in, num_out))
@@ -111,7 +125,7 @@ class Shadow:
         """Decide once; a check of the thinned model follows the decisions made on the full one."""
         if self.following is not None:
             return next(self.following, preferred)
-        self.choices.append(preferred)
+        self.choices.append((preferred, self.blocks.running))
         return preferred
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -119,6 +133,8 @@ class Shadow:
         named.update(kwargs)
         self._all_weights = self._only_weights(named)
         apply_rule(self, func, named, out)
+        if isinstance(self.store, Recorder) and self.values.see(operator_name(func), named, out):
+            self.blocks.added()
         if not self.finished:
             self.log.append((func, *[value for value in named.values() if type(value) is float]))
 

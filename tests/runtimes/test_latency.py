@@ -11,7 +11,8 @@ from eagleeye_hf.runtimes.runtime import find_runtime
 def test_milliseconds_are_of_the_given_models():
     small, large = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 512, 7, padding=3)
     times = latency.measure_latency([small, large], (3, 64, 64), rounds=3)
-    assert len(times) == 2 and min(times) > 0
+    assert len(times) == 2
+    assert min(times) > 0
     assert small.training
 
 
@@ -22,7 +23,8 @@ def test_a_measurement_says_where_it_was_made(runtime):
     small, large = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 512, 7, padding=3)
     kind = find_runtime(LatencyConfig(runtime=runtime, latency_batch=2))
     (found,) = latency.compare_latency(large, [small], (3, 64, 64), kind, rounds=3)
-    assert found.milliseconds > 0 and found.full_ms > 0
+    assert found.milliseconds > 0
+    assert found.full_ms > 0
     assert (found.place.runtime, found.place.threads, found.place.batch_size) == (runtime, torch.get_num_threads(), 2)
     assert latency.Latency.from_dict(found.to_dict()) == found
     title = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}[runtime]

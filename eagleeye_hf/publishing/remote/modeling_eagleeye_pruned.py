@@ -6,7 +6,7 @@ It builds the base network and cuts its layers down to the sizes in `config.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -16,7 +16,7 @@ from torch import nn
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification, TimmWrapperModel
 
 from .cifar_resnet import CifarResNet  # noqa: F401  registers the networks that timm lacks
-from .resizing import apply_sizes
+from .resizing import apply_sizes, remove_modules
 
 default_cfgs = {"eagleeye_pruned": {"architecture": "eagleeye_pruned"}}
 
@@ -26,13 +26,15 @@ def eagleeye_pruned(
     base: str = "",
     base_args: Mapping[str, Any] | None = None,
     sizes: Mapping[str, Any] | None = None,
+    removed_blocks: Sequence[str] = (),
     fused: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """The pruned network with random weights; all arguments come from `config.json`."""
     kwargs = {key: kwargs[key] for key in ("num_classes", "in_chans") if key in kwargs}
     model = timm.create_model(base, **(base_args or {}), **kwargs)
-    return apply_sizes(reparameterize_model(model.eval(), inplace=True) if fused else model, sizes or {})
+    model = reparameterize_model(model.eval(), inplace=True) if fused else model
+    return apply_sizes(remove_modules(model, removed_blocks), sizes or {})
 
 
 if not timm.is_model("eagleeye_pruned"):  # eagleeye_hf, where it is imported after all, has its own
