@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.summary import GroupSummary, summarise_groups
+from eagleeye_hf.channels.summary import BlockSummary, GroupSummary, summarise_blocks, summarise_groups
 from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import check_fields
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.runs.config import NetworkConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
-from eagleeye_hf.strategies.files import read_strategy
+from eagleeye_hf.strategies.files import read_strategy, strategy_from
 from eagleeye_hf.strategies.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from eagleeye_hf.runtimes.runtime import OperatorTime, Place
 
-PROFILE_ROUNDS, SLOWEST = 20, 12
+PROFILE_ROUNDS, SLOWEST, NAMED = 20, 12, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,24 @@ def run(config: Config) -> None:
     model, kept = (load_model(name, weights, inputs), {}) if weights else open_model(name, inputs)
     size = describe_input(model)
     graph = trace_model(model, size)
-    strategy = Strategy(tuple(kept.get(group.name, group.channels) for group in graph.groups))
+    strategy = strategy_from(graph, kept, f"`model={name}`") if kept else Strategy(graph.widths)
     if config.strategy:
         strategy = read_strategy(graph, config.strategy)
-    rows = summarise_groups(graph, strategy.widths)
+    rows = summarise_groups(graph, strategy.widths, strategy.removed_blocks)
+    blocks = summarise_blocks(graph, strategy.removed_blocks)
     operators = profile_network(model, graph, strategy, config.measuring) if config.profile else []
     if config.printing.json:
         full, thin = count_cost(graph, graph.widths)._asdict(), count_cost(graph, strategy)._asdict()
-        groups = [asdict(row) for row in rows]
+        groups, told = [asdict(row) for row in rows], [asdict(block) for block in blocks]
         profile = {"profile": [asdict(operator) for operator in operators]} if config.profile else {}
-        print(json.dumps({"model": name, "input_size": size, "full": full, "kept": thin, "groups": groups} | profile))
+        print(
+            json.dumps(
+                {"model": name, "input_size": size, "full": full, "kept": thin, "groups": groups, "blocks": told}
+                | profile
+            )
+        )
     else:
-        print(format_groups(graph, rows))
+        print(format_groups(graph, rows), format_blocks(blocks), format_costs(graph, strategy), sep="\n\n")
         if config.profile:
             print(f"\n{format_profile(operators, find_runtime(config.measuring).place)}")
     if config.plot:
@@ -76,10 +82,8 @@ def run(config: Config) -> None:
 
 
 def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
-    """A table of the prunable groups, then what is pinned, then totals."""
-    widths = [row.width for row in rows]
-    thinner = tuple(widths) != graph.widths
-    full, thin = count_cost(graph, graph.widths), count_cost(graph, widths)
+    """A table of the prunable groups, then what is pinned."""
+    thinner = tuple(row.width for row in rows) != graph.widths
     wide = max([len(row.name) for row in rows if not row.reason] + [5])
     title = f"{'kept':>7}" if thinner else ""
     lines = [f"{'group':{wide}} {'channels':>9}{title}{'step':>6}{'MACs':>11}{'parameters':>13}{'tensors':>9}"]
@@ -95,8 +99,40 @@ def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
         lines.append("\npinned")
         lines += [f"  {row.name} ({row.channels} channels): {row.reason}" for row in pinned]
     lines.append(f"\n{len(rows) - len(pinned)} of {len(rows)} groups can be pruned")
-    lines.append(f"{full.macs / 1e6:,.1f} M MACs, {full.params / 1e6:,.3f} M parameters, input {graph.input_size}")
-    if thinner:
+    return "\n".join(lines)
+
+
+def format_blocks(blocks: Sequence[BlockSummary]) -> str:
+    """A table of the blocks that can go as a whole, then those that can't, by why."""
+    can = [block for block in blocks if not block.reason]
+    if not can:
+        return "no block can go as a whole" + "".join(f"\n{line}" for line in _refused(blocks))
+    wide = max(len(block.name) for block in can)
+    lines = [f"{'block':{max(wide, 5)}} {'MACs':>11}{'parameters':>13}"]
+    lines += [
+        f"{block.name:{max(wide, 5)}} {block.macs / 1e6:>9.2f} M{block.params / 1e3:>11.1f} k"
+        + ("  removed" if block.removed else "")
+        for block in can
+    ]
+    return "\n".join([*lines, f"\n{len(can)} of {len(blocks)} blocks can go as a whole", *_refused(blocks)])
+
+
+def _refused(blocks: Sequence[BlockSummary]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for block in blocks:
+        if block.reason:
+            reasons.setdefault(block.reason, []).append(block.name)
+    return [
+        f"  {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} others' if len(names) > NAMED else ''}: {reason}"
+        for reason, names in reasons.items()
+    ]
+
+
+def format_costs(graph: ChannelGraph, strategy: Strategy) -> str:
+    """Totals, of the full network and of what is kept."""
+    full, thin = count_cost(graph, graph.widths), count_cost(graph, strategy)
+    lines = [f"{full.macs / 1e6:,.1f} M MACs, {full.params / 1e6:,.3f} M parameters, input {graph.input_size}"]
+    if thin != full:
         lines.append(
             f"kept: {thin.macs / 1e6:,.1f} M MACs ({thin.macs / full.macs:.1%}), "
             f"{thin.params / 1e6:,.3f} M parameters ({thin.params / full.params:.1%})"
@@ -117,7 +153,7 @@ def profile_network(
     keep = Importance(model, graph).choose(strategy.widths)
     with evaluation_mode(model):
         load = runtime.load_thin(model, graph, draw_images(runtime, graph.input_size))
-        return load(keep).profile(PROFILE_ROUNDS)
+        return load(keep, strategy.removed_blocks).profile(PROFILE_ROUNDS)
 
 
 def format_profile(operators: Sequence[OperatorTime], place: Place) -> str:

@@ -126,14 +126,17 @@ def _compress(
         "holdout": data.holdout,
         "calibration": data.calibration,
         "accelerator": accelerator,
-        "identity": config.images | network | start | {"widths": list(strategy.widths)},
+        "identity": config.images | network | start | strategy.to_dict(),
         "num_workers": config.data.num_workers,
     }
     if config.match.match_steps != 0:
         on_phase(MATCHING)
         keep = score.builder.importance.choose(strategy.widths)
         place = run.path / MATCHED
-        pruned = match_teacher(pruned, model, graph, keep, data.train, config.match, checkpoint=place, **common)
+        gone = strategy.removed_blocks
+        pruned = match_teacher(
+            pruned, model, graph, keep, data.train, config.match, removed_blocks=gone, checkpoint=place, **common
+        )
         steps["matched"] = hold(pruned.to(accelerator.device))
     last = list(steps)[-1]
     if config.finetune.epochs:

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from eagleeye_hf.channels.cost import count_cost
-from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.evaluation.score import AdaptiveBNScore, time_strategies
 from eagleeye_hf.runs.measuring import deployments, left_out, warn_noisy
 from eagleeye_hf.runtimes.config import LatencyConfig
-from eagleeye_hf.runtimes.latency import Latency, compare_programs, draw_images
-from eagleeye_hf.runtimes.runtime import Runtime
+from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.strategies.strategy import Strategy
 
@@ -86,18 +83,12 @@ def measure_strategies(
     score: AdaptiveBNScore, strategies: Sequence[Strategy], measuring: LatencyConfig
 ) -> list[list[Latency]]:
     """Per runtime, milliseconds of each strategy beside the full network; the runtime asked for first."""
-    keeps = [score.builder.importance.choose(strategy.widths) for strategy in strategies]
     found = []
     for runtime in deployments(measuring, score.device):
         with left_out(runtime):
-            found.append(_time_keeps(score, keeps, runtime))
+            found.append(time_strategies(score, strategies, runtime))
     warn_noisy(latency for several in found for latency in several)
     return found
-
-
-def _time_keeps(score: AdaptiveBNScore, keeps: Sequence[Mapping[str, np.ndarray]], runtime: Runtime) -> list[Latency]:
-    load = runtime.load_thin(score.model, score.graph, draw_images(runtime, score.graph.input_size))
-    return compare_programs(load({}), [load(keep) for keep in keeps], runtime.place)
 
 
 def format_front(front: Front) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import nn
@@ -72,8 +73,9 @@ def is_ours(folder: Path) -> bool:
         return True
 
 
-def open_model(name: str, inputs: InputConfig | None = None) -> tuple[nn.Module, dict[str, int]]:
-    """A network to look at, weights not needed; for a checkpoint its base, with the widths that it keeps."""
+def open_model(name: str, inputs: InputConfig | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """A network to look at, weights not needed; for a checkpoint its base, and the strategy that made it of that: its
+    widths by the names of groups, and its removed blocks."""
     inputs, folder = inputs or InputConfig(), find_checkpoint(name)
     config = read_config(folder) if folder else {}
     widths = config.get("eagleeye", {}).get("widths")
@@ -83,7 +85,7 @@ def open_model(name: str, inputs: InputConfig | None = None) -> tuple[nn.Module,
         shape["pretrained_cfg_overlay"] = config["pretrained_cfg"]  # the size of an image too
         fused = bool(arguments.get("fused"))
         model = build_thin(arguments["base"], {}, base_args(arguments), fused=fused, **shape)
-        return adjust_input(model, inputs), widths
+        return adjust_input(model, inputs), {"widths": widths, "removed_blocks": arguments.get("removed_blocks", [])}
     if _folder_of(name) is not None:
         return load_model(name, None, inputs), {}
     check_name(name)

@@ -25,17 +25,26 @@ def read_strategy(graph: ChannelGraph, path: str, divisor: int = 1) -> Strategy:
         EagleEyeError: no such file or strategy, or it does not fit the graph.
     """
     data = _read_entry(path)
+    return strategy_from(graph, data, f"`strategy={path}`", divisor)
+
+
+def strategy_from(graph: ChannelGraph, data: Mapping[str, Any], place: str, divisor: int = 1) -> Strategy:
+    """A strategy from what a file holds of one.
+
+    Args:
+        place: what to call the file in messages.
+    Raises:
+        EagleEyeError: it does not fit the graph.
+    """
     if isinstance(data.get("widths"), dict):
         unknown = set(data["widths"]) - {group.name for group in graph.groups}
         if unknown:
-            raise EagleEyeError(
-                f"`strategy={path}` names {sorted(unknown)[0]!r}, which is no channel group of this model"
-            )
+            raise EagleEyeError(f"{place} names {sorted(unknown)[0]!r}, which is no channel group of this model")
         widths = [data["widths"].get(group.name, group.channels) for group in graph.groups]
     elif isinstance(data.get("ratios"), list):
-        widths, data = widths_from_ratios(graph, _ordered(graph, data, path), divisor).tolist(), {}
+        widths, data = widths_from_ratios(graph, _ordered(graph, data, place), divisor).tolist(), {}
     else:
-        raise EagleEyeError(f"`strategy={path}` has neither `widths` nor `ratios`")
+        raise EagleEyeError(f"{place} has neither `widths` nor `ratios`")
     return check_strategy(graph, Strategy.from_dict({**data, "widths": widths}))
 
 
@@ -69,11 +78,11 @@ def _read_entry(path: str) -> dict[str, Any]:
     return data
 
 
-def _ordered(graph: ChannelGraph, data: Mapping[str, Any], path: str) -> list[float]:
+def _ordered(graph: ChannelGraph, data: Mapping[str, Any], place: str) -> list[float]:
     """Ratios in the graph's order, matched by the names of weights where those are this model's."""
     ratios, layers = data["ratios"], data.get("layers") or []
     if not all(type(ratio) in (int, float) for ratio in ratios) or not isinstance(layers, list):
-        raise EagleEyeError(f"`strategy={path}`: `ratios` are numbers, and `layers` a list of names")
+        raise EagleEyeError(f"{place}: `ratios` are numbers, and `layers` a list of names")
     by_tensor = {
         name: ratio
         for entry, ratio in zip(layers, ratios, strict=False)

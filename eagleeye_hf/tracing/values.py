@@ -27,15 +27,8 @@ IN_RANGE = KEEPS_ALL | {*f"{_MOVES} {_POOLS} pixel_shuffle amax amin".split()}
 """Whose results lie between the least and the largest value of their first argument."""
 BETWEEN_0_AND_1 = frozenset(["sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "_softmax", "_safe_softmax"])
 NORMS = frozenset(
-    [
-        "native_batch_norm",
-        "cudnn_batch_norm",
-        "_native_batch_norm_legit_no_training",
-        "_native_batch_norm_legit",
-        "native_group_norm",
-        "native_layer_norm",
-    ]
-)
+    ["native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit"]
+) | {"native_group_norm", "native_layer_norm"}
 PRODUCTS = {"convolution": ("input", "weight", "bias"), "addmm": ("mat1", "mat2", "self"), "mm": ("self", "mat2", "")}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eagleeye_hf.channels.cut import kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.removal import is_removed
 from eagleeye_hf.data.batches import Portion, count_steps
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.evaluation.batchnorm import batch_norms
@@ -37,6 +38,7 @@ def match_teacher(
     images: TrainingImages,
     config: MatchConfig | None = None,
     *,
+    removed_blocks: Collection[str] = (),
     holdout: TrainingImages | None = None,
     calibration: TrainingImages | None = None,
     objective: TrainingObjective | None = None,
@@ -55,7 +57,8 @@ def match_teacher(
         thin: `full` without the channels that `keep` leaves out, its statistics recomputed.
         graph: of `full`.
         keep: kept channels, as `choose_channels` gives them.
-        images: training images.
+        images: training images, at the size that the pruned network takes.
+        removed_blocks: those that the pruned network lacks.
         holdout: as in `finetune_model`: what scores worse than the network it started from is not returned.
         calibration, objective, accelerator, checkpoint, identity, num_workers, on_epoch: as in `finetune_model`.
     Raises:
@@ -71,7 +74,7 @@ def match_teacher(
         FewSteps(images, steps),
         training,
         teacher=full,
-        matched=matched_layers(full, graph, keep),
+        matched=matched_layers(full, graph, keep, removed_blocks),
         holdout=holdout,
         calibration=calibration,
         objective=objective,
@@ -92,15 +95,18 @@ def match_length(config: MatchConfig, num_images: int) -> tuple[int, int, int]:
     return batch_size, epochs, math.ceil(wanted / epochs) if epochs else 0
 
 
-def matched_layers(full: nn.Module, graph: ChannelGraph, keep: Mapping[str, Any]) -> dict[str, Tensor | None]:
-    """Names of the BatchNorm layers, and which of their channels in the full network the thin one has; None: all."""
+def matched_layers(
+    full: nn.Module, graph: ChannelGraph, keep: Mapping[str, Any], removed_blocks: Collection[str] = ()
+) -> dict[str, Tensor | None]:
+    """Names of the BatchNorm layers that both have, and which of their channels in the full network the thin one has;
+    None: all."""
     full = unwrap_model(full)
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(full)}
     places = kept_places(graph, {name: np.asarray(kept) for name, kept in keep.items()}, shapes)
     layers = {id(layer) for layer in batch_norms(full)}
     found: dict[str, Tensor | None] = {}
     for name, module in full.named_modules():
-        if id(module) in layers:
+        if id(module) in layers and not is_removed(name, removed_blocks):
             kept = places.get((f"{name}.running_mean", 0))
             found[name] = None if kept is None else torch.from_numpy(kept)
     return found
