@@ -26,8 +26,10 @@ class ScoringImages:
         self._converted: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
         self._lock = threading.Lock()
 
-    def take(self, format: Format, fraction: float = 1.0) -> tuple[list[Tensor], list[Batch]]:
-        """The first batches of both, as many as this fraction of them, at least one."""
+    def take(self, format: Format, fraction: float = 1.0, after: float = 0.0) -> tuple[list[Tensor], list[Batch]]:
+        """The batches of both between these fractions of them. From the start at least one; later there may be no
+        holdout batch, and where there is no other calibration batch it is the one before.
+        """
         with self._lock:
             if format not in self._converted:
                 home = self._home(format)
@@ -35,7 +37,8 @@ class ScoringImages:
                 holdout = [(format.convert(images.to(home)), labels) for images, labels in self.holdout]
                 self._converted = {format: (calibration, holdout)}  # one format at a time: memory is bounded
             calibration, holdout = self._converted[format]
-        return calibration[: _part(calibration, fraction)], holdout[: _part(holdout, fraction)]
+        first, last = (_part(calibration, part) for part in (after, fraction))
+        return calibration[min(first, last - 1) : last], holdout[_part(holdout, after) : _part(holdout, fraction)]
 
     def fingerprint(self) -> str:
         """A short hash of all pixels and labels."""
@@ -55,7 +58,7 @@ class ScoringImages:
 
 
 def _part(batches: Sequence[object], fraction: float) -> int:
-    return max(1, math.ceil(len(batches) * fraction - 1e-9))
+    return max(1, math.ceil(len(batches) * fraction - 1e-9)) if fraction else 0
 
 
 def _without_single(batches: Sequence[Batch]) -> Sequence[Batch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,20 @@ class Score:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Score:
         return Score(**data)
+
+    def join(self, other: Score) -> Score:
+        """On the images of both."""
+        num = self.num_images + other.num_images
+        pairs = ((self.loss, other.loss), (self.reported, other.reported))
+        loss, reported = ((a * self.num_images + b * other.num_images) / num for a, b in pairs)
+        return Score(loss=loss, reported=reported, num_images=num)
+
+
+class Seen(NamedTuple):
+    """What a candidate has behind it: its score on this fraction of the images."""
+
+    fraction: float
+    score: Score
 
 
 class Objective(Protocol):

@@ -25,7 +25,7 @@ from eagleeye_hf.evaluation.format import (
     time_formats,
 )
 from eagleeye_hf.evaluation.images import ScoringImages
-from eagleeye_hf.evaluation.objective import Classification, Objective, Score
+from eagleeye_hf.evaluation.objective import Classification, Objective, Score, Seen
 from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from eagleeye_hf.networks.description import unwrap_model
@@ -127,18 +127,33 @@ class AdaptiveBNScore:
         """
         return self.builder.build(as_strategy(strategy), self.compensate if compensate is None else compensate)
 
-    def __call__(self, strategy: Strategy | Sequence[int], fraction: float = 1.0) -> Score:
+    def __call__(
+        self, strategy: Strategy | Sequence[int], fraction: float = 1.0, before: Seen | None = None
+    ) -> Score:
         """Score a candidate.
 
         Args:
             strategy: or its widths alone.
             fraction: use only this fraction of the calibration and of the holdout batches, from the first on.
+            before: what is known of it: of the images only those that follow are looked at, the statistics recomputed
+                from those alone, and the score is that of all together.
         """
-        return self._score(as_strategy(strategy), fraction, self.format or Format())
+        return self._score(as_strategy(strategy), fraction, self.format or Format(), before)
 
-    def _score(self, strategy: Strategy, fraction: float, format: Format) -> Score:
+    def _score(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
+        after = before.fraction if before else 0.0
+        calibration, holdout = self.images.take(format, fraction, after)
+        if self.momentum is not None:  # a moving average forgets slowly: it needs the batches before, too
+            calibration, _ = self.images.take(format, fraction)
+        if before and not holdout:
+            return before.score
+        found = self._score_images(strategy, calibration, holdout, format)
+        return before.score.join(found) if before else found
+
+    def _score_images(
+        self, strategy: Strategy, calibration: Sequence[Tensor], holdout: Sequence[Batch], format: Format
+    ) -> Score:
         with one_thread():
-            calibration, holdout = self.images.take(format, fraction)
             if self.recorded:
                 return self._score_recorded(strategy, calibration, holdout, format)
             model = self.builder.fill(strategy, self.compensate, format.channels_last)

@@ -58,31 +58,46 @@ class Proposer:
         """
         baselines = [self._baselines[number] for number in numbers if number < len(self._baselines)]
         rest = range(max(numbers.start, len(self._baselines)), max(numbers.stop, len(self._baselines)))
-        if self.config.method != "evolution" or not parents:
+        if self.config.method != "evolution" or not parents or not rest:
             drawn = draw_random(self.space, self.seed, rest, self.config.sampler)
             return [*baselines, *(Proposal(drawn[number], "random") for number in rest)]
-        known = set(seen)
-        children = []
-        for number in rest:
-            child = self._child(number, parents[:PARENTS], known)
-            known.add(child.strategy)
-            children.append(child)
-        return [*baselines, *children]
+        return [*baselines, *self._children(rest, parents[:PARENTS], set(seen))]
 
-    def _child(self, number: int, parents: Sequence[Strategy], known: set[Strategy]) -> Proposal:
-        ratios_of_parents = [ratios_of(self.space.graph, parent) for parent in parents]
-        for attempt in range(ATTEMPTS):
-            random = np.random.default_rng((self.seed, number, attempt, 1))
-            first, second = (ratios_of_parents[i] for i in random.integers(len(parents), size=2))
+    def _children(self, numbers: range, parents: Sequence[Strategy], known: set[Strategy]) -> list[Proposal]:
+        """One child per number, unlike those before; a random strategy where none is found."""
+        ratios = np.stack([ratios_of(self.space.graph, parent) for parent in parents])
+        first = self._breed(ratios, [(number, 0) for number in numbers])
+        children = []
+        for number, born in zip(numbers, first, strict=True):
+            child = born
+            if child is None or child in known:
+                later = self._breed(ratios, [(number, attempt) for attempt in range(1, ATTEMPTS)])
+                child = next((born for born in later if born is not None and born not in known), None)
+            if child is None:
+                drawn = draw_random(self.space, self.seed, range(number, number + 1))
+                children.append(Proposal(drawn[number], "random"))
+            else:
+                children.append(Proposal(child, "evolution"))
+            known.add(children[-1].strategy)
+        return children
+
+    def _breed(self, parents: np.ndarray, tries: Sequence[tuple[int, int]]) -> list[Strategy | None]:
+        """The child of each try, (number, attempt); None where it can't be brought into the budget.
+
+        Args:
+            parents: ratios, shape `(num_parents, num_prunable)`.
+        """
+        randoms = [np.random.default_rng((self.seed, number, attempt, 1)) for number, attempt in tries]
+        largest, rows = self.space.max_ratio, []
+        for random in randoms:
+            first, second = parents[random.integers(len(parents), size=2)]
             crossed = random.random() < CROSSED
             ratios = np.where(random.random(len(first)) < 0.5, first, second) if crossed else first
             mutated = random.random(len(ratios)) < MUTATED
-            noise = random.normal(0, MUTATION * self.space.max_ratio, len(ratios))
-            ratios = np.clip(ratios + mutated * noise, 0, self.space.max_ratio)
-            widths = self.space.project(ratios, random)
-            if widths is not None and (child := Strategy(tuple(widths))) not in known:
-                return Proposal(child, "evolution")
-        return Proposal(draw_random(self.space, self.seed, range(number, number + 1))[number], "random")
+            noise = random.normal(0, MUTATION * largest, len(ratios))
+            rows.append(np.clip(ratios + mutated * noise, 0, largest))
+        met = self.space.project(np.stack(rows), randoms)
+        return [None if row is None else Strategy(tuple(row)) for row in met]
 
 
 def global_strategy(space: Space, unit_scores: Sequence[np.ndarray]) -> Strategy:
@@ -101,6 +116,6 @@ def global_strategy(space: Space, unit_scores: Sequence[np.ndarray]) -> Strategy
     low, high = np.zeros(1), np.ones(1)
     widths = space.widths(along(space.bisect(along, low, high)))[0]
     if not space.bounds.fits(widths)[0]:  # its steps are coarse: a whole group's limit, a wide group's unit
-        repaired = space.repair(widths, np.random.default_rng(0))
+        repaired = space.repair(widths[None], [np.random.default_rng(0)])[0]
         widths = repaired if repaired is not None else widths
     return Strategy(tuple(widths))

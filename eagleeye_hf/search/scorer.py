@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.evaluation.objective import Score, Seen
 from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.strategies.strategy import Strategy
@@ -22,8 +22,8 @@ class Scorer(Protocol):
     def workers(self) -> int:
         """Candidates that one process scores at a time, each in a thread of its own."""
 
-    def __call__(self, strategy: Strategy, fraction: float = 1.0) -> Score:
-        """The score on this fraction of the images.
+    def __call__(self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None) -> Score:
+        """The score on this fraction of the images, of which those of `before` need not be looked at again.
 
         A loss that is not finite, or a FloatingPointError, is recorded as this candidate's failure. Any RuntimeError
         or ArithmeticError else ends the search, for the device is at fault; one that tells of a lack of memory does so
@@ -52,14 +52,15 @@ class Scorer(Protocol):
 
 
 class FunctionScorer:
-    """Ranks strategies by any function: `FunctionScorer(lambda strategy, fraction: Score(...))`."""
+    """Ranks strategies by any function of them and a fraction of the images, always from the first image on:
+    `FunctionScorer(lambda strategy, fraction: Score(...))`."""
 
     workers = 1
 
     def __init__(self, function: Callable[[Strategy, float], Score]) -> None:
         self.function = function
 
-    def __call__(self, strategy: Strategy, fraction: float = 1.0) -> Score:
+    def __call__(self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None) -> Score:
         return self.function(strategy, fraction)
 
     def measure_alignment(self) -> int | None:

@@ -65,11 +65,11 @@ def draw_random(space: Space, seed: int, numbers: range, sampler: Sampler = "pro
         ratios = np.stack([space.draw(random) for random in generators])
         widths = space.widths(space.shift(ratios) if sampler == "projected" else ratios)
         nearest = min(nearest, float(np.abs(space.bounds.excess(widths)).min()))
-        fits = space.bounds.fits(widths)
-        for number, random, row, fit in zip(pending, generators, widths, fits, strict=True):
-            repaired = row if fit else space.repair(row, random) if sampler == "projected" else None
-            if repaired is not None:
-                found[number] = Strategy(tuple(repaired))
+        if sampler == "projected":
+            met = space.repair(widths, generators)
+        else:
+            met = [row if fits else None for row, fits in zip(widths, space.bounds.fits(widths), strict=True)]
+        found |= {number: Strategy(tuple(row)) for number, row in zip(pending, met, strict=True) if row is not None}
     missing = len(numbers) - len(found)
     if missing:
         raise EagleEyeError(

@@ -12,6 +12,8 @@ from eagleeye_hf.strategies.strategy import Strategy, multiples_of, widths_from_
 
 REPAIRS = 60
 """Single steps of widths that may bring a strategy within the tolerance."""
+REPAIRED = 64
+"""Strategies that are repaired at a time, so that memory is bounded."""
 MAX_TILT = 3000.0
 ALL_THE_SAME = 0.9
 """Part of the milliseconds that the smallest network keeps, where they do not go by widths."""
@@ -81,10 +83,13 @@ class Space:
 
         return Strategy(tuple(self.widths(along(self.bisect(along, np.zeros(1), np.ones(1))))[0]))
 
-    def project(self, ratios: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
-        """Widths that meet the budget, near these ratios of one strategy; None where none was found."""
-        widths = self.widths(self.shift(ratios[None]))
-        return widths[0] if self.bounds.fits(widths)[0] else self.repair(widths[0], random)
+    def project(self, ratios: np.ndarray, randoms: Sequence[np.random.Generator]) -> list[np.ndarray | None]:
+        """Widths that meet the budget near these ratios, shape `(num, num_prunable)`; None where none were found.
+
+        Args:
+            randoms: one per row, for its repair.
+        """
+        return self.repair(self.widths(self.shift(ratios)), randoms)
 
     def shift(self, ratios: np.ndarray) -> np.ndarray:
         """Move ratios, shape `(num, num_prunable)`, to the budget's surface, all groups of a strategy together.
@@ -113,26 +118,55 @@ class Space:
             low, high = np.where(fits, low, middle), np.where(fits, middle, high)
         return high
 
-    def repair(self, widths: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
-        """Change single widths by a step, in random order, until the budget is met."""
-        full = np.array(self.graph.widths)
-        miss = abs(float(self.bounds.excess(widths)[0]))
-        for _ in range(REPAIRS):
-            moves = np.tile(widths, (2 * self.num_groups, 1))
-            rows = np.arange(self.num_groups)
-            moves[rows, self.prunable] -= self.multiples
-            top = moves[self.num_groups + rows, self.prunable] // self.multiples * self.multiples + self.multiples
-            moves[self.num_groups + rows, self.prunable] = np.minimum(top, full[self.prunable])
-            moves = moves[np.all(moves >= self.smallest, axis=1)]
-            misses = np.abs(self.bounds.excess(moves)) if len(moves) else np.array([])
-            inside, better = misses <= self.bounds.budget.tolerance, misses < miss
+    def repair(self, widths: np.ndarray, randoms: Sequence[np.random.Generator]) -> list[np.ndarray | None]:
+        """Widths of shape `(num, num_groups)` that meet the budget: where they don't, single ones change by a step, in
+        random order; None where that leads nowhere. A row depends on itself and on its generator alone.
+        """
+        misses = np.abs(self.bounds.excess(widths))
+        fits = misses <= self.bounds.budget.tolerance
+        found: list[np.ndarray | None] = [row if fit else None for row, fit in zip(widths, fits, strict=True)]
+        pending = [row for row, fitting in enumerate(found) if fitting is None]
+        for start in range(0, len(pending), REPAIRED):
+            rows = pending[start : start + REPAIRED]
+            state = [(row, widths[row], float(misses[row])) for row in rows]
+            for _ in range(REPAIRS):
+                state = self._step(state, randoms, found)
+                if not state:
+                    break
+        return found
+
+    def _step(
+        self,
+        state: Sequence[tuple[int, np.ndarray, float]],
+        randoms: Sequence[np.random.Generator],
+        found: list[np.ndarray | None],
+    ) -> list[tuple[int, np.ndarray, float]]:
+        """One step of each row of `(row, widths, miss)`; what meets the budget goes to `found`, the rest is returned."""
+        moves = self._moves(np.stack([widths for _, widths, _ in state]))
+        allowed = np.all(moves >= self.smallest, axis=2)
+        misses = np.full(allowed.shape, np.inf)
+        misses[allowed] = np.abs(self.bounds.excess(moves[allowed])) if allowed.any() else []
+        left = []
+        for (row, _, miss), steps, missed in zip(state, moves, misses, strict=True):
+            inside, better = missed <= self.bounds.budget.tolerance, missed < miss
             if not better.any():
-                return None
-            pick = random.choice(np.flatnonzero(inside if inside.any() else better))
-            widths, miss = moves[pick], float(misses[pick])
+                continue
+            pick = randoms[row].choice(np.flatnonzero(inside if inside.any() else better))
             if inside.any():
-                return self._aligned(widths)
-        return None
+                found[row] = self._aligned(steps[pick])
+            else:
+                left.append((row, steps[pick], float(missed[pick])))
+        return left
+
+    def _moves(self, widths: np.ndarray) -> np.ndarray:
+        """Every group's step down and up; shape `(num, 2 * num_prunable, num_groups)`."""
+        full, groups = np.array(self.graph.widths)[self.prunable], np.arange(self.num_groups)
+        kept = widths[:, self.prunable]
+        moves = np.repeat(widths[:, None], 2 * self.num_groups, axis=1)
+        moves[:, groups, self.prunable] = kept - self.multiples
+        up = kept // self.multiples * self.multiples + self.multiples
+        moves[:, self.num_groups + groups, self.prunable] = np.minimum(up, full)
+        return moves
 
     def _aligned(self, widths: np.ndarray) -> np.ndarray | None:
         """Stepping down from a full width that is no multiple itself would break the divisor."""

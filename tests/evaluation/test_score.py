@@ -26,7 +26,7 @@ from eagleeye_hf.evaluation.format import (
     native_format,
     rank_correlation,
 )
-from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.evaluation.objective import Score, Seen
 from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.evaluation.score import NAMED_FORMATS
 from eagleeye_hf.search.scorer import Scorer
@@ -214,3 +214,21 @@ def test_a_native_format_that_fails_or_ranks_otherwise_is_left(example):
     assert check_format(native, safe, fail).chosen == safe
     assert native_format(torch.device("cpu")) == native_format(torch.device("cpu"))
     assert not native_format(torch.device("meta")).bfloat16
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_follows_is_scored_alone_and_joined_with_what_is_known(example, recorded):
+    model, graph, calibration, holdout, strategies = example
+    score = AdaptiveBNScore(model, graph, calibration, holdout, format=Format())
+    score.recorded = recorded
+    first = score(strategies[1], 0.25)
+    found = score(strategies[1], 1.0, Seen(0.25, first))
+    known = by_hand(model, graph, calibration[:1], holdout[:1], strategies[1].widths)
+    rest = by_hand(model, graph, calibration[1:], holdout[1:], strategies[1].widths)
+    assert found.num_images == 64
+    assert found.loss == pytest.approx((known[0] + 3 * rest[0]) / 4, rel=1e-3)
+    assert found.reported == pytest.approx((known[1] + 3 * rest[1]) / 4)
+    half = score(strategies[1], 0.5, Seen(0.25, first))  # no other calibration batch: the same again
+    again = by_hand(model, graph, calibration[:1], holdout[1:2], strategies[1].widths)
+    assert half.loss == pytest.approx((known[0] + again[0]) / 2, rel=1e-3)
+    assert score(strategies[1], 0.3, Seen(0.5, half)) == half  # nothing follows
