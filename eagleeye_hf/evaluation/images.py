@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eagleeye_hf.evaluation.format import Format
@@ -23,20 +24,26 @@ class ScoringImages:
 
     def __init__(self, calibration: Sequence[Batch], holdout: Sequence[Batch], device: torch.device) -> None:
         self.calibration, self.holdout, self.device = _without_single(calibration), holdout, device
-        self._converted: dict[Format, tuple[list[Tensor], list[Batch]]] = {}
+        self._converted: dict[tuple[Format, int | None], tuple[list[Tensor], list[Batch]]] = {}
         self._lock = threading.Lock()
 
-    def take(self, format: Format, fraction: float = 1.0, after: float = 0.0) -> tuple[list[Tensor], list[Batch]]:
+    def take(
+        self, format: Format, fraction: float = 1.0, after: float = 0.0, size: int | None = None
+    ) -> tuple[list[Tensor], list[Batch]]:
         """The batches of both between these fractions of them. From the start at least one; later there may be no
         holdout batch, and where there is no other calibration batch it is the one before.
+
+        Args:
+            size: side of the images in pixels, which are scaled down from those that were given.
         """
         with self._lock:
-            if format not in self._converted:
+            if (format, size) not in self._converted:
                 home = self._home(format)
-                calibration = [format.convert(images.to(home)) for images, _ in self.calibration]
-                holdout = [(format.convert(images.to(home)), labels) for images, labels in self.holdout]
-                self._converted = {format: (calibration, holdout)}  # one format at a time: memory is bounded
-            calibration, holdout = self._converted[format]
+                calibration = [format.convert(_scaled(images.to(home), size)) for images, _ in self.calibration]
+                holdout = [(format.convert(_scaled(images.to(home), size)), labels) for images, labels in self.holdout]
+                kept = {key: value for key, value in self._converted.items() if key[0] == format}
+                self._converted = kept | {(format, size): (calibration, holdout)}  # one format: memory is bounded
+            calibration, holdout = self._converted[format, size]
         first, last = (_part(calibration, part) for part in (after, fraction))
         return calibration[min(first, last - 1) : last], holdout[_part(holdout, after) : _part(holdout, fraction)]
 
@@ -55,6 +62,13 @@ class ScoringImages:
         free, _ = torch.cuda.mem_get_info(self.device)
         fits = values * (2 if format.bfloat16 else 4) < free / 2
         return self.device if fits else torch.device("cpu")
+
+
+def _scaled(images: Tensor, size: int | None) -> Tensor:
+    """As decoding at that size gives them, but for what resampling twice loses."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
 
 
 def _part(batches: Sequence[object], fraction: float) -> int:

@@ -28,15 +28,16 @@ from eagleeye_hf.evaluation.images import ScoringImages
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score, Seen
 from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
+from eagleeye_hf.evaluation.timing import StrategyTimer
 from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, device_of
 from eagleeye_hf.pruning.builder import Builder, one_thread
 from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig
-from eagleeye_hf.runtimes.latency import Latency, compare_programs, draw_images
+from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.runtimes.profiling import fit_latency
-from eagleeye_hf.runtimes.runtime import Loader, Runtime, find_runtime
+from eagleeye_hf.runtimes.runtime import Runtime, find_runtime
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
 from eagleeye_hf.telling import say
 
@@ -102,7 +103,7 @@ class AdaptiveBNScore:
         self.images = ScoringImages(calibration, holdout, self.device)
         self._latency = latency or LatencyConfig()
         self.runtime: Runtime = find_runtime(self._latency, self.device)
-        self._loader: Loader | None = None
+        self._timer = StrategyTimer(model, graph, self.builder.importance, self.runtime)
         self.recorded = False
         """Whether candidates are scored in the full network's shapes, from recorded passes."""
         self._network: RecordedNetwork | None = None
@@ -127,9 +128,7 @@ class AdaptiveBNScore:
         """
         return self.builder.build(as_strategy(strategy), self.compensate if compensate is None else compensate)
 
-    def __call__(
-        self, strategy: Strategy | Sequence[int], fraction: float = 1.0, before: Seen | None = None
-    ) -> Score:
+    def __call__(self, strategy: Strategy | Sequence[int], fraction: float = 1.0, before: Seen | None = None) -> Score:
         """Score a candidate.
 
         Args:
@@ -141,10 +140,10 @@ class AdaptiveBNScore:
         return self._score(as_strategy(strategy), fraction, self.format or Format(), before)
 
     def _score(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
-        after = before.fraction if before else 0.0
-        calibration, holdout = self.images.take(format, fraction, after)
+        after, size = before.fraction if before else 0.0, strategy.image_size
+        calibration, holdout = self.images.take(format, fraction, after, size)
         if self.momentum is not None:  # a moving average forgets slowly: it needs the batches before, too
-            calibration, _ = self.images.take(format, fraction)
+            calibration, _ = self.images.take(format, fraction, size=size)
         if before and not holdout:
             return before.score
         found = self._score_images(strategy, calibration, holdout, format)
@@ -158,8 +157,10 @@ class AdaptiveBNScore:
                 return self._score_recorded(strategy, calibration, holdout, format)
             model = self.builder.fill(strategy, self.compensate, format.channels_last)
             with format.autocast(self.device):
+                own = self.objective.measure(model, holdout) if _is_whole(strategy, self.graph) else None
                 recalibrate_bn(model, calibration, self.momentum)
-                return self.objective.measure(model, holdout)
+                found = self.objective.measure(model, holdout)
+        return found if own is None or found.loss <= own.loss else own
 
     def _score_recorded(
         self, strategy: Strategy, calibration: Sequence[Tensor], holdout: Sequence[Batch], format: Format
@@ -247,14 +248,7 @@ class AdaptiveBNScore:
 
     def measure_latency(self, strategies: Sequence[Strategy]) -> list[Latency]:
         """Milliseconds of one forward pass, each beside the full model."""
-        if self._loader is None:
-            images = draw_images(self.runtime, self.graph.input_size)
-            self._loader = self.runtime.load_thin(self.model, self.graph, images)
-        full, *thin = [
-            self._loader(self.builder.importance.choose(widths))
-            for widths in (self.graph.widths, *(strategy.widths for strategy in strategies))
-        ]
-        return compare_programs(full, thin, self.runtime.place)
+        return self._timer.measure(strategies)
 
     def _choose_format(self, examples: Sequence[Strategy]) -> FormatChoice:
         def build(format: Format) -> nn.Module:
@@ -321,3 +315,9 @@ class AdaptiveBNScore:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
+
+
+def _is_whole(strategy: Strategy, graph: ChannelGraph) -> bool:
+    """Whether only the image is smaller: the network's own statistics may suit it better than recomputed ones."""
+    whole = strategy.widths == graph.widths and not strategy.removed_blocks
+    return whole and strategy.image_size not in (None, graph.image_size)

@@ -7,12 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eagleeye_hf.channels.cost import count_cost
-from eagleeye_hf.evaluation.score import AdaptiveBNScore, time_strategies
+from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.evaluation.timing import StrategyTimer
 from eagleeye_hf.runs.measuring import deployments, left_out, warn_noisy
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.strategies.strategy import Strategy
+
+SINGLES = {"uniform": "uniform", "depth": "fewer blocks", "size": "smaller images"}
+"""What meets a budget by one dimension alone, and how tables call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,7 @@ class FrontRow:
 
     name: str
     kind: str
-    """`full`, `chosen`, `uniform`, or `given` for one that somebody brought."""
+    """`full`, `chosen`, `uniform` (one dimension alone), or `given` for one that somebody brought."""
     macs: int
     params: int
     accuracy: float | None = None
@@ -56,10 +60,10 @@ def search_front(score: AdaptiveBNScore, result: SearchResult, measuring: Latenc
     """The full network, and of each budget the choice and the uniform strategy, scored on all holdout images."""
     named = [("full network", "full", Strategy(score.graph.widths))]
     for number, budget in enumerate(result.budgets):
-        uniform = next((c.strategy for c in result.candidates if c.budget == number and c.origin == "uniform"), None)
-        named.append((f"{budget}", "chosen", result.best_of(number).strategy))
-        if uniform is not None and uniform != result.best_of(number).strategy:
-            named.append((f"{budget}, uniform", "uniform", uniform))
+        best = result.best_of(number).strategy
+        named.append((f"{budget}", "chosen", best))
+        singles = [c for c in result.candidates if c.budget == number and c.origin in SINGLES]
+        named += [(f"{budget}, {SINGLES[c.origin]}", "uniform", c.strategy) for c in singles if c.strategy != best]
     times = measure_strategies(score, [strategy for *_, strategy in named], measuring)
     rows = []
     for place, (name, kind, strategy) in enumerate(named):
@@ -86,7 +90,8 @@ def measure_strategies(
     found = []
     for runtime in deployments(measuring, score.device):
         with left_out(runtime):
-            found.append(time_strategies(score, strategies, runtime))
+            timer = StrategyTimer(score.model, score.graph, score.builder.importance, runtime)
+            found.append(timer.measure(strategies))
     warn_noisy(latency for several in found for latency in several)
     return found
 

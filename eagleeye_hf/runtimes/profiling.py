@@ -105,7 +105,7 @@ def fit_latency(
         else:
             found = _fit(subject, runtime.place, full_ms)
             write_cache(file, replace(found, seconds=round(time.perf_counter() - started, 1)).to_dict())
-        found = _fit_to_budgets(subject, found, budgets)
+        found = replace(_fit_to_budgets(subject, found, budgets), at_size=_measure_sizes(model, graph, runtime))
     return replace(found, seconds=round(time.perf_counter() - started, 1))
 
 
@@ -191,6 +191,18 @@ def _measure(subject: _Subject, fitted: LatencyModel, widths: np.ndarray) -> tup
         relative += [ms / full_ms for ms in times]
         full_times.append(full_ms)
     return fitted.predict(graph, np.vstack([graph.widths, widths])), np.array(relative) * min(full_times)
+
+
+def _measure_sizes(model: nn.Module, graph: ChannelGraph, runtime: Runtime) -> tuple[tuple[int, float], ...]:
+    """The part of its milliseconds that the full network takes at each other image size."""
+    others = [size for size in graph.image_sizes if size != graph.image_size]
+    if not others:
+        return ()
+    channels = graph.input_size[0]
+    shapes = [graph.input_size, *((channels, size, size) for size in others)]
+    programs = [runtime.load(model, draw_images(runtime, shape)) for shape in shapes]
+    full, *taken = (min(turns) for turns in take_turns(programs, TURNS))
+    return tuple((size, ms / full) for size, ms in zip(others, taken, strict=True))
 
 
 def _cache_file(

@@ -12,6 +12,7 @@ from tyro.conf import arg
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.strategies.budget import UNITS, Budget
+from eagleeye_hf.strategies.frames import Dimension
 from eagleeye_hf.strategies.keeping import parse_keep
 from eagleeye_hf.strategies.sampling import Sampler
 
@@ -42,6 +43,11 @@ class SearchConfig:
     keep: tuple[Annotated[str, arg(metavar="PATTERN")], ...] = ()
     """Layers whose output channels all stay, by name or pattern (`blocks.0.*`); of NAME=0.3 at most
     30% go."""
+    dimensions: tuple[Dimension, ...] = ("width",)
+    """What may change: `width` (channels), `depth` (which residual blocks there are), `size` (of the image)."""
+    image_sizes: tuple[Annotated[int, Within("[1, inf)")], ...] = ()
+    """Sides of the images to choose from, in pixels, where `dimensions` has `size`; by default those between half of
+    the network's own and all of it that its stride divides."""
     method: Method = "evolution"
     """`random`; `evolution`: mutation and crossover of the best so far; `uniform`: one ratio everywhere; `global`: the
     least important channels of the whole network go."""
@@ -64,6 +70,12 @@ class SearchConfig:
             raise EagleEyeError(f"`stages` are rising fractions, the last one 1; got {self.stages}")
         if self.candidates is None and self.minutes is None:
             raise EagleEyeError("a search needs an end: give `candidates` or `minutes`")
+        if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
+            raise EagleEyeError(f"`dimensions` are some of width, depth and size, each once; got {self.dimensions}")
+        if self.image_sizes and "size" not in self.dimensions:
+            raise EagleEyeError("`image_sizes` needs `size` among `dimensions`")
+        if self.dimensions != ("width",) and (self.sampler == "paper" or self.method == "global"):
+            raise EagleEyeError("`sampler=paper` and `method=global` change widths alone; leave `dimensions` out")
         _ = self.budgets, parse_keep(self.keep)
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from eagleeye_hf.channels.cost import Cost, count_cost
+from eagleeye_hf.channels.cost import Cost, count_cost, strategy_rows
 from eagleeye_hf.search.candidate import Candidate, Line, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
@@ -85,7 +85,9 @@ class Search:
         space, predicted = self.spaces[budget], None
         cost = count_cost(space.graph, proposal.strategy)
         if space.bounds.latency is not None:
-            predicted = float(space.bounds.latency.predict(space.graph, np.array([proposal.strategy.widths]))[0])
+            predicted = float(
+                space.bounds.latency.predict(space.graph, strategy_rows(space.graph, [proposal.strategy]))[0]
+            )
         return Candidate(
             index=index,
             budget=budget,

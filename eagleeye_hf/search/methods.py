@@ -42,8 +42,8 @@ class Proposer:
         self.space, self.config, self.seed = space, config, seed
         if config.method == "global" and unit_scores is None:
             raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
-        self._baselines = [Proposal(space.uniform(), "uniform")]
-        if config.method in ("global", "evolution") and unit_scores is not None:
+        self._baselines = [Proposal(strategy, name) for name, strategy in space.singles().items()]
+        if config.method in ("global", "evolution") and unit_scores is not None and space.reaches_by_widths:
             self._baselines.append(Proposal(global_strategy(space, unit_scores), "global"))
         only_baselines = config.method in ("uniform", "global")
         self.num_candidates = len(self._baselines) if only_baselines else config.candidates
@@ -65,13 +65,12 @@ class Proposer:
 
     def _children(self, numbers: range, parents: Sequence[Strategy], known: set[Strategy]) -> list[Proposal]:
         """One child per number, unlike those before; a random strategy where none is found."""
-        ratios = np.stack([ratios_of(self.space.graph, parent) for parent in parents])
-        first = self._breed(ratios, [(number, 0) for number in numbers])
+        first = self._breed(parents, [(number, 0) for number in numbers])
         children = []
         for number, born in zip(numbers, first, strict=True):
             child = born
             if child is None or child in known:
-                later = self._breed(ratios, [(number, attempt) for attempt in range(1, ATTEMPTS)])
+                later = self._breed(parents, [(number, attempt) for attempt in range(1, ATTEMPTS)])
                 child = next((born for born in later if born is not None and born not in known), None)
             if child is None:
                 drawn = draw_random(self.space, self.seed, range(number, number + 1))
@@ -81,23 +80,25 @@ class Proposer:
             known.add(children[-1].strategy)
         return children
 
-    def _breed(self, parents: np.ndarray, tries: Sequence[tuple[int, int]]) -> list[Strategy | None]:
-        """The child of each try, (number, attempt); None where it can't be brought into the budget.
-
-        Args:
-            parents: ratios, shape `(num_parents, num_prunable)`.
-        """
+    def _breed(self, parents: Sequence[Strategy], tries: Sequence[tuple[int, int]]) -> list[Strategy | None]:
+        """The child of each try, (number, attempt); None where it can't be brought into the budget."""
+        ratios_of_parents = np.stack([ratios_of(self.space.graph, parent) for parent in parents])
         randoms = [np.random.default_rng((self.seed, number, attempt, 1)) for number, attempt in tries]
-        largest, rows = self.space.max_ratio, []
+        largest, rows, pairs = self.space.max_ratio, [], []
         for random in randoms:
-            first, second = parents[random.integers(len(parents), size=2)]
+            pairs.append(random.integers(len(parents), size=2))
+            first, second = ratios_of_parents[pairs[-1]]
             crossed = random.random() < CROSSED
             ratios = np.where(random.random(len(first)) < 0.5, first, second) if crossed else first
             mutated = random.random(len(ratios)) < MUTATED
             noise = random.normal(0, MUTATION * largest, len(ratios))
             rows.append(np.clip(ratios + mutated * noise, 0, largest))
-        met = self.space.project(np.stack(rows), randoms)
-        return [None if row is None else Strategy(tuple(row)) for row in met]
+        space, frames = self.space, self.space.frames_of(parents)
+        if space.frames is not None and frames is not None:
+            one, other = np.array(pairs).T
+            frames = space.frames.breed(frames[one], frames[other], randoms)
+        met = space.project(np.stack(rows), randoms, frames)
+        return [None if row is None else space.strategy(row) for row in met]
 
 
 def global_strategy(space: Space, unit_scores: Sequence[np.ndarray]) -> Strategy:

@@ -38,8 +38,12 @@ class SearchRecord:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
 
     def kept_fractions(self, candidates: list[Candidate]) -> np.ndarray:
-        """Shape `(num_candidates, num_groups)`."""
-        return np.array([c.strategy.widths for c in candidates]) / np.array(self.settings["channels"])
+        """Shape `(num_candidates, num_groups)`; 0 where a group is gone with its block."""
+        kept = np.array([c.strategy.widths for c in candidates]) / np.array(self.settings["channels"])
+        for row, candidate in zip(kept, candidates, strict=True):
+            for name in candidate.strategy.removed_blocks:
+                row[self.settings["blocks"][name]] = 0
+        return kept
 
     def budget_name(self, budget: int) -> str:
         return self.settings["budgets"][budget]

@@ -17,7 +17,7 @@ from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.runtimes.alignment import UNMEASURED
-from eagleeye_hf.search.alignment import divisor_of, loosen
+from eagleeye_hf.search.alignment import divisor_of, loosen, open_space
 from eagleeye_hf.search.candidate import Line
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.diagnosis import diagnose_full_model, diagnose_scores
@@ -30,7 +30,6 @@ from eagleeye_hf.search.timing import MEASURED, measure_leaders
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.budget import Bounds
 from eagleeye_hf.strategies.keeping import largest_ratios
-from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
 
@@ -67,16 +66,15 @@ def run_search(
     started = time.perf_counter()
     check_scorer(score)
     accelerator = accelerator or Accelerator()
-    limits = largest_ratios(graph, config.max_ratio, config.keep)
     for budget in config.budgets:  # refused at once, and by every process
         if "latency" not in budget.limits:
-            Space(Bounds(graph, budget), 1 if config.divisor == "auto" else config.divisor, limits)
+            open_space(Bounds(graph, budget), config, 1 if config.divisor == "auto" else config.divisor)
     settings = flat_dict(config) | {"seed": seed} | _describe_graph(graph, config) | dict(fingerprint or {})
     journal, lines, prepared = _open_journal(output, settings, accelerator)
     prepared = _prepare(score, graph, config, seed, prepared, accelerator, output)
     make_in_main(accelerator, lambda: journal.start(prepared) if journal is not None else None)
     divisor = divisor_of(graph, config, prepared.alignment)
-    spaces = [Space(Bounds(graph, one, prepared.latency), divisor, limits) for one in config.budgets]
+    spaces = [open_space(Bounds(graph, one, prepared.latency), config, divisor) for one in config.budgets]
     workers = Workers(score, accelerator, journal, lines, started, output)
     search = Search(spaces, config, seed, workers, score.unit_scores(), prepared.reports)
     notes = [diagnose_full_model(prepared.full) if prepared.full else None]
@@ -107,6 +105,8 @@ def _describe_graph(graph: ChannelGraph, config: SearchConfig) -> dict[str, Any]
         "groups": [group.name for group in graph.groups],
         "prunable": [group.prunable for group in graph.groups],
         "channels": list(graph.widths),
+        "blocks": {block.name: list(block.groups) for block in graph.blocks if block.removable},
+        "image_sizes": list(graph.image_sizes),
         "full": count_cost(graph, graph.widths)._asdict(),
     }
 
@@ -181,6 +181,8 @@ def _draw_examples(graph: ChannelGraph, config: SearchConfig, seed: int) -> list
     ratios = np.random.default_rng(seed).random((EXAMPLES, len(graph.prunable))) * np.asarray(limits)
     for budget in config.budgets:
         if "latency" not in budget.limits:
-            ratios = Space(Bounds(graph, budget), max_ratio=limits).shift(ratios)
-            break
+            space = open_space(Bounds(graph, budget), config, 1)
+            frames = space.draw_frames([np.random.default_rng((seed, number)) for number in range(EXAMPLES)])
+            rows = space.widths(space.shift(ratios, frames), frames)
+            return [space.strategy(row) for row in rows]
     return [Strategy(tuple(row)) for row in widths_from_ratios(graph, ratios)]

@@ -95,7 +95,7 @@ class LatencyPredictor(Protocol):
         """Of the full network, measured."""
 
     def predict(self, graph: ChannelGraph, widths: np.ndarray) -> np.ndarray:
-        """Milliseconds at widths of shape `(num_candidates, num_groups)`; shape `(num_candidates,)`."""
+        """Milliseconds of strategies, as `count_cost` takes many; shape `(num_candidates,)`."""
 
 
 class Bounds:
@@ -129,6 +129,19 @@ class Bounds:
     def excess(self, widths: np.ndarray) -> np.ndarray:
         """How far the tightest bound is exceeded (negative: met), as a fraction of the full model."""
         return np.max([part - self.targets[name] for name, part in self.fractions(widths).items()], axis=0)
+
+    def load(self, rows: np.ndarray) -> np.ndarray:
+        """What is taken of the tightest bound; 1: all of it."""
+        return np.max([part / self.targets[name] for name, part in self.fractions(rows).items()], axis=0)
+
+    @property
+    def slack(self) -> float:
+        """The tolerance, as a part of the bound."""
+        return self.budget.tolerance / min(self.targets.values())
+
+    def meets(self, rows: np.ndarray) -> np.ndarray:
+        """Whether no bound is exceeded by more than the tolerance."""
+        return self.excess(rows) <= self.budget.tolerance
 
     def fits(self, widths: np.ndarray) -> np.ndarray:
         return np.abs(self.excess(widths)) <= self.budget.tolerance

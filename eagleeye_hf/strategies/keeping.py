@@ -62,6 +62,19 @@ def largest_ratios(graph: ChannelGraph, max_ratio: float, keep: Sequence[str] = 
     return tuple(limits)
 
 
+def spared_blocks(graph: ChannelGraph, keep: Sequence[str]) -> tuple[str, ...]:
+    """The blocks that hold a layer which is to keep all of its channels, or which a pattern itself names."""
+    patterns = [pattern for pattern, limit in parse_keep(keep) if not limit]
+    return tuple(
+        block.name
+        for block in graph.removable
+        if any(
+            fnmatch.fnmatchcase(block.name, pattern) or any(_fits(pattern, graph.groups[n]) for n in block.groups)
+            for pattern in patterns
+        )
+    )
+
+
 def _fits(pattern: str, group: ChannelGroup) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for layer in _givers(group) for name in _and_around(layer))
 

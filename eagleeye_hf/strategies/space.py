@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 
+from eagleeye_hf.channels.cost import split_rows, strategy_rows
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.strategies.budget import Bounds
+from eagleeye_hf.strategies.frames import Dimension, Frames
 from eagleeye_hf.strategies.strategy import Strategy, multiples_of, widths_from_ratios
 
 REPAIRS = 60
@@ -15,22 +18,31 @@ REPAIRS = 60
 REPAIRED = 64
 """Strategies that are repaired at a time, so that memory is bounded."""
 MAX_TILT = 3000.0
+DIMENSIONS: tuple[Dimension, ...] = ("width", "depth", "size")
 ALL_THE_SAME = 0.9
 """Part of the milliseconds that the smallest network keeps, where they do not go by widths."""
 
 
 class Space:
-    """The strategies of one network that meet one budget.
+    """The strategies of one network that meet one budget, as rows: widths alone or, where blocks may go or the image
+    may shrink, as `strategy_rows` gives them.
 
     Args:
         divisor: widths are multiples of it; one number, or one per prunable group.
         max_ratio: the largest fraction removed from a group; one number, or one per prunable group.
+        dimensions: what may change: widths, which blocks there are (depth), the size of the image.
+        spared: names of blocks that stay.
     Raises:
         EagleEyeError: there are none; the message says what is possible.
     """
 
     def __init__(
-        self, bounds: Bounds, divisor: int | Sequence[int] = 1, max_ratio: float | Sequence[float] = 0.7
+        self,
+        bounds: Bounds,
+        divisor: int | Sequence[int] = 1,
+        max_ratio: float | Sequence[float] = 0.7,
+        dimensions: Sequence[Dimension] = ("width",),
+        spared: Sequence[str] = (),
     ) -> None:
         largest = max_ratio if isinstance(max_ratio, (int, float)) else max(max_ratio, default=0.0)
         if not 0 < largest < 1:
@@ -42,8 +54,11 @@ class Space:
         self.max_ratio = np.broadcast_to(np.asarray(max_ratio, dtype=float), self.num_groups)
         self.prunable = np.array([number for number, group in enumerate(graph.groups) if group.prunable])
         self.multiples = multiples_of(graph, divisor)
+        self.dimensions, self.has_widths = tuple(dimensions), "width" in dimensions
+        self.frames = Frames(bounds, dimensions, spared) if self.dimensions != ("width",) else None
         self.smallest = self.widths(self.max_ratio)
-        if float(bounds.excess(self.smallest)[0]) > bounds.budget.tolerance:
+        least = self.widths(self.max_ratio[None], None if self.frames is None else self.frames.least[None])[0]
+        if float(bounds.excess(least)[0]) > bounds.budget.tolerance:
             tiny = [
                 name for name, limit in bounds.budget.limits.items() if not limit.is_fraction and limit.value < 1000
             ]
@@ -52,10 +67,15 @@ class Space:
             raise EagleEyeError(
                 f"the budget ({bounds.budget}){hint} is out of reach: with `max_ratio={largest:g}`{kept} and "
                 f"`divisor={self.divisor_name}` the smallest model still has "
-                f"{bounds.describe(self.smallest.tolist())}. Raise the budget, or raise `max_ratio`"
-                f"{', or lower `divisor`' if self.divisor_name != '1' else ''}.{self._of_launching()}"
+                f"{bounds.describe(least.tolist())}. Raise the budget, or raise `max_ratio`"
+                f"{', or lower `divisor`' if self.divisor_name != '1' else ''}{self._of_dimensions()}."
+                f"{self._of_launching()}"
             )
         self._tilt = bounds.weights()
+
+    def _of_dimensions(self) -> str:
+        others = [name for name in DIMENSIONS if name not in self.dimensions]
+        return f", or add {' and '.join(others)} to `dimensions`" if others else ""
 
     def _of_launching(self) -> str:
         """What to do where milliseconds hardly go by widths."""
@@ -72,8 +92,48 @@ class Space:
         """As messages give it."""
         return str(self.divisor if isinstance(self.divisor, int) else max(self.divisor))
 
-    def widths(self, ratios: np.ndarray) -> np.ndarray:
-        return widths_from_ratios(self.graph, ratios, self.divisor)
+    def widths(self, ratios: np.ndarray, frames: np.ndarray | None = None) -> np.ndarray:
+        """Rows with these ratios, shape `(num, num_prunable)`; where `frames` are given, with those."""
+        widths = widths_from_ratios(self.graph, ratios if self.has_widths else np.zeros_like(ratios), self.divisor)
+        if frames is None:
+            return widths
+        full = np.broadcast_to(np.array(self.graph.widths), widths.shape)
+        return np.hstack([np.where(frames[:, :-1] @ self._takes > 0, full, widths), frames])
+
+    @cached_property
+    def _takes(self) -> np.ndarray:
+        """Which groups go with which block; shape `(num_blocks, num_groups)`."""
+        takes = np.zeros((len(self.graph.blocks), len(self.graph.groups)), dtype=np.int64)
+        for number, block in enumerate(self.graph.blocks):
+            takes[number, list(block.groups)] = 1
+        return takes
+
+    def strategy(self, row: np.ndarray) -> Strategy:
+        """What a row stands for."""
+        widths, removed, sizes = split_rows(self.graph, row)
+        if removed is None or sizes is None:
+            return Strategy(tuple(widths[0]))
+        names = tuple(block.name for block, gone in zip(self.graph.blocks, removed[0], strict=True) if gone)
+        size = int(sizes[0])
+        return Strategy(tuple(widths[0]), names, None if size == self.graph.image_size else size)
+
+    def frames_of(self, strategies: Sequence[Strategy]) -> np.ndarray | None:
+        """The parts beside the widths, as rows; None where only widths change."""
+        return None if self.frames is None else strategy_rows(self.graph, strategies)[:, len(self.graph.groups) :]
+
+    def draw_frames(self, randoms: Sequence[np.random.Generator]) -> np.ndarray | None:
+        return None if self.frames is None else self.frames.draw(randoms)
+
+    def singles(self) -> dict[str, Strategy]:
+        """What meets the budget by one dimension alone, the others as in the full network."""
+        found = {"uniform": self.uniform()} if self.reaches_by_widths else {}
+        frames = self.frames.singles() if self.frames is not None else {}
+        return found | {name: self.strategy(np.append(self.graph.widths, frame)) for name, frame in frames.items()}
+
+    @property
+    def reaches_by_widths(self) -> bool:
+        """Whether widths alone can meet the budget."""
+        return self.has_widths and bool(self.bounds.meets(self.smallest)[0])
 
     def uniform(self) -> Strategy:
         """The same ratio everywhere; where its steps are too coarse for the tolerance, just below the bound."""
@@ -83,15 +143,18 @@ class Space:
 
         return Strategy(tuple(self.widths(along(self.bisect(along, np.zeros(1), np.ones(1))))[0]))
 
-    def project(self, ratios: np.ndarray, randoms: Sequence[np.random.Generator]) -> list[np.ndarray | None]:
-        """Widths that meet the budget near these ratios, shape `(num, num_prunable)`; None where none were found.
+    def project(
+        self, ratios: np.ndarray, randoms: Sequence[np.random.Generator], frames: np.ndarray | None = None
+    ) -> list[np.ndarray | None]:
+        """Rows that meet the budget near these ratios, shape `(num, num_prunable)`; None where none were found.
 
         Args:
             randoms: one per row, for its repair.
+            frames: what the rows have beside widths.
         """
-        return self.repair(self.widths(self.shift(ratios)), randoms)
+        return self.repair(self.widths(self.shift(ratios, frames), frames), randoms)
 
-    def shift(self, ratios: np.ndarray) -> np.ndarray:
+    def shift(self, ratios: np.ndarray, frames: np.ndarray | None = None) -> np.ndarray:
         """Move ratios, shape `(num, num_prunable)`, to the budget's surface, all groups of a strategy together.
 
         Each ratio goes where it would lie had it been drawn from an exponential density instead of a uniform one, the
@@ -104,28 +167,34 @@ class Space:
             return self.max_ratio * _tilted(place, t[:, None] * self._tilt)
 
         limit = np.full(len(ratios), MAX_TILT)
-        return along(self.bisect(along, -limit, limit))
+        return along(self.bisect(along, -limit, limit, frames))
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """Ratios uniform in `[0, max_ratio]` (paper, section 3.2), not yet projected."""
         return random.random(self.num_groups) * self.max_ratio
 
-    def bisect(self, along: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    def bisect(
+        self,
+        along: Callable[[np.ndarray], np.ndarray],
+        low: np.ndarray,
+        high: np.ndarray,
+        frames: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The smallest parameter, hence the heaviest network, that is within the budget."""
         for _ in range(40):
             middle = (low + high) / 2
-            fits = self.bounds.excess(self.widths(along(middle))) <= 0
+            fits = self.bounds.excess(self.widths(along(middle), frames)) <= 0
             low, high = np.where(fits, low, middle), np.where(fits, middle, high)
         return high
 
     def repair(self, widths: np.ndarray, randoms: Sequence[np.random.Generator]) -> list[np.ndarray | None]:
-        """Widths of shape `(num, num_groups)` that meet the budget: where they don't, single ones change by a step, in
-        random order; None where that leads nowhere. A row depends on itself and on its generator alone.
+        """Rows that meet the budget: where they don't, single widths change by a step, in random order; None where that
+        leads nowhere. A row depends on itself and on its generator alone.
         """
-        misses = np.abs(self.bounds.excess(widths))
+        misses = self.misses(widths)
         fits = misses <= self.bounds.budget.tolerance
         found: list[np.ndarray | None] = [row if fit else None for row, fit in zip(widths, fits, strict=True)]
-        pending = [row for row, fitting in enumerate(found) if fitting is None]
+        pending = [row for row, fitting in enumerate(found) if fitting is None] if self.has_widths else []
         for start in range(0, len(pending), REPAIRED):
             rows = pending[start : start + REPAIRED]
             state = [(row, widths[row], float(misses[row])) for row in rows]
@@ -135,15 +204,20 @@ class Space:
                     break
         return found
 
+    def misses(self, rows: np.ndarray) -> np.ndarray:
+        """How far rows are from the budget's surface; where no width can change, how far they exceed it."""
+        excess = self.bounds.excess(rows)
+        return np.abs(excess) if self.has_widths else np.maximum(excess, 0.0)
+
     def _step(
         self,
         state: Sequence[tuple[int, np.ndarray, float]],
         randoms: Sequence[np.random.Generator],
         found: list[np.ndarray | None],
     ) -> list[tuple[int, np.ndarray, float]]:
-        """One step of each row of `(row, widths, miss)`; what meets the budget goes to `found`, the rest is returned."""
+        """One step of each row of `(row, widths, miss)`; what meets the budget goes to `found`, others are returned."""
         moves = self._moves(np.stack([widths for _, widths, _ in state]))
-        allowed = np.all(moves >= self.smallest, axis=2)
+        allowed = np.all(moves[..., : len(self.graph.groups)] >= self.smallest, axis=2)
         misses = np.full(allowed.shape, np.inf)
         misses[allowed] = np.abs(self.bounds.excess(moves[allowed])) if allowed.any() else []
         left = []
@@ -159,7 +233,7 @@ class Space:
         return left
 
     def _moves(self, widths: np.ndarray) -> np.ndarray:
-        """Every group's step down and up; shape `(num, 2 * num_prunable, num_groups)`."""
+        """Every group's step down and up; shape `(num, 2 * num_prunable, length of a row)`."""
         full, groups = np.array(self.graph.widths)[self.prunable], np.arange(self.num_groups)
         kept = widths[:, self.prunable]
         moves = np.repeat(widths[:, None], 2 * self.num_groups, axis=1)

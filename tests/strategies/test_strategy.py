@@ -78,7 +78,7 @@ def test_the_papers_sampler_meets_the_budget_too(graph):
         (lambda g: Budget(macs=True), r"`macs` is .*; got True"),
         (lambda g: Budget(macs=float("nan")), r"`macs` is .*; got nan"),
         (lambda g: Budget(macs=0.5, tolerance=0), r"`tolerance` is a number, in \(0, 1\); got 0"),
-        (lambda g: check_strategy(g, Strategy(g.widths, ("blocks.0",))), "`removed_blocks`: blocks.0 is no block"),
+        (lambda g: check_strategy(g, Strategy(g.widths, ("blocks.0",))), "`removed_blocks`: 'blocks.0' is no block"),
         (lambda g: check_strategy(g, Strategy(g.widths, (), 96)), "`image_size=96`: the network was traced for 64"),
         (lambda g: check_strategy(g, Strategy((3,))), "one integer per group"),
         (lambda g: Strategy.from_dict({"widths": [0]}), "positive integers"),

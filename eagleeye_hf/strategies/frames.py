@@ -1,0 +1,139 @@
+"""What a strategy has beside its widths: the blocks that are gone, and the size of the image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from eagleeye_hf.channels.cost import strategy_rows
+from eagleeye_hf.strategies.budget import Bounds
+from eagleeye_hf.strategies.strategy import Strategy
+
+Dimension = Literal["width", "depth", "size"]
+FLIPPED = 1.5
+"""Blocks of a child, on average, that come or go."""
+RESIZED = 0.25
+"""Part of the children whose image grows or shrinks by one step."""
+
+Random = np.random.Generator
+
+
+class Frames:
+    """The frames of one network under one budget: rows of whether each block is gone, and the image size.
+
+    Args:
+        spared: names of blocks that must stay.
+    """
+
+    def __init__(self, bounds: Bounds, dimensions: Sequence[Dimension], spared: Sequence[str] = ()) -> None:
+        self.bounds, self.graph, self.dimensions = bounds, bounds.graph, tuple(dimensions)
+        blocks = self.graph.blocks if "depth" in dimensions else ()
+        self.removable = np.array([n for n, b in enumerate(blocks) if b.removable and b.name not in spared], dtype=int)
+        self.sizes = np.array(self.graph.image_sizes if "size" in dimensions else (self.graph.image_size,))
+        self.full = strategy_rows(self.graph, [Strategy(self.graph.widths)])[0, len(self.graph.groups) :]
+        loads = self.load(np.stack([self.sized(size) for size in self.sizes]))
+        self.roomy = self.sizes[loads >= 1] if (loads >= 1).any() else self.sizes[-1:]
+        """Sizes at which the full widths are not below the budget yet."""
+
+    def sized(self, size: int) -> np.ndarray:
+        """The frame of the full network at another image size."""
+        return np.append(self.full[:-1], size)
+
+    @property
+    def least(self) -> np.ndarray:
+        """The frame that costs the least."""
+        frame = self.sized(int(self.sizes.min()))
+        frame[self.removable] = 1
+        return frame
+
+    def load(self, frames: np.ndarray) -> np.ndarray:
+        """What networks of full widths take of the tightest bound; 1: all of it. Shape `(num_frames,)`."""
+        widths = np.tile(np.array(self.graph.widths), (len(frames), 1))
+        return self.bounds.load(np.hstack([widths, frames]))
+
+    def draw(self, randoms: Sequence[Random]) -> np.ndarray:
+        """Random frames; how much each dimension takes of what has to go is uniform on the simplex of such parts.
+
+        What has to go is the logarithm of the full network's load, so that parts of several dimensions add up.
+        """
+        parts = np.stack([random.dirichlet(np.ones(len(self.dimensions))) for random in randoms])
+        share = {name: parts[:, place] for place, name in enumerate(self.dimensions)}
+        none = np.zeros(len(randoms))
+        total = np.log(max(float(self.load(self.full[None])[0]), 1.0))
+        roomy = np.log(np.maximum(self.load(np.stack([self.sized(size) for size in self.roomy])), 1e-9))
+        wanted = total * (1 - share.get("size", none))
+        sizes = self.roomy[np.abs(roomy - wanted[:, None]).argmin(1)]
+        orders = [random.permutation(self.removable) for random in randoms]
+        rest = share.get("width", none) / np.maximum(share.get("width", none) + share.get("depth", none), 1e-9)
+        return self._remove(orders, sizes, rest if "width" in self.dimensions else None)
+
+    def breed(self, first: np.ndarray, second: np.ndarray, randoms: Sequence[Random]) -> np.ndarray:
+        """Children of pairs of frames: each block and the size from either, then changed a little and brought to where
+        widths can meet the budget."""
+        sizes, orders = [], []
+        for random, *pair in zip(randoms, first, second, strict=True):
+            frame = np.where(random.random(len(self.full)) < 0.5, *pair)
+            flips = self.removable[random.random(len(self.removable)) < FLIPPED / max(len(self.removable), 1)]
+            frame[flips] = 1 - frame[flips]
+            place = int(np.abs(self.roomy - frame[-1]).argmin())
+            if random.random() < RESIZED:
+                place = int(np.clip(place + random.choice([-1, 1]), 0, len(self.roomy) - 1))
+            sizes.append(self.roomy[place])
+            shuffled = random.permutation(self.removable)
+            gone = frame[shuffled] == 1
+            orders.append(shuffled[gone] if "width" in self.dimensions else np.append(shuffled[gone], shuffled[~gone]))
+        rest = np.zeros(len(sizes)) if "width" in self.dimensions else None
+        return self._remove(orders, np.array(sizes), rest)
+
+    def singles(self) -> dict[str, np.ndarray]:
+        """The frames that meet the budget by one dimension alone: blocks removed evenly, or a smaller image."""
+        found = {}
+        if len(self.removable):
+            frame = self._remove([self._evenly()], np.array([self.graph.image_size]), None)[0]
+            found["depth"] = frame
+        if len(self.sizes) > 1:
+            fits = [size for size in self.sizes if self.bounds.meets(self._row(self.sized(size)))[0]]
+            if fits:
+                found["size"] = self.sized(max(fits))
+        return {name: frame for name, frame in found.items() if self.bounds.meets(self._row(frame))[0]}
+
+    def _row(self, frame: np.ndarray) -> np.ndarray:
+        return np.append(self.graph.widths, frame)[None]
+
+    def _evenly(self) -> np.ndarray:
+        """The blocks in an order that takes as many from each stage, in proportion, its last ones first."""
+        stages: dict[str, list[int]] = {}
+        for number in self.removable:
+            stages.setdefault(re.sub(r"[^.]+$", "", self.graph.blocks[number].name), []).append(int(number))
+        ranks = {
+            number: (place + 0.5) / len(numbers)
+            for numbers in stages.values()
+            for place, number in enumerate(reversed(numbers))
+        }
+        return np.array(sorted(ranks, key=lambda number: (ranks[number], -number)), dtype=int)
+
+    def _remove(self, orders: Sequence[np.ndarray], sizes: np.ndarray, rest: np.ndarray | None) -> np.ndarray:
+        """Frames of these sizes without the first blocks of each order.
+
+        Args:
+            rest: the part of what has to go that is left to widths, per frame: as many blocks go as come nearest to
+                that without falling below the budget. None: as few as meet it, or all.
+        """
+        longest = max((len(order) for order in orders), default=0)
+        steps = np.tile(self.full, (len(orders), longest + 1, 1))
+        steps[..., -1] = sizes[:, None]
+        for frames, order in zip(steps, orders, strict=True):
+            for place, block in enumerate(order, 1):
+                frames[place:, block] = 1
+        loads = self.load(steps.reshape(-1, len(self.full))).reshape(steps.shape[:2])
+        if rest is None:
+            meets = loads <= 1 + self.bounds.slack
+            chosen = np.where(meets.any(1), meets.argmax(1), longest)
+        else:
+            logs = np.log(np.maximum(loads, 1e-9))
+            misses = np.abs(logs - rest[:, None] * logs[:, :1])
+            chosen = np.where(loads >= 1, misses, np.inf).argmin(1)
+        return steps[np.arange(len(orders)), chosen]
