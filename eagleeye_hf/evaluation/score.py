@@ -127,9 +127,7 @@ class AdaptiveBNScore:
         """
         return self.builder.build(as_strategy(strategy), self.compensate if compensate is None else compensate)
 
-    def __call__(
-        self, strategy: Strategy | Sequence[int], fraction: float = 1.0, before: Seen | None = None
-    ) -> Score:
+    def __call__(self, strategy: Strategy | Sequence[int], fraction: float = 1.0, before: Seen | None = None) -> Score:
         """Score a candidate.
 
         Args:
