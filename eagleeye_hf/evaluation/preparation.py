@@ -29,6 +29,20 @@ class FullScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast candidates are scored, in seconds."""
+
+    candidate: float
+    """What each costs, however few its images."""
+    images: float
+    """What all images cost on top."""
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Pace:
+        return Pace(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preparation:
     """What is measured once per search, for all of its processes and lives."""
 
@@ -40,6 +54,8 @@ class Preparation:
     format: FormatChoice | None = None
     recorded: bool = False
     """Whether candidates are scored in the full network's shapes."""
+    pace: Pace | None = None
+    """Where the device is fast enough that stages are sized by it."""
     latency: LatencyModel | None = None
     alignment: int | None = None
     """The multiple of channels of which widths are, where the search was to find one."""
@@ -49,9 +65,10 @@ class Preparation:
         readers: dict[str, Callable[[Any], Any]] = {
             "full": FullScores.from_dict,
             "format": FormatChoice.from_dict,
+            "pace": Pace.from_dict,
             "latency": LatencyModel.from_dict,
         }
-        read = {name: data[name] and reader(data[name]) for name, reader in readers.items()}
+        read = {name: data.get(name) and reader(data[name]) for name, reader in readers.items()}
         return Preparation(**{**data, **read})
 
 

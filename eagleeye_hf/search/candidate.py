@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eagleeye_hf.channels.cost import Cost
-from eagleeye_hf.evaluation.objective import Score
+from eagleeye_hf.evaluation.objective import Score, Seen
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.strategies.strategy import Strategy
 
@@ -67,6 +67,18 @@ class Candidate:
             cost=Cost(data["macs"], data["params"]),
             predicted_ms=data["predicted_ms"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A candidate to score at a stage."""
+
+    candidate: Candidate
+    stage: int
+    fraction: float
+    """Of the images."""
+    before: Seen | None = None
+    """Its score at the stage before."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,13 +56,15 @@ class SearchConfig:
     candidates: Annotated[int, Within("[1, inf)")] | None = 200
     """Strategies to score per budget, the uniform one included; None: as many as `minutes` allow."""
     minutes: Annotated[float, Within("(0, inf)")] | None = None
-    """Stop after this time, at the end of a generation."""
+    """Stop proposing in time for the last stage to end after about this time."""
     stages: tuple[Annotated[float, Within("(0, 1]")], ...] = (0.0625, 0.25, 1.0)
-    """Fractions of the calibration and holdout images, for all candidates, then for the better part."""
+    """Fractions of the calibration and holdout images, for all candidates, then for the better part; larger ones on a
+    device so fast that images take less time than what a candidate costs besides."""
     promote: Annotated[float, Within("(0, 1]")] = 0.1
-    """The part that goes on to the next stage."""
-    generation: Annotated[int, Within("[1, inf)")] = 32
-    """Candidates, all budgets together, between two looks at the results; the same for any number of processes."""
+    """The part that goes on to the next stage; to the last in the end, in multiples of 8."""
+    generation: Annotated[int, Within("[1, inf)")] = 16
+    """Candidates, all budgets together, between two looks at the results, while the generation after is scored: as many
+    as are scored at a time, or more. Results depend on it, and not on the number of processes."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,4 +1,4 @@
-"""The search itself: propose, score in stages, look at the results, propose again."""
+"""The search itself: propose, score in stages, look at the results, propose again; all of it at the same time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ import numpy as np
 from tqdm import tqdm
 
 from eagleeye_hf.channels.cost import Cost, count_cost, strategy_rows
-from eagleeye_hf.search.candidate import Candidate, Line, rank_candidates
+from eagleeye_hf.evaluation.objective import Score, Seen
+from eagleeye_hf.processes import make_in_main
+from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
+from eagleeye_hf.search.stages import count_finalists
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.telling import progress_bar
 
+DELAY = 2
+"""Generations after which a stage's scores are looked at, times the number of stages so far."""
+
 
 class Search:
-    """Everything it decides follows from the config and from finished generations, never from who scored what when.
+    """Everything it decides follows from the config and from scores, never from who scored what when.
+
+    Candidates are in generations, and those of a generation that come to a further stage are its *wave* there. So that
+    nobody waits for the slowest, generation g is made of what is known of the stages s of generations up to
+    g - 2 (s + 1) alone: what lies between is scored at the same time. The last stage comes once, at the end.
 
     Args:
         spaces: the strategies that meet each budget.
+        stages: fractions of the images.
         unit_scores: as in `Proposer`.
         reports: what is reported beside the loss, for the progress bar.
     """
@@ -32,30 +43,30 @@ class Search:
         config: SearchConfig,
         seed: int,
         workers: Workers,
+        stages: Sequence[float],
         unit_scores: Sequence[np.ndarray] | None = None,
         reports: str = "score",
     ) -> None:
-        self.spaces, self.config, self.workers, self.reports = spaces, config, workers, reports
+        self.spaces, self.config, self.workers, self.stages, self.reports = spaces, config, workers, stages, reports
         self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces]
         self.candidates: list[Candidate] = []
         self._places: dict[int, int] = {}
-        self._losses: list[dict[int, float]] = [{} for _ in config.stages]
-        self._tried: list[set[int]] = [set() for _ in config.stages]
-        self._elapsed = 0.0
+        self._waves: list[dict[int, int]] = [{} for _ in stages]
+        """Per stage: the wave in which each candidate comes to it."""
+        self._lines: list[dict[int, Scored]] = [{} for _ in stages]
+        """Per stage: what is known of each candidate."""
+        self._open: list[dict[int, int]] = [{} for _ in stages]
+        """Per stage: how many of each wave are not finished."""
+        self._ended = False
         self._bar: tqdm | None = None
         self._best: list[Candidate] = []
 
     def run(self) -> None:
-        generation = 0
+        """In every process; each knows all candidates at the end."""
         with self._progress() as self._bar:
-            while fresh := self._propose(generation):
-                self._places |= {c.index: place for place, c in enumerate(fresh, len(self.candidates))}
-                self.candidates += fresh
-                for stage in range(len(self.config.stages)):
-                    self._score(fresh if stage == 0 else self._promoted(stage, len(fresh)), stage)
-                generation += 1
-                if self.config.minutes is not None and self._elapsed >= 60 * self.config.minutes:
-                    break
+            self.workers.run(self.follow)
+        self.candidates = make_in_main(self.workers.accelerator, lambda: self.candidates)
+        self._places = {candidate.index: place for place, candidate in enumerate(self.candidates)}
 
     def leaders(self, budget: int) -> list[Candidate]:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
@@ -64,6 +75,96 @@ class Search:
         """Write a line of the journal into its candidate; candidates are in the order of their index."""
         place = self._places[line.index]
         self.candidates[place] = line.apply(self.candidates[place])
+
+    def follow(self, lines: Sequence[Scored]) -> list[Task]:
+        """What there is to score once these lines are known."""
+        for line in sorted(lines, key=lambda line: line.stage):
+            self.take(line)
+            self._lines[line.stage][line.index] = line
+            self._open[line.stage][self._waves[line.stage][line.index]] -= 1
+            self._show(line.stage, self.candidates[self._places[line.index]])
+        return [*self._promote(), *self._start(), *self._finish()]
+
+    def _start(self) -> list[Task]:
+        """The first stage of the generations that can be made by now."""
+        tasks: list[Task] = []
+        while not self._ended and self._is_known(generation := len(self._open[0])):
+            fresh = [] if self._is_over(generation) else self._propose(generation)
+            self._ended = not fresh
+            if fresh:
+                self._places |= {c.index: place for place, c in enumerate(fresh, len(self.candidates))}
+                self.candidates += fresh
+                tasks += self._enter(fresh, 0, generation)
+        return tasks
+
+    def _promote(self) -> list[Task]:
+        """Those that come to a stage between the first and the last, wave by wave."""
+        tasks: list[Task] = []
+        for stage in range(1, len(self.stages) - 1):
+            while (wave := len(self._open[stage])) < len(self._open[stage - 1]) and self._is_done(stage - 1, wave):
+                tasks += self._enter(self._chosen(stage, wave), stage, wave)
+        return tasks
+
+    def _finish(self) -> list[Task]:
+        """Those that come to the last stage, once all else is finished."""
+        last, waves = len(self.stages) - 1, len(self._open[0])
+        if not last or self._open[last] or not self._ended:
+            return []
+        if not all(self._is_done(stage, waves - 1) for stage in range(last)):
+            return []
+        chosen = []
+        for budget in range(len(self.spaces)):
+            ranked = self._ranked(budget, last - 1, waves)
+            num = sum(candidate.budget == budget for candidate in self.candidates)
+            chosen += ranked[: count_finalists(num, self.config.promote, last)]
+        return self._enter(chosen, last, 0)
+
+    def _enter(self, candidates: Sequence[Candidate], stage: int, wave: int) -> list[Task]:
+        self._waves[stage] |= dict.fromkeys((candidate.index for candidate in candidates), wave)
+        self._open[stage][wave] = len(candidates)
+        tasks = []
+        for candidate in sorted(candidates, key=lambda candidate: candidate.index):
+            line = self._lines[stage - 1][candidate.index] if stage else None
+            before = Seen(self.stages[stage - 1], line.score) if line and line.score else None
+            proposed = line.candidate if line else candidate
+            tasks.append(Task(candidate=proposed, stage=stage, fraction=self.stages[stage], before=before))
+        return tasks
+
+    def _is_known(self, generation: int) -> bool:
+        """Whether all that a generation is made of is finished."""
+        between = range(max(1, len(self.stages) - 1))
+        return all(self._is_done(stage, generation - DELAY * (stage + 1)) for stage in between)
+
+    def _is_done(self, stage: int, wave: int) -> bool:
+        """Whether a stage is finished up to a wave."""
+        return all(self._open[stage].get(number) == 0 for number in range(wave + 1))
+
+    def _known(self, generation: int) -> list[Scored]:
+        """What a generation is made of."""
+        return [
+            line
+            for stage, lines in enumerate(self._lines)
+            for line in lines.values()
+            if self._waves[stage][line.index] <= generation - DELAY * (stage + 1)
+        ]
+
+    def _parents(self, budget: int, generation: int) -> list[Candidate]:
+        """The best of what a generation is made of, by the score of the last stage that it knows of each."""
+        known = {line.index: line.apply(line.candidate) for line in self._known(generation)}
+        return rank_candidates([candidate for candidate in known.values() if candidate.budget == budget])
+
+    def _is_over(self, generation: int) -> bool:
+        """Whether the minutes are over that what a generation is made of took, and that the last stage will take."""
+        if self.config.minutes is None:
+            return False
+        known = self._known(generation)
+        parts = [after - before for before, after in zip((0.0, *self.stages), self.stages, strict=False)]
+        done = sum(parts[line.stage] for line in known)
+        num = len({line.index for line in known})
+        last = len(parts) - 1
+        left = parts[last] * min(num, count_finalists(num, self.config.promote, last)) if last else 0.0
+        elapsed = max((line.elapsed for line in known), default=0.0)
+        return elapsed * (1 + left / max(done, 1e-9)) >= 60 * self.config.minutes
 
     def _propose(self, generation: int) -> list[Candidate]:
         count = max(1, self.config.generation // len(self.spaces))
@@ -74,9 +175,9 @@ class Search:
             stop = start + count if limit is None else min(start + count, limit)
             if start >= stop:
                 continue
-            parents = [candidate.strategy for candidate in self.leaders(budget)]
+            parents = [candidate.strategy for candidate in self._parents(budget, generation)]
             seen = {c.strategy for c in self.candidates if c.budget == budget}
-            proposals = proposer.propose(range(start, stop), parents if generation else [], seen)
+            proposals = proposer.propose(range(start, stop), parents, seen)
             for number, proposal in zip(range(start, stop), proposals, strict=True):
                 fresh.append(self._candidate(number * len(self.spaces) + budget, budget, proposal))
         return sorted(fresh, key=lambda candidate: candidate.index)
@@ -97,27 +198,31 @@ class Search:
             predicted_ms=predicted,
         )
 
-    def _promoted(self, stage: int, num_fresh: int) -> list[Candidate]:
-        """Those among the best so far at the stage before that have not been at this one, as many as are a generation's
-        part."""
-        places = math.ceil(self.config.promote**stage * num_fresh / len(self.spaces))
+    def _chosen(self, stage: int, wave: int) -> list[Candidate]:
+        """Those among the best of the stage before that have not been at this one, so that the best tenth have been."""
         chosen = []
         for budget in range(len(self.spaces)):
-            losses = self._losses[stage - 1]
-            ranked = [c for c in self.candidates if c.budget == budget and c.index in losses]
-            ranked.sort(key=lambda candidate: (losses[candidate.index], candidate.index))
+            ranked = self._ranked(budget, stage - 1, wave)
+            num = sum(self._waves[0][c.index] <= wave for c in self.candidates if c.budget == budget)
+            places = math.ceil(self.config.promote**stage * num)
+            places -= sum(self.candidates[self._places[index]].budget == budget for index in self._waves[stage])
             best = ranked[: math.ceil(self.config.promote * len(ranked))]
-            chosen += [candidate for candidate in best if candidate.index not in self._tried[stage]][:places]
-        return sorted(chosen, key=lambda candidate: candidate.index)
+            chosen += [candidate for candidate in best if candidate.index not in self._waves[stage]][:places]
+        return chosen
 
-    def _score(self, candidates: Sequence[Candidate], stage: int) -> None:
-        for line in self.workers.run(candidates, stage, self.config.stages[stage]):
-            self.take(line)
-            self._tried[stage].add(line.index)
-            if line.score is not None:
-                self._losses[stage][line.index] = line.score.loss
-            self._elapsed = max(self._elapsed, line.elapsed)
-            self._show(stage, self.candidates[self._places[line.index]])
+    def _ranked(self, budget: int, stage: int, wave: int) -> list[Candidate]:
+        """A budget's candidates by their loss at a stage, up to a wave."""
+
+        def loss(candidate: Candidate) -> tuple[float, int]:
+            score = self._score_at(candidate, stage, wave)
+            return (score.loss if score else math.inf), candidate.index
+
+        scored = [c for c in self.candidates if c.budget == budget and self._score_at(c, stage, wave)]
+        return sorted(scored, key=loss)
+
+    def _score_at(self, candidate: Candidate, stage: int, wave: int) -> Score | None:
+        line = self._lines[stage].get(candidate.index)
+        return line.score if line is not None and self._waves[stage][candidate.index] <= wave else None
 
     def _progress(self) -> tqdm:
         limits = [proposer.num_candidates for proposer in self.proposers]
@@ -137,7 +242,7 @@ class Search:
         if bar is None or bar.disable:
             return
         if bar.unit == "s":
-            bar.update(min(int(self._elapsed), bar.total) - bar.n)
+            bar.update(min(int(self.workers.elapsed), bar.total) - bar.n)
         elif stage == 0:
             bar.update()
         best = rank_candidates([*self._best, changed])[:1] if changed.budget == 0 else self._best

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -49,12 +49,12 @@ class Journal:
             rows = [head, *(line.to_dict() for line in self.lines)]
             write_whole(self.path, "".join(map(encode_row, rows)))
 
-    def append(self, line: Line) -> None:
+    def append(self, lines: Sequence[Line]) -> None:
         with self._writable(), self.path.open("a") as file:
-            file.write(encode_row(line.to_dict()))
+            file.write("".join(encode_row(line.to_dict()) for line in lines))
             file.flush()
             os.fsync(file.fileno())
-        self.lines.append(line)
+        self.lines += lines
 
     @contextmanager
     def _writable(self) -> Iterator[None]:

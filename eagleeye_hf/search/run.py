@@ -26,6 +26,7 @@ from eagleeye_hf.search.generations import Search
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.search.scorer import Scorer, check_scorer
+from eagleeye_hf.search.stages import size_stages
 from eagleeye_hf.search.timing import MEASURED, measure_leaders
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.budget import Bounds
@@ -33,6 +34,8 @@ from eagleeye_hf.strategies.keeping import largest_ratios
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
 
+RULES = 2
+"""How candidates follow from scores; a journal of other rules can't be gone on with."""
 EXAMPLES = 6
 """Random strategies on which formats are compared."""
 LOOSE_FIT = 0.1
@@ -51,8 +54,8 @@ def run_search(
 ) -> SearchResult:
     """Propose strategies that meet the budgets and score them; the same on any number of processes.
 
-    Candidates come in generations of a fixed size. All of one are scored on a part of the images, and those among the
-    best so far on more of them, up to all.
+    Candidates come in generations of a fixed size. All are scored on a part of the images, those among the best so far
+    on more of them, and the best in the end on all; no image twice.
 
     Args:
         score: what scores a strategy; `FunctionScorer` makes one of a plain function.
@@ -76,7 +79,8 @@ def run_search(
     divisor = divisor_of(graph, config, prepared.alignment)
     spaces = [open_space(Bounds(graph, one, prepared.latency), config, divisor) for one in config.budgets]
     workers = Workers(score, accelerator, journal, lines, started, output)
-    search = Search(spaces, config, seed, workers, score.unit_scores(), prepared.reports)
+    stages = size_stages(config.stages, prepared.pace)
+    search = Search(spaces, config, seed, workers, stages, score.unit_scores(), prepared.reports)
     notes = [diagnose_full_model(prepared.full) if prepared.full else None]
     if prepared.latency is not None and prepared.latency.error > LOOSE_FIT:
         notes.append(
@@ -101,6 +105,7 @@ def run_search(
 def _describe_graph(graph: ChannelGraph, config: SearchConfig) -> dict[str, Any]:
     """What readers of the journal need to know of the network and of the budgets."""
     return {
+        "rules": RULES,
         "budgets": [str(budget) for budget in config.budgets],
         "groups": [group.name for group in graph.groups],
         "prunable": [group.prunable for group in graph.groups],

@@ -1,31 +1,31 @@
-"""Scoring candidates, divided among processes and threads, each one recorded as soon as it is finished."""
+"""Scoring candidates, handed out to processes and threads one by one, each one recorded as soon as it is finished."""
 
 from __future__ import annotations
 
-import math
+import heapq
+import queue
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.objective import Score
 from eagleeye_hf.processes import make_in_main
-from eagleeye_hf.search.candidate import Candidate, Line, Scored, Timed
-from eagleeye_hf.search.failures import OutOfMemory, free_memory, named_errors, remedy_of
+from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, Timed
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.lines import settle_lines
+from eagleeye_hf.search.links import Links, Lost
+from eagleeye_hf.search.pool import Inbox, Pool
 from eagleeye_hf.search.scorer import Scorer
 
-NOT_FINITE = "the score is not a finite number"
-"""What is recorded of a candidate that fails; whatever else goes wrong ends the search and is no candidate's fault."""
+Follow = Callable[[Sequence[Scored]], list[Task]]
+"""What there is to score once these lines are known."""
 
 
 class Workers:
-    """Runs a scorer on many candidates; every process gets every result, and every error.
+    """Runs a scorer on many candidates. The main process hands them out and records them; others score and wait.
 
     Args:
         journal: keeps what is finished, in the main process; None keeps nothing.
@@ -44,7 +44,6 @@ class Workers:
         output: Path | None = None,
     ) -> None:
         self.score, self.accelerator, self.journal, self.output = score, accelerator, journal, output
-        self.threads = max(1, score.workers)
         standing = settle_lines(lines)
         self.scored = {key: line for key, line in standing.scored.items() if line.score is not None}
         self.timed = standing.timed
@@ -57,43 +56,57 @@ class Workers:
         """Seconds of all lives of this search."""
         return time.perf_counter() - self._started
 
-    def run(self, candidates: Sequence[Candidate], stage: int, fraction: float) -> Iterator[Scored]:
-        """The journal's line of each candidate at this stage: those on record first, others as they finish.
+    def run(self, follow: Follow) -> None:
+        """Score what follows from what is known, until nothing follows; in every process.
 
+        Args:
+            follow: called in the main process alone, with no line at first, then with lines as they are finished.
         Raises:
-            EagleEyeError: the device fails, the journal can't be written, or holds what this search does not propose.
+            EagleEyeError: the device fails, a process ends, the journal can't be written, or holds what this search
+                does not propose; the same in every process.
         """
-        pending = []
-        for candidate in candidates:
-            line = self.scored.get((candidate.index, stage))
-            if line is not None and self._is_of(line, candidate):
-                yield line
-            else:
-                pending.append(candidate)
-        size, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if size == 1:
-            for line in self._run_here(pending, stage, fraction):
-                yield self._record([line])[0]
-            return
-        step = size * self.threads
-        for start in range(0, len(pending), step):
-            part = pending[start : start + step][rank::size]
-            yield from self._run_together(part, stage, fraction)
-
-    def _run_together(self, part: Sequence[Candidate], stage: int, fraction: float) -> list[Scored]:
-        """The lines of all processes, of which each scores its part; what finished before an error is recorded."""
-        here, message = list[Scored](), ""
+        inbox: Inbox = queue.SimpleQueue()
+        rank = self.accelerator.process_index
+        links = Links(self.accelerator, inbox)
+        pool = Pool(self.score, self.accelerator.device, self.output, inbox, rank)
         try:
-            for line in self._run_here(part, stage, fraction):
-                here.append(line)
+            if self.accelerator.is_main_process:
+                self._hand_out(follow, links, pool, inbox)
+            else:
+                _serve(links, pool, inbox, rank)
+        finally:
+            pool.close()
+            links.close()
+
+    def _hand_out(self, follow: Follow, links: Links, pool: Pool, inbox: Inbox) -> None:
+        hands = _Hands(links, pool, inbox)
+        try:
+            hands.add(self._look_up(follow, []))
+            while hands.busy:
+                lines = [self._finished(line) for line in hands.wait()]
+                if hands.failure is None:
+                    hands.add(self._look_up(follow, lines))
+                self._record(lines)  # while others score
+            if hands.failure is not None:
+                raise hands.failure
         except EagleEyeError as error:
-            message = str(error)
-        everywhere = gather_object([(here, message)])
-        found = self._record([line for lines, _ in everywhere for line in lines])
-        for _, message in everywhere:
-            if message:
-                raise EagleEyeError(message)
-        return found
+            links.send_all(str(error))
+            raise
+        links.send_all("")
+
+    def _look_up(self, follow: Follow, lines: Sequence[Scored]) -> list[Task]:
+        """What follows from these lines, and from those on record that follow."""
+        found = []
+        while True:
+            pending, lines = follow(lines), []
+            for task in pending:
+                line = self.scored.get((task.candidate.index, task.stage))
+                if line is not None and self._is_of(line, task.candidate):
+                    lines = [*lines, line]
+                else:
+                    found.append(task)
+            if not lines:
+                return found
 
     def _is_of(self, line: Scored, candidate: Candidate) -> bool:
         """Whether a line is of what is proposed; where a failure turned out to be none, later proposals change."""
@@ -117,79 +130,100 @@ class Workers:
         self.timed.pop(line.index, None)
         return False
 
+    def _finished(self, line: Scored) -> Scored:
+        """A line with the time of the search; it is known from now on."""
+        key = line.index, line.stage
+        failed = self._failed.get(key)
+        self._healed |= failed is not None and line.score is not None
+        # what came after a failure came in time
+        self.scored[key] = replace(line, elapsed=failed.elapsed if failed else round(self.elapsed, 2))
+        return self.scored[key]
+
     def record_times(self, measure: Callable[[], list[Timed]]) -> list[Timed]:
         """What the main process measures, recorded, in every process."""
 
         def make() -> list[Timed]:
             lines = measure()
-            self._write(lines)
+            self._record(lines)
             return lines
 
         lines = make_in_main(self.accelerator, make)
         self.timed |= {line.index: line for line in lines}
         return lines
 
-    def _record(self, lines: list[Scored]) -> list[Scored]:
-        make_in_main(self.accelerator, lambda: self._write(lines))
-        for line in lines:
-            key = line.index, line.stage
-            self._healed |= key in self._failed and line.score is not None
-            self.scored[key] = line
+    def _record(self, lines: Sequence[Line]) -> None:
+        if self.journal is not None and lines:
+            self.journal.append(lines)
+
+
+class _Hands:
+    """Who scores what: tasks of the last stage first, for they take longest, to whoever has most threads free."""
+
+    def __init__(self, links: Links, pool: Pool, inbox: Inbox) -> None:
+        self.links, self.pool, self.inbox = links, pool, inbox
+        self.failure: BaseException | None = None
+        """What ends the search, once what was running is finished."""
+        self._pending: list[tuple[int, int, Task]] = []
+        self._free = {0: pool.num_threads}
+        self._running = dict.fromkeys([0, *links.ranks], 0)
+
+    @property
+    def busy(self) -> bool:
+        return any(self._running.values()) or (bool(self._pending) and self.failure is None)
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            heapq.heappush(self._pending, (-task.stage, task.candidate.index, task))
+        self._give()
+
+    def wait(self) -> list[Scored]:
+        """Lines that came, at least one unless something else happened."""
+        lines, messages = [], [self.inbox.get()]
+        while not self.inbox.empty():
+            messages.append(self.inbox.get())
+        for rank, message in messages:
+            if isinstance(message, int):  # a process is there, with so many threads
+                self._free[rank] = message
+                continue
+            self._free[rank] += 1
+            self._running[rank] -= 1
+            if isinstance(message, Scored):
+                lines.append(message)
+            elif isinstance(message, Lost):
+                self._running[rank] = self._free[rank] = 0
+                self.failure = self.failure or EagleEyeError(f"process {rank} of the search ended; it tells why")
+            elif isinstance(message, BaseException):
+                self.failure = self.failure or message
         return lines
 
-    def _write(self, lines: Sequence[Line]) -> None:
-        for line in lines if self.journal else ():
-            self.journal.append(line)  # type: ignore[union-attr]
-
-    def _run_here(self, candidates: Sequence[Candidate], stage: int, fraction: float) -> Iterator[Scored]:
-        """Those for which there was no memory are tried once more at the end, one at a time."""
-        again = []
-        for candidate, line in self._try_each(candidates, stage, fraction):
-            if line is None:
-                again.append(candidate)
+    def _give(self) -> None:
+        while self._pending and self.failure is None:
+            rank = max(self._free, key=lambda rank: self._free[rank])
+            if not self._free[rank]:
+                return
+            self._free[rank] -= 1
+            self._running[rank] += 1
+            task = heapq.heappop(self._pending)[-1]
+            if rank:
+                self.links.send(rank, task)
             else:
-                yield line
-        for candidate in again:
-            free_memory()
-            yield self._score_one(candidate, stage, fraction)
+                self.pool.submit(task)
 
-    def _try_each(
-        self, candidates: Sequence[Candidate], stage: int, fraction: float
-    ) -> Iterable[tuple[Candidate, Scored | None]]:
-        def attempt(candidate: Candidate) -> tuple[Candidate, Scored | None]:
-            try:
-                return candidate, self._score_one(candidate, stage, fraction)
-            except OutOfMemory:
-                return candidate, None
 
-        if self.threads == 1:
-            yield from map(attempt, candidates)
+def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> None:
+    """Score what the main process hands out, until it says that there is nothing more, or why it ends."""
+    links.send(0, pool.num_threads)
+    while True:
+        rank, message = inbox.get()
+        if isinstance(message, Task):
+            pool.submit(message)
+        elif isinstance(message, Lost):
+            raise EagleEyeError("the main process of the search ended; it tells why")
+        elif isinstance(message, str):
+            if message:
+                raise EagleEyeError(message)
             return
-        with ThreadPoolExecutor(self.threads) as pool:
-            futures = [pool.submit(attempt, candidate) for candidate in candidates]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def _score_one(self, candidate: Candidate, stage: int, fraction: float) -> Scored:
-        started = time.perf_counter()
-        score: Score | None = None
-        with named_errors(f"scoring candidate {candidate.index}", remedy_of(self.output)):
-            try:
-                score = self.score(candidate.strategy, fraction)
-            except FloatingPointError:
-                score = None
-        if score is not None and not (math.isfinite(score.loss) and math.isfinite(score.reported)):
-            score = None
-        failed = self._failed.get((candidate.index, stage))
-        return Scored(
-            candidate=candidate,
-            stage=stage,
-            score=score,
-            status=NOT_FINITE if score is None else "ok",
-            seconds=round(time.perf_counter() - started, 4),
-            elapsed=failed.elapsed if failed else round(self.elapsed, 2),  # what came after it came in time
-        )
+        elif isinstance(message, (Scored, EagleEyeError)) and rank == own:
+            links.send(0, message)
+        elif isinstance(message, BaseException):  # a mistake in the scorer
+            raise message

