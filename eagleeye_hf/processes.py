@@ -20,6 +20,8 @@ Made = TypeVar("Made")
 LONGEST_WAIT = timedelta(days=7)
 """For work of the main process alone, as an upload."""
 WATCHED_SECONDS = 2.0
+PATIENT: dict[str, Any] = {}
+"""The connection for long work, made once, and the one that it belongs to."""
 
 
 def is_main() -> bool:
@@ -43,36 +45,60 @@ def watch_launcher() -> None:
 
 @contextmanager
 def main_process_works() -> Iterator[None]:
-    """Around work of the main process alone, however long it takes: the others wait at the end."""
-    distributed = _distributed()
-    if distributed is None:
-        yield
-        return
-    group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    """Around work of the main process alone, however long it takes: the others wait at the end.
+
+    So do all that are faster, where each does a part of it.
+    """
+    group = patient_group()
     yield
-    distributed.barrier(group=group)
+    if group is not None:
+        _distributed().barrier(group=group)
 
 
-def make_in_main(accelerator: Accelerator, make: Callable[[], Made]) -> Made:
-    """What the main process makes, in every process.
+def make_in_main(accelerator: Accelerator | None, make: Callable[[], Made]) -> Made:
+    """What the main process makes, however long it takes, in every process.
 
     Raises:
         EagleEyeError: it could not be made; the same in every process.
     """
-    if accelerator.num_processes == 1:
+    if accelerator is None or accelerator.num_processes == 1:
         return make()
     made, message = None, ""
-    if accelerator.is_main_process:
-        try:
-            made = make()
-        except EagleEyeError as error:
-            message = str(error)
+    with main_process_works():
+        if accelerator.is_main_process:
+            try:
+                made = make()
+            except EagleEyeError as error:
+                message = str(error)
     from accelerate.utils import broadcast_object_list
 
     made, message = broadcast_object_list([made, message])
     if message:
         raise EagleEyeError(message)
     return made
+
+
+def gather_parts(accelerator: Accelerator | None, make: Callable[[], Made]) -> list[Made]:
+    """What each process makes, in their order, in every process.
+
+    Raises:
+        EagleEyeError: one could not make it; the same in every process.
+    """
+    if accelerator is None or accelerator.num_processes == 1:
+        return [make()]
+    made, message = None, ""
+    with main_process_works():
+        try:
+            made = make()
+        except EagleEyeError as error:
+            message = str(error)
+    from accelerate.utils import gather_object
+
+    parts = gather_object([(made, message)])
+    failed = next((told for _, told in parts if told), "")
+    if failed:
+        raise EagleEyeError(failed)
+    return [part for part, _ in parts]
 
 
 def leave_processes() -> None:
@@ -83,9 +109,21 @@ def leave_processes() -> None:
         state = PartialState()
         state.wait_for_everyone()
         state.destroy_process_group()
+        PATIENT.clear()
 
 
 def _distributed() -> Any:
     distributed = sys.modules.get("torch.distributed")
     ready = distributed is not None and distributed.is_available() and distributed.is_initialized()
     return distributed if ready else None
+
+
+def patient_group() -> Any:
+    """All processes, connected so that they wait for days; None where there is but one."""
+    distributed = _distributed()
+    if distributed is None:
+        return None
+    whole = distributed.group.WORLD
+    if PATIENT.get("of") is not whole:  # that of an earlier connection is gone with it
+        PATIENT.update(of=whole, group=distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+    return PATIENT["group"]

@@ -12,6 +12,7 @@ The paper (Li et al. 2020, table 5) reaches 91.89% top-1 at 26.5 M, 91.44% at 12
 from dataclasses import dataclass, replace
 
 import timm
+from accelerate import Accelerator
 
 from eagleeye_hf import (
     AdaptConfig,
@@ -47,7 +48,7 @@ def main(config: Cifar10MobileNetV1Config) -> None:
     name, weights = config.network.model, config.network.weights
     model = load_model(name, weights, config.network.inputs) if weights else timm.create_model(name, num_classes=10)
     model.pretrained_cfg.update(SMALL)
-    data = open_splits(like=model, **config.splits)
+    data = open_splits(like=model, **config.splits, accelerator=Accelerator())
     if not weights:
         model = adapt_model(model, data, config)
     for budget in config.search.budgets:

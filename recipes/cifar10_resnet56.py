@@ -10,6 +10,7 @@ reaches 94.66% top-1 at 62.23 M MACs.
 from dataclasses import dataclass
 
 import timm
+from accelerate import Accelerator
 
 from eagleeye_hf import (
     AdaptConfig,
@@ -42,7 +43,7 @@ def main(config: Cifar10ResNet56Config) -> None:
     """Train where there are no weights; search, prune, fine-tune, save and publish."""
     name, weights = config.network.model, config.network.weights
     model = load_model(name, weights, config.network.inputs) if weights else timm.create_model(name)
-    data = open_splits(like=model, **config.splits)
+    data = open_splits(like=model, **config.splits, accelerator=Accelerator())
     if not weights:
         model = adapt_model(model, data, config)
     compress_model(model, data, config)

@@ -8,6 +8,8 @@ The paper (Li et al. 2020, table 4) prunes a MobileNetV1 of 70.9% top-1 to 284 M
 
 from dataclasses import dataclass
 
+from accelerate import Accelerator
+
 from eagleeye_hf import NetworkConfig, RunConfig, SearchConfig, compress_model, load_model, open_splits, run_recipe
 
 
@@ -23,7 +25,7 @@ class MobileNetV1Config(RunConfig):
 def main(config: MobileNetV1Config) -> None:
     """Search, prune, fine-tune, save and publish."""
     model = load_model(config.network.model, config.network.weights, config.network.inputs)
-    data = open_splits(like=model, **config.splits)
+    data = open_splits(like=model, **config.splits, accelerator=Accelerator())
     compress_model(model, data, config)
 
 

@@ -14,6 +14,8 @@ The paper (Li et al. 2020, table 3) prunes a ResNet-50 of 76.6% top-1 to 77.1% a
 
 from dataclasses import dataclass
 
+from accelerate import Accelerator
+
 from eagleeye_hf import NetworkConfig, RunConfig, SearchConfig, compress_model, load_model, open_splits, run_recipe
 
 
@@ -29,7 +31,7 @@ class ResNet50Config(RunConfig):
 def main(config: ResNet50Config) -> None:
     """Search, prune, fine-tune, save and publish."""
     model = load_model(config.network.model, config.network.weights, config.network.inputs)
-    data = open_splits(like=model, **config.splits)
+    data = open_splits(like=model, **config.splits, accelerator=Accelerator())
     compress_model(model, data, config)
 
 

@@ -72,10 +72,11 @@ def run(config: Config) -> None:
     check_output(config.output, "search")
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights, config.network.inputs)
-    data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)
+    arguments = split_arguments(config.data, config.held_out, seed=config.seed)
+    data = open_splits(like=model, **arguments, needs_test=False, accelerator=accelerator)
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
-    score = make_score(model, graph, data, config)
+    score = make_score(model, graph, data, config, accelerator)
     folder = open_run(config.output, "search")
     if accelerator.is_main_process:
         folder.write(RUN_FILE, settings_text(config))

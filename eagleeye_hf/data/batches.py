@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import fsspec.asyn
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from eagleeye_hf.data.images import Row, content_key, decode_image, read_bytes
 from eagleeye_hf.data.rows import IndexedRows, StreamRows, describe
@@ -39,10 +40,13 @@ class Portion:
     """Pieces of a step that are fed one after another."""
     start: int = 0
     """Steps that are done already."""
+    whole_steps: bool = False
+    """Processes take whole steps in turn, instead of a part of each."""
 
     @property
     def micro_size(self) -> int:
-        return max(1, self.batch_size // (self.num_processes * self.micro_batches))
+        parts = 1 if self.whole_steps else self.num_processes
+        return max(1, self.batch_size // (parts * self.micro_batches))
 
 
 def count_steps(num_images: int, batch_size: int) -> int:
@@ -64,7 +68,10 @@ def plan_epoch(num_images: int, seed: int, portion: Portion) -> list[np.ndarray]
     """
     order = np.random.default_rng(seed).permutation(num_images)
     steps = np.array_split(order, count_steps(num_images, portion.batch_size))[portion.start :]
-    own = (step[portion.process :: portion.num_processes] for step in steps)
+    if portion.whole_steps:
+        own = steps[portion.process :: portion.num_processes]
+    else:
+        own = [step[portion.process :: portion.num_processes] for step in steps]
     return [micro for step in own for micro in np.array_split(step, portion.micro_batches)]
 
 
@@ -79,6 +86,8 @@ class Decoded:
     """What could not be decoded, and why."""
     failure: str = ""
     """Why the stream ended."""
+    over: bool = False
+    """Whether this worker has no images left."""
 
     def pin_memory(self) -> Decoded:
         """For the `DataLoader`, so that the copy to a GPU doesn't wait."""
@@ -93,10 +102,12 @@ class Decoder:
     mode: str
     excluded: frozenset[int] = frozenset()
     """Content keys of held-out images."""
-    seed: int | None = None
-    """Of the random crops; None where there are none."""
 
-    def __call__(self, rows: Iterable[Row]) -> Decoded:
+    def __call__(self, rows: Iterable[Row], seed: int | None) -> Decoded:
+        """
+        Args:
+            seed: of the random crops; None where there are none.
+        """
         images, labels, problems = [], [], []
         with own_randomness():
             for image, label in rows:
@@ -105,12 +116,12 @@ class Decoder:
                     continue
                 try:
                     data = read_bytes(image)
-                    if self.excluded or self.seed is not None:
+                    if self.excluded or seed is not None:
                         key = content_key(data)
                         if key in self.excluded:
                             continue
-                        if self.seed is not None:
-                            seed_everything(key ^ self.seed)
+                        if seed is not None:
+                            seed_everything(key ^ seed)
                     images.append(self.transform(decode_image(data, self.mode)))
                     labels.append(label)
                 except Exception as error:  # a broken file raises anything; it is counted and reported
@@ -138,59 +149,119 @@ def seed_everything(seed: int) -> None:
     torch.default_generator.manual_seed(seed % 2**63)
 
 
-def load_indexed(
-    rows: IndexedRows, batches: Sequence[np.ndarray], decoder: Decoder, num_workers: int
-) -> Iterable[Decoded]:
-    """Decode these batches of rows with random access."""
-    return _loader(_Indexed(rows, decoder), num_workers, list(batches))
-
-
-def load_stream(
-    rows: StreamRows, seed: int | None, portion: Portion, decoder: Decoder, num_workers: int
-) -> Iterable[Decoded]:
-    """Decode a stream; micro-batches that are done already are passed over without decoding."""
-    workers = rows.num_workers(num_workers, portion.num_processes)
-    return _loader(_Streamed(rows, seed, portion, decoder), workers, None)
-
-
-def _loader(dataset: Dataset[Decoded], num_workers: int, batches: list[np.ndarray] | None) -> Iterator[Decoded]:
-    with warnings.catch_warnings():  # who asks for more workers than there are cores gets them
+@contextmanager
+def _many_workers() -> Iterator[None]:
+    """Who asks for more workers than there are cores gets them."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader: DataLoader[Decoded] = DataLoader(
-            dataset,
-            sampler=batches,
-            batch_size=None,
-            num_workers=num_workers,
-            generator=torch.Generator(),  # so that starting workers draws nothing from the global one
-            pin_memory=torch.cuda.is_available(),
-        )
-        decoded = iter(loader)
-    yield from decoded
+        yield
+
+
+class Reader:
+    """Reads and decodes in workers, which stay from one pass to the next."""
+
+    def __init__(self, rows: IndexedRows | StreamRows, decoder: Decoder, num_workers: int) -> None:
+        self.rows, self.decoder, self.num_workers = rows, decoder, num_workers
+        self.busy = False
+        self._plan = _Plan()
+        streamed = isinstance(rows, StreamRows)
+        self._dataset = _Streamed(rows, decoder) if isinstance(rows, StreamRows) else _Indexed(rows, decoder)
+        with _many_workers():
+            self._loader: DataLoader[Decoded] = DataLoader(
+                self._dataset,
+                sampler=None if streamed else self._plan,
+                batch_size=None,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+                generator=torch.Generator(),  # so that starting workers draws nothing from the global one
+                pin_memory=torch.cuda.is_available(),
+            )
+
+    def serves(self, rows: IndexedRows | StreamRows, decoder: Decoder, num_workers: int) -> bool:
+        """Whether it reads just this, and nobody is reading."""
+        same = self.rows is rows and self.decoder == decoder and self.num_workers == num_workers
+        return same and not self.busy
+
+    def read_plan(self, plan: Iterable[np.ndarray], seed: int | None) -> Iterator[Decoded]:
+        """These batches of rows with random access."""
+        self._plan.items = [(indices, seed) for indices in plan]
+        return self._pass()
+
+    def read_stream(self, seed: int | None, portion: Portion) -> Iterator[Decoded]:
+        """A stream; micro-batches that are done already are passed over without decoding."""
+        assert isinstance(self._dataset, _Streamed)
+        self._dataset.tell(seed, portion)
+        done, number, ended = portion.start * portion.micro_batches, 0, set[int]()
+        for turn, batch in enumerate(self._pass()):
+            if batch.over:  # workers take turns to the end, so that their order does not depend on time
+                ended.add(turn % max(1, self.num_workers))
+                if len(ended) == max(1, self.num_workers):
+                    return
+                continue
+            if batch.failure or number >= done:
+                yield batch
+            number += 1
+
+    def _pass(self) -> Iterator[Decoded]:
+        self.busy = True
+        try:
+            with _many_workers():
+                decoded = iter(self._loader)
+            yield from decoded
+        finally:
+            self.busy = False
+
+
+class _Plan(Sampler[tuple[np.ndarray, "int | None"]]):
+    """What is read in the next pass."""
+
+    items: Sequence[tuple[np.ndarray, int | None]] = ()
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int | None]]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 class _Indexed(Dataset[Decoded]):
     def __init__(self, rows: IndexedRows, decoder: Decoder) -> None:
         self.rows, self.decoder = rows, decoder
 
-    def __getitem__(self, indices: np.ndarray) -> Decoded:
-        return self.decoder(self.rows[int(index)] for index in indices)
+    def __getitem__(self, item: tuple[np.ndarray, int | None]) -> Decoded:
+        indices, seed = item
+        return self.decoder((self.rows[int(index)] for index in indices), seed)
 
 
 class _Streamed(IterableDataset[Decoded]):
-    def __init__(self, rows: StreamRows, seed: int | None, portion: Portion, decoder: Decoder) -> None:
-        self.rows, self.seed, self.portion, self.decoder = rows, seed, portion, decoder
+    def __init__(self, rows: StreamRows, decoder: Decoder) -> None:
+        self.rows, self.decoder = rows, decoder
+        self._told = torch.zeros(7, dtype=torch.long).share_memory_()
+        """The present pass, for workers that began before it."""
+
+    def tell(self, seed: int | None, portion: Portion) -> None:
+        """What the next pass is of."""
+        size, parts = portion.micro_size, (portion.process, portion.num_processes)
+        told = [seed is not None, (seed or 0) >> 32, (seed or 0) % 2**32, size, *parts]
+        self._told.copy_(torch.tensor([*told, portion.start * portion.micro_batches]))
 
     def __iter__(self) -> Iterator[Decoded]:
+        seeded, high, low, size, which, parts, done = self._told.tolist()
+        seed = high << 32 | low if seeded else None
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        done = self.portion.start * self.portion.micro_batches
-        passed = len(range(number, done, workers))  # workers take turns
-        rows = self.rows.rows(self.seed, (self.portion.process, self.portion.num_processes))
+        if worker:
+            fsspec.asyn.reset_lock()  # held by who knows whom when this process began
+        passed = len(range(number, done, workers))  # at least: those of workers that had fewer were taken by others
+        empty = Decoded(pixels=torch.empty(0), labels=torch.empty(0), problems=[])
         try:
-            for chunk in islice(even_chunks(rows, self.portion.micro_size), passed, None):
-                yield self.decoder(chunk)
+            rows = self.rows.rows(seed, (which, parts), (number, workers))
+            for place, chunk in enumerate(even_chunks(rows, size)):
+                yield empty if place < passed else self.decoder(chunk, seed)
         except EagleEyeError as error:  # in a worker it would become a traceback
-            yield Decoded(pixels=torch.empty(0), labels=torch.empty(0), problems=[], failure=str(error))
+            yield replace(empty, failure=str(error))
+        while True:
+            yield replace(empty, over=True)
 
 
 def even_chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

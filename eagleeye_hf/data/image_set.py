@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,19 +17,27 @@ from eagleeye_hf.data.batches import (
     Decoded,
     Decoder,
     Portion,
+    Reader,
     count_steps,
     cut_evenly,
-    load_indexed,
-    load_stream,
     plan_epoch,
 )
+from eagleeye_hf.data.images import content_key, read_bytes
+from eagleeye_hf.data.kept import KeptBatches
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.data.rows import IndexedRows, StreamRows
 from eagleeye_hf.data.small import MEMORY, SmallImages, pixels_of
 from eagleeye_hf.data.transforms import Preprocessing, SmallCrop
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.processes import gather_parts, is_main
 from eagleeye_hf.telling import progress_bar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+KEPT_TOGETHER = 128
+"""Images that a process decodes in a row where all decode together."""
 
 
 class ImageSet:
@@ -59,21 +69,31 @@ class ImageSet:
         self.skipped = 0
         """Images that could not be decoded in the last pass."""
         self._num_streamed: int | None = None
-        self._cache: tuple[Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
         self._decoded: SmallImages | None = None
+        self._last: Reader | None = None
 
-    def count(self) -> int:
-        """How many images there are; where a stream doesn't say, its rows are counted once, without decoding."""
+    def count(self, accelerator: Accelerator | None = None) -> int:
+        """How many images there are; where a stream doesn't say, its rows are counted once, without decoding.
+
+        Args:
+            accelerator: its processes count together.
+        """
         if not isinstance(self.rows, StreamRows):
             return len(self.rows)
         if self._num_streamed is None:
             total = self.rows.num_rows
             if total is None:
-                other = os.environ.get("RANK", "0") != "0"
-                title = f"counting the images of {self.name}"
-                total = sum(1 for _ in progress_bar(self.rows, title, delay=2, leave=False, disable=other))
+                total = sum(gather_parts(accelerator, lambda: self._count_part(accelerator)))
             self._num_streamed = total - len(self.excluded)
         return self._num_streamed
+
+    def _count_part(self, accelerator: Accelerator | None) -> int:
+        assert isinstance(self.rows, StreamRows)
+        part = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        title = f"counting the images of {self.name}"
+        rows = self.rows.divided(part[1]).rows(None, part)
+        return sum(1 for _ in progress_bar(rows, title, delay=2, leave=False, disable=not is_main()))
 
     def count_steps(self, batch_size: int) -> int:
         """Steps of an epoch."""
@@ -98,29 +118,54 @@ class ImageSet:
             num_workers: processes that decode.
             device: where the images are wanted; they go there as bytes.
         """
-        which, parts = part
-        decoder = Decoder(transform=self.preprocessing.transform, mode=self.preprocessing.mode, excluded=self.excluded)
-        if isinstance(self.rows, StreamRows):
-            portion = Portion(batch_size=batch_size * parts, process=which, num_processes=parts)
-            return self._filled(load_stream(self.rows, None, portion, decoder, num_workers), device)
-        plan = cut_evenly(len(self.rows), batch_size)[which::parts]
-        return self._filled(load_indexed(self.rows, plan, decoder, num_workers), device)
+        decoded = self._decoded_batches(batch_size, part, num_workers)
+        return (batch for batch in self._normalized(decoded, device) if len(batch[1]))
 
-    def cached_batches(self, batch_size: int = 128) -> list[Batch]:
-        """The same as a list of tensors, decoded once and kept; batches differ by at most one image.
+    def cached_batches(
+        self,
+        batch_size: int = 128,
+        device: torch.device | None = None,
+        accelerator: Accelerator | None = None,
+        num_workers: int = 0,
+    ) -> KeptBatches:
+        """The same, decoded once and kept as bytes; batches differ by at most one image.
 
+        Args:
+            device: where the images of a batch are wanted when it is used.
+            accelerator: its processes decode a part each, the first time, and give it to the others.
+            num_workers: processes that decode, per process of the run.
         Raises:
             EagleEyeError: there are no images, or none can be decoded.
         """
-        if self._cache is None:
-            parts = list(self.batches(batch_size))
-            if not parts:
-                remedy = f"; {self.remedy}" if self.remedy else ""
-                raise EagleEyeError(f"`dataset={self.name}`: there is not one image to read{remedy}")
-            self._cache = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
-        images, labels = self._cache
+        if self._kept is None:
+            self._kept = self._decode_together(accelerator, num_workers)
+        pixels, labels = self._kept
         steps = count_steps(len(labels), batch_size)
-        return list(zip(images.tensor_split(steps), labels.tensor_split(steps), strict=True))
+        return KeptBatches(
+            pixels=pixels.tensor_split(steps),
+            targets=labels.tensor_split(steps),
+            scale=self.preprocessing.normalize,
+            device=device,
+            identify=self.identity,
+        )
+
+    def identity(self) -> str:
+        """A short hash of the images' contents, of their labels, and of how they are seen; nothing is decoded."""
+        told = hashlib.sha256(self.preprocessing.identity.encode())
+        for image, label in self.rows:
+            told.update(f"{content_key(read_bytes(image))} {label} ".encode())
+        return told.hexdigest()[:16]
+
+    def _decode_together(self, accelerator: Accelerator | None, num_workers: int) -> tuple[Tensor, Tensor]:
+        part = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        parts = gather_parts(accelerator, lambda: list(self._decoded_batches(KEPT_TOGETHER, part, num_workers)))
+        in_order = (batch for turn in zip_longest(*parts) for batch in turn if batch is not None)
+        batches = [batch for batch in self._report(in_order) if len(batch[1])]
+        if not batches:
+            remedy = f"; {self.remedy}" if self.remedy else ""
+            raise EagleEyeError(f"`dataset={self.name}`: there is not one image to read{remedy}")
+        pixels, labels = zip(*batches, strict=True)
+        return torch.cat(pixels), torch.cat(labels)
 
     def epoch_batches(
         self, epoch: int, portion: Portion, num_workers: int = 0, device: torch.device | None = None
@@ -131,13 +176,24 @@ class ImageSet:
             if self._decoded is None:
                 self._decoded = SmallImages.pad(self._small_pixels(num_workers), self.preprocessing)
             return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, portion), seed, device)
-        decoder = Decoder(
-            transform=self.preprocessing.transform, mode=self.preprocessing.mode, excluded=self.excluded, seed=seed
-        )
         if isinstance(self.rows, StreamRows):
-            return self._normalized(load_stream(self.rows, seed, portion, decoder, num_workers), device)
+            return self._normalized(self._reader(num_workers, portion, True).read_stream(seed, portion), device)
         plan = plan_epoch(len(self.rows), seed, portion)
-        return self._normalized(load_indexed(self.rows, plan, decoder, num_workers), device)
+        return self._normalized(self._reader(num_workers).read_plan(plan, seed), device)
+
+    def _reader(self, num_workers: int, portion: Portion | None = None, shuffled: bool = False) -> Reader:
+        """The one that read last, where it fits."""
+        rows, decoder = self.rows, self._decoder()
+        if isinstance(rows, StreamRows):
+            assert portion is not None
+            rows = rows.divided(portion.num_processes, num_workers)
+            num_workers = rows.num_workers(num_workers, portion.num_processes, shuffled)
+        if self._last is None or not self._last.serves(rows, decoder, num_workers):
+            self._last = Reader(rows, decoder, num_workers)
+        return self._last
+
+    def _decoder(self) -> Decoder:
+        return Decoder(transform=self.preprocessing.transform, mode=self.preprocessing.mode, excluded=self.excluded)
 
     def seen_as(self, other: TrainingImages) -> ImageSet:
         """These images, cropped, mirrored and scaled as the others are."""
@@ -150,12 +206,16 @@ class ImageSet:
 
     def _small_pixels(self, num_workers: int) -> Iterator[Batch]:
         assert not isinstance(self.rows, StreamRows)
-        plan = cut_evenly(len(self.rows), 512)
-        decoded = load_indexed(self.rows, plan, pixels_of(self.preprocessing, self.excluded), num_workers)
+        reader = Reader(self.rows, pixels_of(self.preprocessing, self.excluded), num_workers)
+        decoded = reader.read_plan(cut_evenly(len(self.rows), 512), None)
         return (batch for batch in self._report(decoded) if len(batch[1]))
 
-    def _filled(self, decoded: Iterable[Decoded], device: torch.device | None) -> Iterator[Batch]:
-        return (batch for batch in self._normalized(decoded, device) if len(batch[1]))
+    def _decoded_batches(self, batch_size: int, part: tuple[int, int], num_workers: int) -> Iterable[Decoded]:
+        which, parts = part
+        if isinstance(self.rows, StreamRows):
+            portion = Portion(batch_size=batch_size * parts, process=which, num_processes=parts)
+            return self._reader(num_workers, portion).read_stream(None, portion)
+        return self._reader(num_workers).read_plan(cut_evenly(len(self.rows), batch_size)[which::parts], None)
 
     def _normalized(self, decoded: Iterable[Decoded], device: torch.device | None) -> Iterator[Batch]:
         for pixels, labels in self._report(decoded):

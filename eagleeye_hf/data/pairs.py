@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from eagleeye_hf.data.batches import Portion, count_steps, cut_evenly, own_randomness, plan_epoch, seed_everything
 from eagleeye_hf.networks.running import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -25,14 +28,20 @@ class TrainingImages(Protocol):
     def exact_steps(self) -> bool:
         """Whether every process knows the number of its batches beforehand."""
 
-    def count(self) -> int:
-        """How many images there are."""
+    def count(self, accelerator: Accelerator | None = None) -> int:
+        """How many images there are; where they have to be counted, by all processes together."""
 
     def count_steps(self, batch_size: int) -> int:
         """Steps of an epoch."""
 
-    def cached_batches(self, batch_size: int = 128) -> list[Batch]:
-        """All of them in order, kept."""
+    def cached_batches(
+        self,
+        batch_size: int = 128,
+        device: torch.device | None = None,
+        accelerator: Accelerator | None = None,
+        num_workers: int = 0,
+    ) -> Sequence[Batch]:
+        """All of them in order, kept; made ready by all processes together."""
 
     def epoch_batches(
         self, epoch: int, portion: Portion, num_workers: int = 0, device: torch.device | None = None
@@ -67,14 +76,20 @@ class PairSet:
     ) -> None:
         self.pairs, self.augment, self.seed, self.name = pairs, augment, seed, name
 
-    def count(self) -> int:
+    def count(self, accelerator: Accelerator | None = None) -> int:
         return len(self.pairs)
 
     def count_steps(self, batch_size: int) -> int:
         return count_steps(len(self.pairs), batch_size)
 
-    def cached_batches(self, batch_size: int = 128) -> list[Batch]:
-        """All of them in order, not augmented."""
+    def cached_batches(
+        self,
+        batch_size: int = 128,
+        device: torch.device | None = None,
+        accelerator: Accelerator | None = None,
+        num_workers: int = 0,
+    ) -> Sequence[Batch]:
+        """All of them in order, not augmented, on the CPU."""
         return [_stack([self.pairs[int(i)] for i in indices]) for indices in cut_evenly(len(self.pairs), batch_size)]
 
     def epoch_batches(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import datasets
@@ -17,7 +17,13 @@ from eagleeye_hf.data.labels import Labels
 from eagleeye_hf.errors import EagleEyeError
 
 SHUFFLE_BUFFER = 1_000
-"""Images that a stream keeps to draw from; besides, `datasets` mixes ten shards."""
+"""Images that a stream keeps to draw from."""
+OPEN_SHARDS = 10
+"""Shards from which it draws at a time."""
+SHARDS_EACH = 4
+"""Shards for each process from which on processes share them while they train: so that they end at nearly one time."""
+BLOCK = 32
+"""Rows that are read at a time."""
 RETRIES = 5
 RETRY_SECONDS = 1.0
 """First pause after a fault of the network, doubled each time; `datasets` has retried for minutes before."""
@@ -50,6 +56,8 @@ class IndexedRows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Row: ...
+
+    def __iter__(self) -> Iterator[Row]: ...
 
 
 class MapRows:
@@ -86,36 +94,82 @@ class StreamRows:
     def __init__(self, dataset: datasets.IterableDataset, columns: Columns, name: str, num_rows: int | None) -> None:
         self.dataset, self.columns, self.name = columns.encoded(dataset), columns, name
         self.num_rows = num_rows
+        self._finer: StreamRows | None = None
 
-    def num_workers(self, wanted: int, parts: int) -> int:
+    def divided(self, parts: int, workers: int = 1) -> StreamRows:
+        """The same rows in finer shards, where there are too few for so many readers: a parquet file by row groups."""
+        if parts * workers == 1 or self.dataset.num_shards >= parts * max(workers, SHARDS_EACH):
+            return self
+        if self._finer is None:
+            self._finer = copy.copy(self)
+            self._finer.dataset = self.dataset.reshard()
+        return self._finer
+
+    def num_workers(self, wanted: int, parts: int, shuffled: bool) -> int:
         """How many workers can share a part of the rows: each needs a shard of its own."""
         shards = self.dataset.num_shards
-        return min(wanted, shards // parts if self._shares_shards(parts) else shards)
+        return min(wanted, -(-shards // parts) if self._shares_shards(parts, shuffled) else shards)
 
-    def _shares_shards(self, parts: int) -> bool:
-        """Whether parts are whole shards."""
-        return parts > 1 and self.dataset.num_shards >= 4 * parts
+    def _shares_shards(self, parts: int, shuffled: bool) -> bool:
+        """Whether parts are whole shards; in training they have to be of nearly one size."""
+        return parts > 1 and self.dataset.num_shards >= parts * (SHARDS_EACH if shuffled else 1)
 
     def __iter__(self) -> Iterator[Row]:
         return self.rows(None)
 
-    def rows(self, seed: int | None, part: tuple[int, int] = (0, 1)) -> Iterator[Row]:
-        """A part of all rows; in a worker of a `DataLoader`, that worker's portion of it.
+    def rows(self, seed: int | None, part: tuple[int, int] = (0, 1), worker: tuple[int, int] = (0, 1)) -> Iterator[Row]:
+        """A worker's portion of a part of all rows.
 
         Args:
             seed: shuffles the shards and, through a buffer, the rows; None keeps the order.
             part: (which, of how many). Whole shards where there are plenty, else every n-th row.
+            worker: (which, of how many); whole shards.
         """
         which, parts = part
-        dataset, step = self.dataset, 1
+        random = None if seed is None else np.random.default_rng((seed, worker[0]))
+        shards: Sequence[int] = range(self.dataset.num_shards)
         if seed is not None:
-            dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-        if self._shares_shards(parts):
-            dataset = dataset.shard(parts, which, contiguous=False)
-        else:
-            step = parts
-        rows = retry_rows(lambda: dataset, self.name)
-        return (self.columns.row(row) for row in islice(rows, which if step > 1 else 0, None, step))
+            shards = np.random.default_rng(seed).permutation(len(shards)).tolist()
+        if self._shares_shards(parts, seed is not None):
+            shards, which, parts = shards[which::parts], 0, 1
+        opened = (self._shard(number) for number in shards[worker[0] :: worker[1]])
+        rows = chain.from_iterable(opened) if random is None else mix_rows(interleave_rows(opened, random), random)
+        return (self.columns.row(row) for row in islice(rows, which, None, parts))
+
+    def _shard(self, number: int) -> Iterator[Any]:
+        """Rows of one shard, read by this process alone, whatever worker it is."""
+        several = self.dataset.num_shards
+        shard = self.dataset.shard(several, number, contiguous=False) if several > 1 else self.dataset
+
+        def read() -> Iterator[Any]:
+            for block in shard.iter(BLOCK):
+                names = list(block)
+                yield from (dict(zip(names, row, strict=True)) for row in zip(*block.values(), strict=True))
+
+        return retry_rows(read, self.name)
+
+
+def interleave_rows(shards: Iterator[Iterator[Any]], random: np.random.Generator) -> Iterator[Any]:
+    """Rows of a few shards at a time, each next one from any of them."""
+    opened = list(islice(shards, OPEN_SHARDS))
+    while opened:
+        for place in random.integers(0, len(opened), size=BLOCK).tolist():
+            row = next(opened[place], None)
+            if row is not None:
+                yield row
+                continue
+            opened[place : place + 1] = islice(shards, 1)
+            break
+
+
+def mix_rows(rows: Iterable[Any], random: np.random.Generator) -> Iterator[Any]:
+    """Each row changes places with one that waits in a buffer."""
+    waiting = list(islice(rows := iter(rows), SHUFFLE_BUFFER))
+    for row in rows:
+        place = int(random.integers(len(waiting)))
+        yield waiting[place]
+        waiting[place] = row
+    yield from (waiting[place] for place in random.permutation(len(waiting)))
 
 
 def retry_rows(open_rows: Callable[[], Iterable[Any]], name: str) -> Iterator[Any]:

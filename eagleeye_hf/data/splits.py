@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -27,6 +27,10 @@ from eagleeye_hf.data.source import OpenedDataset, find_columns, is_label, open_
 from eagleeye_hf.data.transforms import build_preprocessing
 from eagleeye_hf.data.unlabelled import PLACEHOLDER, TaughtImages, fill_labels, has_labels
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.processes import main_process_works, make_in_main
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 TEST_SPLITS = ("validation", "test", "val", "valid", "dev", "eval")
 TEST_IMAGES = f"labelled test images in a split named {' or '.join(TEST_SPLITS)}"
@@ -88,6 +92,7 @@ def open_splits(
     name: str | None = None,
     needs_test: bool = True,
     needs_labels: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Splits:
     """Open an image classification dataset as disjoint calibration, holdout, training and test images.
 
@@ -115,6 +120,7 @@ def open_splits(
         name: what to call the dataset in messages and cards.
         needs_test: refuse a dataset without labelled test images.
         needs_labels: refuse a dataset without labels; else it is opened as one that has none.
+        accelerator: where given, all its processes call this together, and one reads the held-out images for all.
     Raises:
         EagleEyeError: the dataset can't be opened, lacks images, labels or a test split, has another number of classes
             than the model has outputs or other ones, or too few images.
@@ -122,7 +128,7 @@ def open_splits(
     HeldOutConfig(calibration_images=calibration_images, holdout_images=holdout_images)
     AugmentationConfig(hflip=hflip, color_jitter=color_jitter, augment=augment)
     outputs = find_outputs(like, label_names)
-    source = open_any(dataset, config, revision, streaming, name)
+    source = open_together(accelerator, dataset, config, revision, streaming, name)
     labelled = needs_labels or has_labels(source, label_column)
     if not labelled:
         source, label_column = fill_labels(source), PLACEHOLDER
@@ -148,7 +154,7 @@ def open_splits(
     if isinstance(train, MapRows):
         if test is None:
             train, part = part_off_test(train)
-            test, tested = (PARTED, part), content_keys(part)
+            test, tested = (PARTED, part), make_in_main(accelerator, lambda: content_keys(part))
             whole = len(train) + len(part)
             notes.append(
                 f"`dataset={name}` has no labelled test images: {len(part):,} of its {whole:,} training images are set "
@@ -158,7 +164,8 @@ def open_splits(
             notes += describe_imbalance(train.labels(), names)
     total = train.num_rows if isinstance(train, StreamRows) else len(train)
     calibration_images, holdout_images = choose_sizes(total, calibration_images, holdout_images)
-    held, keys, positions = hold_out(name, train, calibration_images + holdout_images, seed, tested)
+    num = calibration_images + holdout_images
+    held, keys, positions = make_in_main(accelerator, lambda: hold_out(name, train, num, seed, tested))
     if holdout_images and labelled:
         warn_of_missing_classes(held[:holdout_images], names)  # their beginning is the best balanced
     if isinstance(train, MapRows):
@@ -194,6 +201,21 @@ def find_classes(
     train = dataset.splits["train"]
     _, column = find_columns(dataset.name, train.features, image_column, label_column)
     return list_classes(dataset.name, train, column, label_names)
+
+
+def open_together(
+    accelerator: Accelerator | None,
+    dataset: Any,
+    config: str | None,
+    revision: str | None,
+    streaming: bool | None,
+    name: str | None,
+) -> OpenedDataset:
+    """The same on all processes, which wait for one another: a download may take hours."""
+    if accelerator is None:
+        return open_any(dataset, config, revision, streaming, name)
+    with main_process_works():
+        return open_any(dataset, config, revision, streaming, name)
 
 
 def open_any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,22 @@ class Preprocessing:
     std: tuple[float, ...]
     small: SmallCrop | None = None
     """The same as `transform` where that is only a shift and a mirror; else None."""
+    identity: str = ""
+    """Tells from others how images are seen, whichever library does it."""
 
     def normalize(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """Bytes of shape `(N, channels, height, width)` to what the model was trained on, there."""
         pixels = pixels.to(device, non_blocking=True)
-        mean, std = (255 * pixels.new_tensor(v, dtype=torch.float)[:, None, None] for v in (self.mean, self.std))
+        mean, std = _levels(self.mean, self.std, pixels.device)
         return pixels.float().sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=16)
+def _levels(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Those of bytes, made once: copying them to a GPU would wait for it in every step."""
+    made = (255 * torch.tensor(value)[:, None, None] for value in (mean, std))
+    first, second = (level.to(device) for level in made)
+    return first, second
 
 
 def build_preprocessing(
@@ -74,7 +85,10 @@ def build_preprocessing(
     size = described.image_size
     mode = "L" if described.channels == 1 else "RGB"
     common: dict[str, Any] = {"mode": mode, "mean": described.mean, "std": described.std}
-    evaluation = Preprocessing(transform=create_transform(**config, use_prefetcher=True), **common)
+    told = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")} | common
+    evaluation = Preprocessing(
+        transform=create_transform(**config, use_prefetcher=True), identity=f"{size} {told}", **common
+    )
     small = None
     try:
         if max(size) > SMALL_IMAGE:

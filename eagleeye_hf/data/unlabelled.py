@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from eagleeye_hf.data.batches import Portion
 from eagleeye_hf.data.image_set import ImageSet
+from eagleeye_hf.data.kept import KeptBatches
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.data.source import OpenedDataset, find_label
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import Batch, evaluation_mode, run_model
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PLACEHOLDER = "eagleeye_no_label"
 """A column of zeros, for what reads labels."""
@@ -59,8 +63,8 @@ class TaughtImages:
     def exact_steps(self) -> bool:
         return self.images.exact_steps
 
-    def count(self) -> int:
-        return self.images.count()
+    def count(self, accelerator: Accelerator | None = None) -> int:
+        return self.images.count(accelerator)
 
     def count_steps(self, batch_size: int) -> int:
         return self.images.count_steps(batch_size)
@@ -83,16 +87,28 @@ class TaughtImages:
         for pixels, _ in self.images.batches(batch_size, part, num_workers, device):
             yield pixels, self._run(pixels).argmax(1)
 
-    def cached_batches(self, batch_size: int = 128) -> list[Batch]:
-        return [(pixels, outputs.argmax(1)) for pixels, outputs in self.taught_batches(batch_size)]
+    def cached_batches(
+        self,
+        batch_size: int = 128,
+        device: torch.device | None = None,
+        accelerator: Accelerator | None = None,
+        num_workers: int = 0,
+    ) -> KeptBatches:
+        found = self.taught_batches(batch_size, device, accelerator, num_workers)
+        return replace(found, targets=[outputs.argmax(1) for outputs in found.targets])
 
-    def taught_batches(self, batch_size: int = 128) -> list[Batch]:
+    def taught_batches(
+        self,
+        batch_size: int = 128,
+        device: torch.device | None = None,
+        accelerator: Accelerator | None = None,
+        num_workers: int = 0,
+    ) -> KeptBatches:
         """The images with all outputs of the network, computed once."""
-        found = self.images.cached_batches(batch_size)
+        found = self.images.cached_batches(batch_size, device, accelerator, num_workers)
         if self._outputs is None:
             self._outputs = torch.cat([self._run(pixels) for pixels, _ in found])
-        sizes = [len(pixels) for pixels, _ in found]
-        return [(pixels, out) for (pixels, _), out in zip(found, self._outputs.split(sizes), strict=True)]
+        return replace(found, targets=self._outputs.split([len(pixels) for pixels in found.pixels]))
 
     def _run(self, pixels: Tensor) -> Tensor:
         with evaluation_mode(self.teacher), torch.no_grad():

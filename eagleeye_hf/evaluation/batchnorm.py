@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ from eagleeye_hf.networks.running import (
     run_model,
     to_float64,
 )
+from eagleeye_hf.processes import gather_parts
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -56,7 +60,12 @@ def warn_of_frozen(model: nn.Module) -> None:
         )
 
 
-def recalibrate_bn(model: nn.Module, batches: Iterable[AnyBatch], momentum: float | None = None) -> nn.Module:
+def recalibrate_bn(
+    model: nn.Module,
+    batches: Iterable[AnyBatch],
+    momentum: float | None = None,
+    accelerator: Accelerator | None = None,
+) -> nn.Module:
     """Recompute the running statistics of every BatchNorm layer from a few forward passes, without gradients.
 
     Each layer normalises by the statistics of the batch at hand while its own are collected, as in training. Only
@@ -69,6 +78,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[AnyBatch], momentum: floa
         momentum: None takes the exact mean and variance over all images of all batches, batches weighted by their
             size. A number m in [0, 1) is the paper's eq. 4, `m * old + (1 - m) * batch`, starting from the present
             statistics (PyTorch's own momentum is `1 - m`), or from those of a fresh layer where they are not finite.
+        accelerator: where given, `batches` are this process's part, maybe none, and the statistics are those of all
+            processes' batches; `momentum` has to be None.
     Returns:
         The same model.
     Raises:
@@ -80,24 +91,38 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[AnyBatch], momentum: floa
     if momentum is not None and not 0 <= momentum < 1:
         raise EagleEyeError(f"`momentum` is the weight of the old statistics, in [0, 1), or None; got {momentum}")
     if dtype_of(model) in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(device_of(model).type):
-        precise = recalibrate_bn(copy.deepcopy(model).float(), batches, momentum)
+        precise = recalibrate_bn(copy.deepcopy(model).float(), batches, momentum, accelerator)
         for layer, same in zip(layers, batch_norms(precise), strict=True):
             for name, buffer in same.named_buffers(recurse=False):
                 getattr(layer, name).copy_(buffer)
         return model
     with _restored_on_error(layers):
-        _collect(model, layers, batches, momentum)
+        _collect(model, layers, batches, momentum, accelerator)
         check_statistics(model, layers)
     return model
 
 
 def _collect(
-    model: nn.Module, layers: Sequence[_BatchNorm], batches: Iterable[AnyBatch], momentum: float | None
+    model: nn.Module,
+    layers: Sequence[_BatchNorm],
+    batches: Iterable[AnyBatch],
+    momentum: float | None,
+    accelerator: Accelerator | None,
 ) -> None:
+    assert accelerator is None or momentum is None, "an average that depends on the order of batches is not shared out"
     moments = {layer: _Moments(layer) for layer in layers} if momentum is None else {}
     handles = [layer.register_forward_hook(moments[layer].add) for layer in moments]
     momenta = {layer: layer.momentum for layer in layers}
-    finite: Tensor | None = None
+
+    def see() -> _Seen:
+        finite: Tensor | None = None
+        for images in join_single(batches):
+            here = images.isfinite().all()
+            finite = here if finite is None else finite.to(here.device) & here
+            _run(model, images)
+        told = [moments[layer].told() for layer in moments] if accelerator is not None else []
+        return finite is not None, finite is None or bool(finite), told
+
     try:
         with evaluation_mode(model), _unsynchronised(layers), torch.no_grad():
             for layer in layers:
@@ -105,14 +130,14 @@ def _collect(
                 # momentum 1 leaves the batch's own statistics in the buffers, for `_Moments` to read
                 layer.momentum = 1.0 if momentum is None else 1 - momentum
                 _reset(layer, only_broken=momentum is not None)
-            for images in join_single(batches):
-                here = images.isfinite().all()
-                finite = here if finite is None else finite.to(here.device) & here
-                _run(model, images)
-            if finite is None:
+            parts = gather_parts(accelerator, see)
+            if not any(seen for seen, _, _ in parts):
                 raise EagleEyeError("`batches` is empty; give at least one batch of calibration images")
-            if not finite:
+            if not all(finite for _, finite, _ in parts):
                 raise EagleEyeError("`batches` hold images with values that are not finite numbers")
+            if len(parts) > 1:
+                for place, collected in enumerate(moments.values()):
+                    collected.join([told[place] for _, _, told in parts])
             for collected in moments.values():
                 collected.write()
     finally:
@@ -195,6 +220,12 @@ def _unsynchronised(layers: Sequence[_BatchNorm]) -> Iterator[None]:
                 nn.SyncBatchNorm.forward = _Unsynchronised.forward  # type: ignore[method-assign]
 
 
+_Told = tuple[int, Tensor, Tensor, int] | None
+"""Count, mean and summed squares of a layer, and of how many batches; None where it was not used."""
+_Seen = tuple[bool, bool, list[_Told]]
+"""Whether there were images, whether they were finite, and the moments of each layer."""
+
+
 class _Moments:
     """Pooled mean and variance of one layer's inputs, in float64, from the statistics of each batch."""
 
@@ -203,7 +234,8 @@ class _Moments:
         assert layer.running_var is not None
         self.before = layer.running_mean.clone(), layer.running_var.clone()
         self.statistics = layer.running_mean, layer.running_var
-        self.count = 0
+        self.tracked = layer.num_batches_tracked
+        self.count = self.batches = 0
         self.mean: Tensor | None = None
         self.sum_squares: Tensor | None = None
         """Summed squared distance from the mean."""
@@ -211,7 +243,25 @@ class _Moments:
     def add(self, layer: _BatchNorm, inputs: tuple[Any, ...], output: Any) -> None:
         count = inputs[0].numel() // inputs[0].shape[1]
         mean, variance = map(to_float64, self.statistics)
-        sum_squares = variance * (count - 1)
+        self._pool(count, mean, variance * (count - 1))
+        self.batches += 1
+
+    def told(self) -> _Told:
+        """For other processes."""
+        if self.mean is None or self.sum_squares is None:
+            return None
+        return self.count, self.mean.cpu(), self.sum_squares.cpu(), self.batches
+
+    def join(self, parts: Sequence[_Told]) -> None:
+        """Those of all processes instead of this one's."""
+        self.count, self.mean, self.sum_squares = 0, None, None
+        if self.tracked is not None:
+            self.tracked += sum(part[3] for part in parts if part is not None) - self.batches
+        for part in parts:
+            if part is not None:
+                self._pool(*part[:3])
+
+    def _pool(self, count: int, mean: Tensor, sum_squares: Tensor) -> None:
         if self.mean is None or self.sum_squares is None:
             self.count, self.mean, self.sum_squares = count, mean, sum_squares
             return

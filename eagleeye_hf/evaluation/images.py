@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eagleeye_hf.data.kept import KeptBatches
 from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.networks.running import Batch
 
@@ -24,6 +25,7 @@ class ScoringImages:
 
     def __init__(self, calibration: Sequence[Batch], holdout: Sequence[Batch], device: torch.device) -> None:
         self.calibration, self.holdout, self.device = _without_single(calibration), holdout, device
+        self._given = calibration, holdout
         self._converted: dict[tuple[Format, int | None], tuple[list[Tensor], list[Batch]]] = {}
         self._lock = threading.Lock()
 
@@ -48,17 +50,16 @@ class ScoringImages:
         return calibration[min(first, last - 1) : last], holdout[_part(holdout, after) : _part(holdout, fraction)]
 
     def fingerprint(self) -> str:
-        """A short hash of all pixels and labels."""
-        images_hash = hashlib.sha256()
-        for images, labels in (*self.calibration, *self.holdout):
-            images_hash.update(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
-        return images_hash.hexdigest()[:16]
+        """A short hash of all images and labels: of files' contents where they come from files, else of pixels."""
+        return " ".join(
+            batches.identify() if isinstance(batches, KeptBatches) else _hash(batches) for batches in self._given
+        )
 
     def _home(self, format: Format) -> torch.device:
         """The accelerator, where all images take less than half of its free memory, else the CPU."""
         if self.device.type != "cuda":
             return self.device
-        values = sum(images.numel() for images, _ in (*self.calibration, *self.holdout))
+        values = sum(map(_count_values, self._given))
         free, _ = torch.cuda.mem_get_info(self.device)
         fits = values * (2 if format.bfloat16 else 4) < free / 2
         return self.device if fits else torch.device("cpu")
@@ -69,6 +70,18 @@ def _scaled(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+
+
+def _hash(batches: Sequence[Batch]) -> str:
+    told = hashlib.sha256()
+    for images, labels in batches:
+        told.update(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
+    return told.hexdigest()[:16]
+
+
+def _count_values(batches: Sequence[Batch]) -> int:
+    kept = batches.pixels if isinstance(batches, KeptBatches) else [images for images, _ in batches]
+    return sum(images.numel() for images in kept)
 
 
 def _part(batches: Sequence[object], fraction: float) -> int:

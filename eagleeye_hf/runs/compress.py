@@ -108,17 +108,19 @@ def _compress(
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))
         run.claim("search.jsonl", TRAINING, MATCHED, "logs")
-    score = make_score(model, graph, data, config)
+    score = make_score(model, graph, data, config, accelerator)
     if not config.strategy:
         on_phase(SEARCH)
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
 
     def hold(network: nn.Module) -> Metrics:
-        batches = data.holdout.cached_batches()[accelerator.process_index :: accelerator.num_processes]
-        return evaluate_model(network, batches, accelerator)
+        batches = data.holdout.cached_batches(device=accelerator.device)
+        return evaluate_model(network, batches[accelerator.process_index :: accelerator.num_processes], accelerator)
 
     metrics = {"full": test_model(model, data, accelerator, config.data.num_workers)}
     pruned, steps = measure_steps(score, strategy, hold, config.repair.compensate)
+    keep = score.builder.importance.choose(strategy.widths)
+    del score  # its images and networks, before training needs the room
     curve = list[EpochRecord]()
     network = {"model": config.network.model, "weights": config.network.weights}
     start = flat_dict(config.repair) | flat_dict(config.match)
@@ -131,7 +133,6 @@ def _compress(
     }
     if config.match.match_steps != 0:
         on_phase(MATCHING)
-        keep = score.builder.importance.choose(strategy.widths)
         place = run.path / MATCHED
         gone = strategy.removed_blocks
         pruned = match_teacher(

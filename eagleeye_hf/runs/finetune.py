@@ -46,7 +46,7 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
     model = load_model(name, config.network.weights, config.network.inputs)
     teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
     images = config.data, config.held_out, config.augmentation, config.seed
-    data = open_splits(like=model, **split_arguments(*images))
+    data = open_splits(like=model, **split_arguments(*images), accelerator=accelerator)
     run, curve = open_run(config.output, "finetune"), list[EpochRecord]()
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
-from eagleeye_hf.data.source import open_source
-from eagleeye_hf.data.splits import Splits, find_classes, open_splits
+from eagleeye_hf.data.splits import Splits, find_classes, open_splits, open_together
 from eagleeye_hf.data.unlabelled import has_labels
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.processes import is_main, main_process_works
@@ -40,16 +40,18 @@ class Job:
     """What a user should know of how these were made ready."""
 
 
-def open_job(config: JobConfig) -> Job:
+def open_job(config: JobConfig, accelerator: Accelerator | None = None) -> Job:
     """Load the network, open the dataset, and make each fit for the other; nothing is trained yet.
 
+    Args:
+        accelerator: its processes do this together.
     Raises:
         EagleEyeError: something is missing or does not fit.
     """
     check_settings(config)
     network, told = config.network, config.data
     model = load_model(network.model, network.weights, network.inputs)
-    source = open_source(told.dataset, told.dataset_config, told.dataset_revision, told.streaming)
+    source = open_together(accelerator, told.dataset, told.dataset_config, told.dataset_revision, told.streaming, None)
     columns = {"image_column": told.image_column, "label_column": told.label_column}
     needs_labels = config.finetune.epochs != 0 or bool(config.adapt.adapt_epochs)
     labelled = needs_labels or has_labels(source, told.label_column)
@@ -59,8 +61,10 @@ def open_job(config: JobConfig) -> Job:
     if config.adapt.adapt_epochs != 0:
         model, head = adapt_head(model, names)
     arguments = split_arguments(told, config.held_out, config.augmentation, config.seed)
-    data = open_splits(like=model, **arguments | {"dataset": source}, needs_labels=needs_labels)
-    settled = settle_job(config, head, data.train.count())
+    data = open_splits(
+        like=model, **arguments | {"dataset": source}, needs_labels=needs_labels, accelerator=accelerator
+    )
+    settled = settle_job(config, head, data.train.count(accelerator))
     check_license(model, settled)
     now = len(data.label_names)
     told_head = {KEPT: f"{now} of its {before:,} outputs kept", NEW: f"a new head for {now} classes"}.get(head, "")

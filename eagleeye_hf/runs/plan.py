@@ -125,9 +125,9 @@ def plan_job(
     device, processes = device_of(model), accelerator.num_processes if accelerator else 1
     size = STEP_ON_GPU if device.type == "cuda" else STEP
     started = time.perf_counter()
-    batches = data.holdout.cached_batches(2 * size)  # they are decoded now, and kept for the search
-    decode = (time.perf_counter() - started) / counts.holdout
-    rates = time_steps(model, *batches[0], decode, accelerator)
+    images, labels = next(data.holdout.batches(2 * size))
+    decode = (time.perf_counter() - started) / len(labels)
+    rates = time_steps(model, images, labels, decode, accelerator)
     return Plan(
         title=f"{config.network.model} on {data.name} ({len(data.label_names)} classes), into {config.output}",
         images=(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.data.config import DatasetConfig
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.data.unlabelled import TaughtImages
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.objective import Agreement, Objective
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.networks.running import device_of
 from eagleeye_hf.pruning.config import ImportanceConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 
@@ -28,21 +31,31 @@ class Settings(Protocol):
     @property
     def measuring(self) -> LatencyConfig: ...
     @property
+    def data(self) -> DatasetConfig: ...
+    @property
     def seed(self) -> int: ...
 
 
-def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Settings) -> AdaptiveBNScore:
+def make_score(
+    model: nn.Module, graph: ChannelGraph, data: Splits, settings: Settings, accelerator: Accelerator | None = None
+) -> AdaptiveBNScore:
     """Scores by adaptive BatchNorm on the dataset's calibration and holdout images: by their labels or, without any, by
-    the full network's outputs."""
+    the full network's outputs.
+
+    Args:
+        accelerator: its processes decode the images together.
+    """
     objective: Objective | None = None
+    kept: dict[str, Any] = {"device": device_of(model), "accelerator": accelerator}
+    kept["num_workers"] = settings.data.num_workers
     if isinstance(data.holdout, TaughtImages):
-        objective, holdout = Agreement(), data.holdout.taught_batches()
+        objective, holdout = Agreement(), data.holdout.taught_batches(**kept)
     else:
-        holdout = data.holdout.cached_batches()
+        holdout = data.holdout.cached_batches(**kept)
     return AdaptiveBNScore(
         model,
         graph,
-        data.calibration.cached_batches(),
+        data.calibration.cached_batches(**kept),
         holdout,
         objective=objective,
         criterion=settings.importance.criterion,

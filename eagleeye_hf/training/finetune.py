@@ -93,7 +93,7 @@ def finetune_model(
     accelerator = accelerator or Accelerator()
     if not config.epochs:
         return model.eval()
-    if train.count() < config.batch_size:
+    if train.count(accelerator) < config.batch_size:
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
     if objective is not None and (config.mixup or config.cutmix or config.label_smoothing):
         raise EagleEyeError("`objective`: mixup, cutmix and label smoothing are of class labels; turn them off")
@@ -106,7 +106,12 @@ def finetune_model(
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
     training = Training(model, teacher, train, config, accelerator, num_workers, objective, matched)
     selection = Selection(
-        model, holdout, calibration if calibration and calibration.count() else None, accelerator, objective
+        model,
+        holdout,
+        calibration if calibration and calibration.count() else None,
+        accelerator,
+        objective,
+        num_workers,
     )
     tell = _Teller(config, accelerator, on_epoch, checkpoint, objective.reports if objective else "top-1")
     state = checkpoints.load()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -23,10 +23,14 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.objective import TrainingObjective
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.processes import patient_group
 from eagleeye_hf.telling import progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.layers import LayerOutputs, matching_loss
 from eagleeye_hf.training.loss import make_mixup, mix, objective_loss, training_loss
+
+STATISTICS_BATCH = 128
+"""Images of a batch from which statistics are recomputed."""
 
 
 class Training:
@@ -71,6 +75,7 @@ class Training:
             step_on_epochs=False,
             updates_per_epoch=self.steps,
         )[0]
+        keep_buffers(accelerator)
         self.wrapped, self.optimizer = accelerator.prepare(self.network, optimizer)
         self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.teacher = None
@@ -122,13 +127,15 @@ class Training:
         here = float(sum(len(labels) for _, labels in micro_batches))
         if self.accelerator.num_processes == 1:
             return max(here, 1.0) if micro_batches else None
-        if self.train.exact_steps and not micro_batches:
-            return None
-        counts = torch.tensor([here, bool(micro_batches)], device=self.accelerator.device)
-        total, going_on = self.accelerator.reduce(counts)
-        if not self.train.exact_steps and not going_on:  # streams may end at different times
-            return None
-        return total.clamp(min=1)
+        if self.train.exact_steps:
+            if not micro_batches:
+                return None
+            count = torch.full((), here, device=self.accelerator.device)
+            return self.accelerator.reduce(count).clamp(min=1)
+        counts = torch.tensor([here, bool(micro_batches)])  # on the CPU: a GPU would have to be waited for
+        torch.distributed.all_reduce(counts, group=patient_group())
+        total, going_on = counts.tolist()
+        return max(total, 1.0) if going_on else None  # streams may end at different times
 
     def _train_on(self, micro_batches: Sequence[Batch], total: Tensor | float) -> None:
         """One optimizer step, every image of all processes with the same weight."""
@@ -173,22 +180,22 @@ class Training:
         return training_loss(outputs, target, teacher_logits, self.config)
 
     def calibration_batches(self, calibration: TrainingImages, images: int = 0) -> Iterator[Tensor]:
-        """Batches preprocessed as training's, always the same: calibration images, then training's up to `images`.
-
-        A stream gives none of its own, for it would have to be opened once more.
-        """
-        workers = self.num_workers
-        seen = calibration.seen_as(self.train)
-        batches = seen.epoch_batches(0, Portion(batch_size=128), workers)
-        missing = images - calibration.count()
-        if missing > 0 and self.train.exact_steps:
-            more = self.train.epoch_batches(0, Portion(batch_size=128), workers)
-            batches = chain(batches, islice(more, count_steps(missing, 128)))
-        with own_randomness():
-            seed_everything(self.train.seed)
-            for pixels, labels in batches:
-                if len(labels):
-                    yield pixels if self.mixup is None else mix(self.mixup, pixels, labels)[0]
+        """This process's part of batches preprocessed as training's, the same for any number of processes but on a
+        stream: calibration images, then training's up to `images`."""
+        which, parts, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        portion = Portion(batch_size=STATISTICS_BATCH, process=which, num_processes=parts, whole_steps=True)
+        batches = calibration.seen_as(self.train).epoch_batches(0, portion, self.num_workers, device)
+        missing = count_steps(max(0, images - calibration.count()), STATISTICS_BATCH)
+        if missing > which:
+            more = self.train.epoch_batches(0, portion, self.num_workers, device)
+            batches = chain(batches, islice(more, len(range(which, missing, parts))))
+        for number, (pixels, labels) in enumerate(batches):
+            if len(labels) and self.mixup is not None:
+                with own_randomness():
+                    seed_everything(self.train.seed ^ (which + number * parts))
+                    pixels = mix(self.mixup, pixels, labels.to(device))[0]
+            if len(labels):
+                yield pixels
 
     def _blank(self) -> Batch:
         size = describe_model(self.network).input_size
@@ -202,7 +209,7 @@ class Training:
         """
         networks = [self.network, *([self.ema.module] if self.ema is not None else [])]
         for buffer in (buffer for network in networks for buffer in network.buffers()):
-            broadcast(buffer)  # a step starts from those of the first process, but each has its own after it
+            broadcast(buffer)  # each process has its own
         loss, images = self.accelerator.reduce(self.totals).tolist()
         mean = loss / max(images, 1)
         self._check(mean)
@@ -233,6 +240,13 @@ class Training:
             self.totals.copy_(state["totals"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+def keep_buffers(accelerator: Accelerator) -> None:
+    """No broadcast of statistics before each step: each process has its own, and those of the result are recomputed."""
+    handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
+    handler.broadcast_buffers = False
+    accelerator.ddp_handler = handler
 
 
 def _checkpoint_activations(network: nn.Module) -> None:

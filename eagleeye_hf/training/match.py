@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def match_teacher(
         EagleEyeError: as `finetune_model`.
     """
     config = config or MatchConfig()
-    batch_size, epochs, steps = match_length(config, images.count())
+    batch_size, epochs, steps = match_length(config, images.count(accelerator))
     training = FinetuneConfig(
         epochs=epochs, batch_size=batch_size, lr=config.match_lr, distillation=1.0, temperature=1.0
     )
@@ -123,14 +123,20 @@ class FewSteps:
     def exact_steps(self) -> bool:
         return self.images.exact_steps
 
-    def count(self) -> int:
-        return self.images.count()
+    def count(self, accelerator: Accelerator | None = None) -> int:
+        return self.images.count(accelerator)
 
     def count_steps(self, batch_size: int) -> int:
         return min(self.steps, self.images.count_steps(batch_size))
 
-    def cached_batches(self, batch_size: int = 128) -> list[Batch]:
-        return self.images.cached_batches(batch_size)
+    def cached_batches(
+        self,
+        batch_size: int = 128,
+        device: torch.device | None = None,
+        accelerator: Accelerator | None = None,
+        num_workers: int = 0,
+    ) -> Sequence[Batch]:
+        return self.images.cached_batches(batch_size, device, accelerator, num_workers)
 
     def epoch_batches(
         self, epoch: int, portion: Portion, num_workers: int = 0, device: torch.device | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.metrics import evaluate_model
 from eagleeye_hf.evaluation.objective import Score, TrainingObjective
+from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.training.loop import Training
 
 STATISTICS = 8192
@@ -33,15 +34,18 @@ class Selection:
         calibration: TrainingImages | None,
         accelerator: Accelerator,
         objective: TrainingObjective | None = None,
+        num_workers: int = 0,
     ) -> None:
         self.objective = objective
         self.network = copy.deepcopy(model).to(accelerator.device).eval()
         """A plain network to put weights in: neither wrapped nor compiled."""
         self.given = model
-        self.holdout = holdout.cached_batches() if holdout is not None and holdout.count() else None
+        self.holdout: Sequence[Batch] | None = None
+        if holdout is not None and holdout.count():
+            self.holdout = holdout.cached_batches(128, accelerator.device, accelerator, num_workers)
         self.calibration, self.accelerator = calibration, accelerator
         self.seen: list[Tensor] = []
-        """The calibration images as training sees them, decoded once."""
+        """This process's part of the calibration images as training sees them, decoded once."""
         self.best: dict[str, Any] | None = None
 
     def start(self, training: Training) -> None:
@@ -71,7 +75,8 @@ class Selection:
         """The best weights, or the last; their statistics from as many images as steady ones need."""
         self.network.load_state_dict(self.best["weights"] if self.best else list(_weights(training))[-1][1])
         if self.calibration is not None and not (self.best and self.best.get("start") == AS_GIVEN):
-            recalibrate_bn(self.network, training.calibration_batches(self.calibration, STATISTICS))
+            batches = training.calibration_batches(self.calibration, STATISTICS)
+            recalibrate_bn(self.network, batches, accelerator=self.accelerator)
             if self.holdout is not None:
                 self._compare_with_given()
         return self.network.cpu().eval()
@@ -100,7 +105,7 @@ class Selection:
     def _recalibrate(self, training: Training) -> None:
         assert self.calibration is not None
         self.seen = self.seen or list(training.calibration_batches(self.calibration))
-        recalibrate_bn(self.network, self.seen)
+        recalibrate_bn(self.network, self.seen, accelerator=self.accelerator)
 
     def _score(self) -> Score:
         assert self.holdout is not None

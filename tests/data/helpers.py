@@ -13,7 +13,8 @@ def raw(images: ImageSet) -> ImageSet:
     """The same images as plain pixels."""
     plain = copy.copy(images)
     channels = len(images.preprocessing.mean)
-    plain._cache = None
+    plain._kept = None
+    plain._last = None
     plain.preprocessing = replace(
         images.preprocessing, transform=pixels, small=None, mean=(0,) * channels, std=(1 / 255,) * channels
     )

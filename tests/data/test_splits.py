@@ -88,7 +88,8 @@ def test_batches_are_the_evaluation_transform_in_order(model):
         assert sorted(torch.cat(halves).tolist()) == sorted(labels.tolist())
     cached = data.holdout.cached_batches(5)
     assert [len(y) for _, y in cached] == [4, 4, 4, 4]
-    assert cached[0][0].data_ptr() == data.holdout.cached_batches(5)[0][0].data_ptr()
+    assert cached.pixels[0].dtype == torch.uint8
+    assert cached.pixels[0].data_ptr() == data.holdout.cached_batches(5).pixels[0].data_ptr()
 
 
 def test_small_training_images_are_shifted_and_mirrored_as_one_by_one(model):
