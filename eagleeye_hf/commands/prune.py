@@ -52,21 +52,23 @@ def run(config: Config) -> None:
     from eagleeye_hf.publishing.checkpoint import save_pretrained
     from eagleeye_hf.publishing.paths import hide_paths
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
+    from eagleeye_hf.runs.dimensions import trace_network
     from eagleeye_hf.runs.folder import check_output, open_run
     from eagleeye_hf.runs.models import load_model
-    from eagleeye_hf.tracing.trace import trace_model
 
     check_held_out(config.held_out)
     check_output(config.output, "prune")
     device = Accelerator().device
     model = load_model(config.network.model, config.network.weights, config.network.inputs).to(device).eval()
-    graph = trace_model(model)
+    graph = trace_network(model, strategy=config.strategy)
     strategy = read_strategy(graph, config.strategy)
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)
     calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
     criterion = config.importance.criterion
     score = AdaptiveBNScore(model, graph, calibration, holdout, criterion=criterion, seed=config.seed)
     compensate = config.repair.compensate
+    if strategy.image_size is not None:
+        holdout = data.seen_by(score.build(strategy, compensate=False)).holdout.cached_batches()
     pruned, steps = measure_steps(score, strategy, lambda m: evaluate_model(m, holdout), compensate)
     metrics = {"full": evaluate_model(model, holdout)} | steps
     if not all(torch.isfinite(tensor).all() for tensor in pruned.state_dict().values()):
@@ -76,6 +78,8 @@ def run(config: Config) -> None:
     provenance = {
         "base_model": hide_paths(config.network.model),
         "widths": named_widths(graph, strategy),
+        "removed_blocks": list(strategy.removed_blocks),
+        "image_size": strategy.image_size,
         "holdout_metrics": scores,
         "strategy": read_origin(config.strategy),
         "config": hide_paths(flat_dict(config)),

@@ -59,13 +59,13 @@ def run(config: Config) -> None:
 
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
+    from eagleeye_hf.runs.dimensions import trace_network
     from eagleeye_hf.runs.folder import check_output, open_run
     from eagleeye_hf.runs.front import format_front, search_front
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runs.scoring import make_score
     from eagleeye_hf.runtimes.runtime import find_runtime
     from eagleeye_hf.search.run import run_search
-    from eagleeye_hf.tracing.trace import trace_model
 
     check_held_out(config.held_out)
     find_runtime(config.measuring)  # refuses one that is not installed
@@ -75,7 +75,7 @@ def run(config: Config) -> None:
     arguments = split_arguments(config.data, config.held_out, seed=config.seed)
     data = open_splits(like=model, **arguments, needs_test=False, accelerator=accelerator)
     model = model.to(accelerator.device).eval()
-    graph = trace_model(model)
+    graph = trace_network(model, config.search)
     score = make_score(model, graph, data, config, accelerator)
     folder = open_run(config.output, "search")
     if accelerator.is_main_process:

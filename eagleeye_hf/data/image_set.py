@@ -200,6 +200,18 @@ class ImageSet:
         preprocessing = other.preprocessing if isinstance(other, ImageSet) else self.preprocessing
         return ImageSet(self.rows, preprocessing, seed=other.seed, name=self.name)
 
+    def seen_through(self, preprocessing: Preprocessing) -> ImageSet:
+        """These images as another network wants them."""
+        return ImageSet(
+            self.rows,
+            preprocessing,
+            excluded=self.excluded,
+            seed=self.seed,
+            name=self.name,
+            split=self.split,
+            remedy=self.remedy,
+        )
+
     def _fits(self, small: SmallCrop) -> bool:
         side = [size + 2 * small.padding for size in small.size]
         return self.exact_steps and self.count() * side[0] * side[1] * len(self.preprocessing.mode) <= MEMORY

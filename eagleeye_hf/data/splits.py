@@ -60,6 +60,20 @@ class Splits:
     """What a user should know of how the images were divided."""
     labelled: bool = True
     """Whether there are labels; those of the images are zeros where not."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """What is done to training images."""
+
+    def seen_by(self, model: nn.Module) -> Splits:
+        """The same images as a network wants them that was trained for others, smaller ones, say."""
+        options = self.augmentation
+        training, evaluation = build_preprocessing(model, options.hflip, options.augment, options.color_jitter)
+        return replace(
+            self,
+            calibration=self.calibration.seen_through(evaluation),
+            holdout=self.holdout.seen_through(evaluation),
+            train=self.train.seen_through(training),
+            found_test=self.found_test and self.found_test.seen_through(evaluation),
+        )
 
     @property
     def test(self) -> ImageSet | TaughtImages:
@@ -126,7 +140,7 @@ def open_splits(
             than the model has outputs or other ones, or too few images.
     """
     HeldOutConfig(calibration_images=calibration_images, holdout_images=holdout_images)
-    AugmentationConfig(hflip=hflip, color_jitter=color_jitter, augment=augment)
+    augmentation = AugmentationConfig(hflip=hflip, color_jitter=color_jitter, augment=augment)
     outputs = find_outputs(like, label_names)
     source = open_together(accelerator, dataset, config, revision, streaming, name)
     labelled = needs_labels or has_labels(source, label_column)
@@ -181,6 +195,7 @@ def open_splits(
         revision=commit or "",
         notes=tuple(notes),
         labelled=labelled,
+        augmentation=augmentation,
     )
 
 

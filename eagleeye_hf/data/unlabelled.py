@@ -15,6 +15,7 @@ from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.kept import KeptBatches
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.data.source import OpenedDataset, find_label
+from eagleeye_hf.data.transforms import Preprocessing
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import Batch, evaluation_mode, run_model
 
@@ -68,6 +69,10 @@ class TaughtImages:
 
     def count_steps(self, batch_size: int) -> int:
         return self.images.count_steps(batch_size)
+
+    def seen_through(self, preprocessing: Preprocessing) -> TaughtImages:
+        """These images as another network wants them; so the teacher sees them, too."""
+        return TaughtImages(self.images.seen_through(preprocessing), self.teacher)
 
     def seen_as(self, other: TrainingImages) -> TrainingImages:
         return self.images.seen_as(other)

@@ -157,7 +157,7 @@ class AdaptiveBNScore:
                 return self._score_recorded(strategy, calibration, holdout, format)
             model = self.builder.fill(strategy, self.compensate, format.channels_last)
             with format.autocast(self.device):
-                own = self.objective.measure(model, holdout) if _is_whole(strategy, self.graph) else None
+                own = self.objective.measure(model, holdout) if is_whole(strategy, self.graph) else None
                 recalibrate_bn(model, calibration, self.momentum)
                 found = self.objective.measure(model, holdout)
         return found if own is None or found.loss <= own.loss else own
@@ -317,7 +317,7 @@ class AdaptiveBNScore:
         }
 
 
-def _is_whole(strategy: Strategy, graph: ChannelGraph) -> bool:
+def is_whole(strategy: Strategy, graph: ChannelGraph) -> bool:
     """Whether only the image is smaller: the network's own statistics may suit it better than recomputed ones."""
     whole = strategy.widths == graph.widths and not strategy.removed_blocks
     return whole and strategy.image_size not in (None, graph.image_size)

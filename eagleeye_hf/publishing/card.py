@@ -158,20 +158,24 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         timm_location=f"{'hf-hub' if on_hub else 'local-dir'}:{location}",
         settings=[(_plain(name), _plain(value)) for name, value in facts.settings.items()],
         command=hide_command(facts.command),
-        widths=[
-            {
-                "name": f"`{group.name}`",
-                "channels": group.channels,
-                "width": width,
-                "removed": f"{1 - width / group.channels:.0%}" if group.prunable else f"pinned: {group.reason}",
-            }
-            for group, width in zip(facts.graph.groups, facts.strategy.widths, strict=True)
-        ],
+        widths=_width_rows(facts),
         image_size=" x ".join(map(str, facts.graph.input_size)),
+        removed_blocks=[f"`{name}`" for name in facts.strategy.removed_blocks],
         versions=", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES),
         version=importlib.metadata.version("eagleeye-hf"),
     )
     return str(card)
+
+
+def _width_rows(facts: CardFacts) -> list[dict[str, object]]:
+    """What each group keeps, and why that is all or nothing."""
+    gone, rows = facts.graph.gone_groups(facts.strategy.removed_blocks), []
+    for number, (group, width) in enumerate(zip(facts.graph.groups, facts.strategy.widths, strict=True)):
+        removed = f"{1 - width / group.channels:.0%}" if group.prunable else f"pinned: {group.reason}"
+        if number in gone:
+            width, removed = 0, "with its block"
+        rows.append({"name": f"`{group.name}`", "channels": group.channels, "width": width, "removed": removed})
+    return rows
 
 
 def _metric_rows(metrics: Mapping[str, Metrics]) -> list[dict[str, str]]:
@@ -233,6 +237,11 @@ def cost_table(facts: CardFacts) -> list[dict[str, str]]:
         ("MACs (papers say FLOPs)", f"{full.macs / 1e6:,.1f} M", f"{pruned.macs / 1e6:,.1f} M")
     ]
     rows.append(("parameters", f"{full.params / 1e6:,.3f} M", f"{pruned.params / 1e6:,.3f} M"))
+    removed, size = facts.strategy.removed_blocks, facts.strategy.image_size
+    if removed:
+        rows.append(("blocks", f"{len(facts.graph.blocks)}", f"{len(facts.graph.blocks) - len(removed)}"))
+    if size is not None:
+        rows.append(("image size", f"{facts.graph.image_size} px", f"{size} px"))
     if facts.file_bytes:
         rows.append(("file size", *(f"{size / 1e6:,.2f} MB" for size in facts.file_bytes)))
     for latency in facts.latency:

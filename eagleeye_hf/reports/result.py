@@ -106,9 +106,13 @@ def draw_widths(axes: Any, graph: ChannelGraph, strategy: Strategy) -> None:
     channels = np.array(graph.widths)
     places = np.arange(len(channels))
     pinned = np.array([not group.prunable for group in graph.groups])
-    if strategy.widths != graph.widths:
+    gone, kept = sorted(graph.gone_groups(strategy.removed_blocks)), np.array(strategy.widths)
+    kept[gone], pinned[gone] = 0, False
+    if (kept < channels).any():
         axes.bar(places, channels, color=LIGHT, label="removed")
-    axes.bar(places, strategy.widths, color=DARK, label="kept")
+    axes.bar(places, kept, color=DARK, label="kept")
+    if gone:
+        axes.bar(places[gone], channels[gone], color=LIGHT, hatch="xxx", edgecolor=ACCENT, label="gone with its block")
     if pinned.any():
         axes.bar(places[pinned], channels[pinned], color="#9aa5b1", hatch="///", edgecolor="white", label="pinned")
     if len(channels) <= MAX_NAMES:

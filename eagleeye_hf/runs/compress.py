@@ -26,6 +26,7 @@ from eagleeye_hf.publishing.own import Build
 from eagleeye_hf.runs.adapt import BASE
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
+from eagleeye_hf.runs.dimensions import trace_network
 from eagleeye_hf.runs.folder import RunFolder, open_run
 from eagleeye_hf.runs.plan import FINETUNING, MATCHING, MEASURING, SEARCH
 from eagleeye_hf.runs.result import Measured, license_of, save_result
@@ -35,7 +36,6 @@ from eagleeye_hf.search.run import run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import warn
-from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 from eagleeye_hf.training.match import match_teacher
 
@@ -82,7 +82,7 @@ def compress_model(
             "layers are matched without labels"
         )
     model = model.to(accelerator.device).eval()
-    graph = trace_model(model)
+    graph = trace_network(model, config.search, config.strategy)
     if not data.labelled:
         data = teach(data, model)
     if not run.has_result:
@@ -113,8 +113,12 @@ def _compress(
         on_phase(SEARCH)
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
 
+    seen = data
+    if strategy.image_size is not None:  # from here on the images are as the result wants them
+        seen = data.seen_by(score.build(strategy, compensate=False))
+
     def hold(network: nn.Module) -> Metrics:
-        batches = data.holdout.cached_batches(device=accelerator.device)
+        batches = seen.holdout.cached_batches(device=accelerator.device)
         return evaluate_model(network, batches[accelerator.process_index :: accelerator.num_processes], accelerator)
 
     metrics = {"full": test_model(model, data, accelerator, config.data.num_workers)}
@@ -125,8 +129,8 @@ def _compress(
     network = {"model": config.network.model, "weights": config.network.weights}
     start = flat_dict(config.repair) | flat_dict(config.match)
     common: dict[str, Any] = {
-        "holdout": data.holdout,
-        "calibration": data.calibration,
+        "holdout": seen.holdout,
+        "calibration": seen.calibration,
         "accelerator": accelerator,
         "identity": config.images | network | start | strategy.to_dict(),
         "num_workers": config.data.num_workers,
@@ -136,7 +140,7 @@ def _compress(
         place = run.path / MATCHED
         gone = strategy.removed_blocks
         pruned = match_teacher(
-            pruned, model, graph, keep, data.train, config.match, removed_blocks=gone, checkpoint=place, **common
+            pruned, model, graph, keep, seen.train, config.match, removed_blocks=gone, checkpoint=place, **common
         )
         steps["matched"] = hold(pruned.to(accelerator.device))
     last = list(steps)[-1]
@@ -145,16 +149,16 @@ def _compress(
         last = "fine-tuned"
         place = run.path / TRAINING
         pruned = finetune_model(
-            pruned, data.train, config.finetune, teacher=model, checkpoint=place, on_epoch=curve.append, **common
+            pruned, seen.train, config.finetune, teacher=model, checkpoint=place, on_epoch=curve.append, **common
         )
     on_phase(MEASURING)
-    metrics[last] = test_model(pruned, data, accelerator, config.data.num_workers)
+    metrics[last] = test_model(pruned, seen, accelerator, config.data.num_workers)
     with main_process_works():
         if accelerator.is_main_process:  # alone, so that nobody disturbs its measurements
             measured = Measured(
                 strategy=strategy, origin=origin, metrics=metrics, steps=steps, curve=curve, adapted=adapted
             )
-            save_result(model, pruned, graph, data, measured, config, run, accelerator, builder)
+            save_result(model, pruned, graph, (data, seen), measured, config, run, accelerator, builder)
 
 
 def _finish(run: RunFolder, config: RunConfig) -> None:

@@ -34,16 +34,24 @@ def deployments(measuring: LatencyConfig, device: torch.device, everywhere: bool
 
 
 def measure_result(
-    full: nn.Module, thin: nn.Module, input_size: Sequence[int], measuring: LatencyConfig, rounds: int = 40
+    full: nn.Module,
+    thin: nn.Module,
+    input_size: Sequence[int],
+    measuring: LatencyConfig,
+    rounds: int = 40,
+    thin_size: Sequence[int] | None = None,
 ) -> list[Latency]:
     """A network beside the full one, in the runtime asked for first, and in PyTorch.
 
     A runtime that can't run it is left out, with a warning.
+
+    Args:
+        thin_size: of its images, where it is not the full network's.
     """
     found = list[Latency]()
     for runtime in deployments(measuring, device_of(full), everywhere=False):
         with left_out(runtime):
-            found += compare_latency(full, [thin], input_size, runtime, rounds)
+            found += compare_latency(full, [thin], input_size, runtime, rounds, thin_size)
     warn_noisy(found)
     return found
 

@@ -53,19 +53,26 @@ def save_result(
     model: nn.Module,
     pruned: nn.Module,
     graph: ChannelGraph,
-    data: Splits,
+    images: tuple[Splits, Splits],
     measured: Measured,
     config: RunConfig,
     run: RunFolder,
     accelerator: Accelerator,
     builder: Build | None = None,
 ) -> None:
-    """Measure milliseconds, and save the checkpoint with its card; `config.json` comes last."""
-    pruned = pruned.to(accelerator.device).eval()
-    latency = measure_result(model, pruned, graph.input_size, config.measuring)
+    """Measure milliseconds, and save the checkpoint with its card; `config.json` comes last.
+
+    Args:
+        images: as the full network sees them, and as the result does.
+    """
+    data, size = images[0], measured.strategy.image_size
+    pruned, thin_size = pruned.to(accelerator.device).eval(), graph.input_size
+    thin_size = thin_size if size is None else (thin_size[0], size, size)
+    latency = measure_result(model, pruned, graph.input_size, config.measuring, thin_size=thin_size)
     int8 = {}
     if config.measuring.int8:
-        int8 = {name: test_int8(one, data) for name, one in (("full", model), ("pruned", pruned))}
+        pairs = zip(("full", "pruned"), (model, pruned), images, strict=True)
+        int8 = {name: test_int8(one, seen) for name, one, seen in pairs}
     pruned = pruned.cpu().eval()
     facts = CardFacts(
         base=config.network.model,
@@ -94,6 +101,8 @@ def save_result(
     provenance = {
         "base_model": hide_paths(facts.base),
         "widths": named_widths(graph, measured.strategy),
+        "removed_blocks": list(measured.strategy.removed_blocks),
+        "image_size": measured.strategy.image_size,
         "metrics": {step: found.to_dict() for step, found in measured.metrics.items()},
         "holdout_metrics": {step: found.to_dict() for step, found in measured.steps.items()},
         "labelled": data.labelled,
@@ -120,7 +129,7 @@ def save_result(
         provenance=provenance,
         card=write_card(facts, push_to or str(run.path), on_hub=bool(push_to)),
         builder=builder,
-        input_size=graph.input_size,
+        input_size=thin_size,
     )
 
 

@@ -76,11 +76,22 @@ def measure_latency(
 
 
 def compare_latency(
-    full: nn.Module, thin: Sequence[nn.Module], input_size: Sequence[int], runtime: Runtime, rounds: int = 20
+    full: nn.Module,
+    thin: Sequence[nn.Module],
+    input_size: Sequence[int],
+    runtime: Runtime,
+    rounds: int = 20,
+    thin_size: Sequence[int] | None = None,
 ) -> list[Latency]:
-    """Measure networks beside the full one; one record per thin network."""
+    """Measure networks beside the full one; one record per thin network.
+
+    Args:
+        thin_size: of their images, where it is not the full network's.
+    """
     with evaluation_mode(full, *thin):
-        programs = [runtime.load(model, draw_images(runtime, input_size)) for model in (full, *thin)]
+        sizes = [input_size, *[thin_size or input_size] * len(thin)]
+        pairs = zip((full, *thin), sizes, strict=True)
+        programs = [runtime.load(model, draw_images(runtime, size)) for model, size in pairs]
         return compare_programs(programs[0], programs[1:], runtime.place, rounds)
 
 

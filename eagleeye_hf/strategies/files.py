@@ -48,6 +48,16 @@ def strategy_from(graph: ChannelGraph, data: Mapping[str, Any], place: str, divi
     return check_strategy(graph, Strategy.from_dict({**data, "widths": widths}))
 
 
+def read_image_size(path: str) -> int | None:
+    """The image size of a strategy in a file; None where it is the network's own.
+
+    Raises:
+        EagleEyeError: as `read_strategy`.
+    """
+    size = _read_entry(path).get("image_size")
+    return size if isinstance(size, int) else None
+
+
 def read_origin(path: str) -> dict[str, str]:
     """What a strategy file tells of how the strategy was found, and under which budget."""
     data = _read_entry(path)
