@@ -165,8 +165,10 @@ def format_result(graph: ChannelGraph, result: SearchResult, folder: Path) -> st
 
 def _table(graph: ChannelGraph, leaders: Sequence[Candidate], reports: str) -> str:
     full = count_cost(graph, graph.widths)
+    framed = any(c.strategy.removed_blocks or c.strategy.image_size for c in leaders)
     lines = [
         f"{'':>4}{'index':>7}  {'origin':<10}{'loss':>8}{reports:>9}{'MACs':>8}{'params':>8}{'ms':>8}{'images':>8}"
+        + (f"{'blocks gone':>13}{'px':>6}" if framed else "")
     ]
     for place, candidate in enumerate(leaders[:SHOWN], 1):
         cost, score = candidate.cost, candidate.score
@@ -175,8 +177,13 @@ def _table(graph: ChannelGraph, leaders: Sequence[Candidate], reports: str) -> s
         lines.append(
             f"{place:>4}{candidate.index:>7}  {candidate.origin:<10}{score.loss:>8.4f}{score.reported:>9.2%}"
             f"{cost.macs / full.macs:>8.1%}{cost.params / full.params:>8.1%}{milliseconds:>8}{score.num_images:>8}"
+            + (f"{len(candidate.strategy.removed_blocks):>13}{_pixels(graph, candidate):>6}" if framed else "")
         )
     return "\n".join(lines)
+
+
+def _pixels(graph: ChannelGraph, candidate: Candidate) -> int:
+    return candidate.strategy.image_size or graph.image_size
 
 
 def _plain(candidate: Candidate) -> dict:

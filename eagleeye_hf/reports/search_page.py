@@ -20,6 +20,7 @@ CAPTIONS = {
     "widths": "Channels that the leaders keep, per group",
     "ratios": "What the ratios of each group did to the loss",
 }
+FRAME_HEADS = ("blocks gone", "image size")
 HEADS = ("index", "origin", "loss", "{reports}", "images", "MACs", "parameters", "latency, ms")
 TEMPLATE = "search_page.html.jinja"
 
@@ -69,7 +70,10 @@ def _facts(record: SearchRecord, run: Mapping[str, Any], job: str) -> dict[str, 
         "ranks": RANKS,
         "summary": _summary(record),
         "notes": [note for note in notes if note],
-        "heads": [record.prepared.reports if head == "{reports}" else head for head in HEADS],
+        "heads": [
+            record.prepared.reports if head == "{reports}" else head
+            for head in (*HEADS, *(FRAME_HEADS if is_framed(record) else ()))
+        ],
         "tables": [
             {
                 "budget": record.budget_name(number),
@@ -120,6 +124,9 @@ def _full_row(record: SearchRecord) -> list[dict[str, Any]]:
         (record.settings["full"]["params"], "100.0%"),
         (milliseconds, f"{milliseconds:.2f}" if latency is not None else ""),
     ]
+    if is_framed(record):
+        size = record.settings["image_size"]
+        cells += [(0, "0"), (size, str(size))]
     return [{"kind": "full", "cells": [{"value": value, "text": text} for value, text in cells]}]
 
 
@@ -136,4 +143,13 @@ def _cells(record: SearchRecord, candidate: Candidate) -> list[dict[str, object]
         (candidate.cost.params, f"{candidate.cost.params / full['params']:.1%}"),
         ("" if latency is None else latency, "" if latency is None else f"{latency:.2f}"),
     ]
+    if is_framed(record):
+        strategy = candidate.strategy
+        size = strategy.image_size or record.settings["image_size"]
+        cells += [(len(strategy.removed_blocks), str(len(strategy.removed_blocks))), (size, str(size))]
     return [{"value": value, "text": text} for value, text in cells]
+
+
+def is_framed(record: SearchRecord) -> bool:
+    """Whether blocks could go or images shrink."""
+    return any(c.strategy.removed_blocks or c.strategy.image_size for c in record.candidates)

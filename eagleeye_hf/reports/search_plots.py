@@ -11,9 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eagleeye_hf.reports.result import ACCENT, DARK, LIGHT, MAX_NAMES
+from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.reading import SearchRecord, expected_values
 
 ORIGINS = {"random": "#9aa5b1", "evolution": DARK, "uniform": "#edae49", "global": "#3caea3"}
+ORIGINS |= {"depth": "#7a5195", "size": "#ef5675"}
 PICTURES = ("search_scores.png", "search_widths.png", "search_ratios.png")
 LEADERS = 10
 PANELS = 12
@@ -88,7 +90,7 @@ def _draw_leaders(record: SearchRecord) -> Figure:
     losses = [c.score.loss for c in chosen if c.score]
     axes.set_yticks(
         range(len(chosen)),
-        [f"{name}{c.index} ({loss:.3f})" for name, c, loss in zip(names, chosen, losses, strict=True)],
+        [f"{name}{c.index} ({loss:.3f}){_size(c)}" for name, c, loss in zip(names, chosen, losses, strict=True)],
         fontsize=7,
     )
     axes.set_ylabel("candidate (loss), best first")
@@ -97,14 +99,23 @@ def _draw_leaders(record: SearchRecord) -> Figure:
         widths = np.array([c.strategy.widths for c in chosen])
         for (row, column), width in np.ndenumerate(widths):
             color = "white" if kept[row, column] < 60 and not pinned[column] else "black"
-            axes.text(column, row, str(width), ha="center", va="center", fontsize=6, color=color)
+            axes.text(
+                column, row, str(width) if kept[row, column] else "–", ha="center", va="center", fontsize=6, color=color
+            )
     else:
         axes.set_xlabel("channel group, in the order of execution")
     for row in range(1, len(chosen)):
         if chosen[row].budget != chosen[row - 1].budget:
             axes.axhline(row - 0.5, color="white", linewidth=5)
-    axes.set_title("Widths of the leaders" + (" (gray: pinned)" if pinned.any() else ""))
+    gone = any(c.strategy.removed_blocks for c in chosen)
+    notes = [*(["gray: pinned"] if pinned.any() else []), *(["–: gone with its block"] if gone else [])]
+    axes.set_title("Widths of the leaders" + (f" ({', '.join(notes)})" if notes else ""))
     return figure
+
+
+def _size(candidate: Candidate) -> str:
+    """The image size, where it is not the network's own."""
+    return "" if candidate.strategy.image_size is None else f", {candidate.strategy.image_size} px"
 
 
 def _draw_ratios(record: SearchRecord) -> Figure:

@@ -111,6 +111,7 @@ def _describe_graph(graph: ChannelGraph, config: SearchConfig) -> dict[str, Any]
         "prunable": [group.prunable for group in graph.groups],
         "channels": list(graph.widths),
         "blocks": {block.name: list(block.groups) for block in graph.blocks if block.removable},
+        "image_size": graph.image_size,
         "image_sizes": list(graph.image_sizes),
         "full": count_cost(graph, graph.widths)._asdict(),
     }

@@ -11,11 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from eagleeye_hf import RunConfig, from_pretrained
+from eagleeye_hf import Budget, RunConfig, count_cost, from_pretrained, sample_strategies, trace_model
 from eagleeye_hf.cli import main
 from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.runs.arguments import parse_config
 from eagleeye_hf.runs.folder import RunFolder
+from eagleeye_hf.search.reading import read_journal
+from eagleeye_hf.strategies.files import describe_strategy
 from tests.helpers import digits_dataset, make_model, run_command
 from tests.hub_server import TOKEN
 
@@ -84,6 +86,45 @@ def test_a_run_that_was_killed_after_its_checkpoint_finishes(finished, inputs, t
     assert "holds a checkpoint already; publish it with `eagleeye push`" in err
 
 
+def test_blocks_and_a_smaller_image_go_through_the_whole_job(inputs, tmp_path, capsys):
+    graph = trace_model(make_model("resnet20_cifar"), image_sizes=(24,))
+    strategy = sample_strategies(graph, Budget(macs=0.4), 8, seed=2, dimensions=("width", "depth", "size"))
+    chosen = next(s for s in strategy[3:] if s.removed_blocks and s.image_size == 24)
+    file, folder = tmp_path / "strategy.json", tmp_path / "run"
+    file.write_text(json.dumps(describe_strategy(graph, chosen, "test")))
+    code, out, err = run_command(capsys, "compress", *inputs, *FLAGS, "--strategy", str(file), "--output", str(folder))
+    assert code == 0, err
+    assert re.search(r"image size +32 px +24 px", out)
+    assert re.search(rf"blocks +9 +{9 - len(chosen.removed_blocks)}\b", out)
+    model, config = from_pretrained(folder), json.loads((folder / "config.json").read_text())
+    assert list(model.pretrained_cfg["input_size"]) == [3, 24, 24]
+    assert config["model_args"]["removed_blocks"] == list(chosen.removed_blocks)
+    assert sum(p.numel() for p in model.parameters()) == count_cost(graph, chosen).params
+    card = (folder / "README.md").read_text()
+    assert all(f"`{name}`" in card for name in chosen.removed_blocks)
+    assert "with its block" in card
+    code, out, _ = run_command(capsys, "evaluate", str(folder), *inputs[3:], "--num-workers", "0", "--json")
+    assert json.loads(out)["top1"] == pytest.approx(config["eagleeye"]["metrics"]["fine-tuned"]["top1"], abs=1e-6)
+    code, out, _ = run_command(capsys, "inspect", str(folder), "--json")
+    told = json.loads(out)
+    assert told["kept"]["params"] == count_cost(graph, chosen).params
+    assert [b["name"] for b in told["blocks"] if b["removed"]] == list(chosen.removed_blocks)
+    code, _, err = run_command(capsys, "export", str(folder), "--output", str(tmp_path / "thin.onnx"))
+    assert code == 0, err
+
+
+def test_a_search_in_three_dimensions_ends_in_a_network(inputs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = ["--dimensions", "width", "depth", "size", "--image-sizes", "24", "32", "--epochs", "0"]
+    code, _, err = run_command(capsys, "compress", *inputs, *FLAGS, *flags, "--output", str(folder))
+    assert code == 0, err
+    origins = [candidate.origin for candidate in read_journal(folder).candidates]
+    assert origins[:3] == ["uniform", "depth", "size"]
+    assert from_pretrained(folder)(torch.randn(1, 3, 24, 24)).shape == (1, 10)
+    code, out, _ = run_command(capsys, "report", str(folder))
+    assert code == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -92,6 +133,8 @@ def test_a_run_that_was_killed_after_its_checkpoint_finishes(finished, inputs, t
         (["--macs", "1e12"], "allows more than the full network costs (macs 4.0"),
         (["--macs", "2"], "(`macs` above 1 is an absolute number; fractions are at most 1) is out of reach"),
         (["--dataset", "./no/such/folder"], "`dataset=./no/such/folder`"),
+        (["--dimensions", "size", "--image-sizes", "48"], "`image_sizes` are at most the network's own 32 pixels"),
+        (["--dimensions", "width", "width"], "`dimensions` are some of width, depth and size, each once"),
         (["--label-names", "cat", "dog"], "`label_names`"),
         (["--strategy", "nowhere.json#half"], "`strategy=nowhere.json#half` can't be read"),
     ],

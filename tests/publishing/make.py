@@ -11,7 +11,7 @@ from eagleeye_hf import Metrics, Strategy, save_pretrained, slice_model, trace_m
 from eagleeye_hf.publishing.card import CardFacts, write_card
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.runtimes.runtime import Place
-from tests.helpers import make_model, random_keep
+from tests.helpers import make_model, random_blocks, random_keep
 
 LABELS = [f"class {number}" for number in range(10)]
 
@@ -21,12 +21,12 @@ def pixels_of(name: str) -> int:
 
 
 def prune(name: str, pixels: int | None = None, **kwargs) -> tuple[nn.Module, torch.Tensor]:
-    """A network with a random half of its channels, and two images for it."""
+    """A network with a random half of its channels and without two of its blocks, and two images for it."""
     model = make_model(name, **kwargs)
     pixels = pixels or pixels_of(name)
     size = (kwargs.get("in_chans", model.pretrained_cfg["input_size"][0]), pixels, pixels)
     graph = trace_model(model, size)
-    return slice_model(model, graph, random_keep(graph, 0)), torch.randn(2, *size)
+    return slice_model(model, graph, random_keep(graph, 0), random_blocks(graph, 0)[:2]), torch.randn(2, *size)
 
 
 def whole_facts(model: nn.Module, **changes) -> CardFacts:
