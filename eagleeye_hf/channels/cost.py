@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from eagleeye_hf.channels.graph import ChannelGraph
+
+Terms = tuple[tuple[int, tuple[int, ...]], ...]
+"""Each a factor, and the forms it is multiplied with."""
 
 
 @runtime_checkable
@@ -47,11 +51,22 @@ def count_cost(graph: ChannelGraph, strategy: HasWidths | Sequence[int] | np.nda
     return Cost(macs, params)
 
 
-def _sum_terms(terms: tuple[tuple[int, tuple[int, ...]], ...], forms: np.ndarray) -> np.ndarray:
+def _sum_terms(terms: Terms, forms: np.ndarray) -> np.ndarray:
     total = np.zeros(forms.shape[1], dtype=np.int64)
-    for factor, indices in terms:
-        product = np.full(forms.shape[1], factor, dtype=np.int64)
+    for factors, *indices in _by_length(terms):
+        products = factors * np.ones_like(total)
         for index in indices:
-            product *= forms[index]
-        total += product
+            products *= forms[index]
+        total += products.sum(0)
     return total
+
+
+@functools.lru_cache(maxsize=16)
+def _by_length(terms: Terms) -> list[list[np.ndarray]]:
+    """Factors of shape `(num, 1)` and the indices of first, second... forms, of all terms with as many."""
+    found = []
+    for length in sorted({len(indices) for _, indices in terms}):
+        same = [(factor, indices) for factor, indices in terms if len(indices) == length]
+        columns = [np.array([indices[place] for _, indices in same]) for place in range(length)]
+        found.append([np.array([[factor] for factor, _ in same], dtype=np.int64), *columns])
+    return found

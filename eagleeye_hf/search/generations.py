@@ -48,7 +48,7 @@ class Search:
         reports: str = "score",
     ) -> None:
         self.spaces, self.config, self.workers, self.stages, self.reports = spaces, config, workers, stages, reports
-        self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces]
+        self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces if workers.is_main]
         self.candidates: list[Candidate] = []
         self._places: dict[int, int] = {}
         self._waves: list[dict[int, int]] = [{} for _ in stages]
@@ -231,7 +231,7 @@ class Search:
             desc="search",
             unit="s" if by_time else "candidate",
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} s{postfix}" if by_time else None,
-            disable=not self.workers.accelerator.is_main_process,
+            disable=not self.workers.is_main,
             delay=2,
         )
 

@@ -6,6 +6,7 @@ import heapq
 import queue
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from eagleeye_hf.search.scorer import Scorer
 
 Follow = Callable[[Sequence[Scored]], list[Task]]
 """What there is to score once these lines are known."""
+DECIDER = -1
+"""In place of a process's number: messages of the thread that proposes and records."""
 
 
 class Workers:
@@ -52,6 +55,11 @@ class Workers:
         self._started = started - max((line.elapsed for line in lines), default=0.0)
 
     @property
+    def is_main(self) -> bool:
+        """Whether this process decides and records."""
+        return self.accelerator.is_main_process
+
+    @property
     def elapsed(self) -> float:
         """Seconds of all lives of this search."""
         return time.perf_counter() - self._started
@@ -70,7 +78,7 @@ class Workers:
         links = Links(self.accelerator, inbox)
         pool = Pool(self.score, self.accelerator.device, self.output, inbox, rank)
         try:
-            if self.accelerator.is_main_process:
+            if self.is_main:
                 self._hand_out(follow, links, pool, inbox)
             else:
                 _serve(links, pool, inbox, rank)
@@ -79,20 +87,42 @@ class Workers:
             links.close()
 
     def _hand_out(self, follow: Follow, links: Links, pool: Pool, inbox: Inbox) -> None:
-        hands = _Hands(links, pool, inbox)
+        hands = _Hands(links, pool)
+        lines: list[Scored] = []
+        deciding = True
+        with ThreadPoolExecutor(1, "decide") as decider:  # so that handing out never waits
+            decider.submit(self._decide, follow, lines, inbox)
+            while deciding or lines or hands.busy:
+                for rank, message in _drain(inbox):
+                    if rank != DECIDER:
+                        lines += hands.take(rank, message)
+                    elif isinstance(message, list):
+                        hands.add(message)
+                    else:
+                        deciding = False
+                        hands.failure = hands.failure or message  # type: ignore[assignment]
+                hands.give()
+                if lines and not deciding:
+                    decider.submit(self._decide, None if hands.failure else follow, lines, inbox)
+                    lines, deciding = [], True
+        if hands.failure is None:
+            links.send_all("")
+        else:
+            if isinstance(hands.failure, EagleEyeError):
+                links.send_all(str(hands.failure))
+            raise hands.failure
+
+    def _decide(self, follow: Follow | None, lines: Sequence[Scored], inbox: Inbox) -> None:
+        """Tell what follows from these lines, then record them; None or an error says that this is done."""
+        failure: BaseException | None = None
         try:
-            hands.add(self._look_up(follow, []))
-            while hands.busy:
-                lines = [self._finished(line) for line in hands.wait()]
-                if hands.failure is None:
-                    hands.add(self._look_up(follow, lines))
-                self._record(lines)  # while others score
-            if hands.failure is not None:
-                raise hands.failure
-        except EagleEyeError as error:
-            links.send_all(str(error))
-            raise
-        links.send_all("")
+            lines = [self._finished(line) for line in lines]
+            if follow is not None:
+                inbox.put((DECIDER, self._look_up(follow, lines)))
+            self._record(lines)
+        except BaseException as error:
+            failure = error
+        inbox.put((DECIDER, failure))
 
     def _look_up(self, follow: Follow, lines: Sequence[Scored]) -> list[Task]:
         """What follows from these lines, and from those on record that follow."""
@@ -159,8 +189,8 @@ class Workers:
 class _Hands:
     """Who scores what: tasks of the last stage first, for they take longest, to whoever has most threads free."""
 
-    def __init__(self, links: Links, pool: Pool, inbox: Inbox) -> None:
-        self.links, self.pool, self.inbox = links, pool, inbox
+    def __init__(self, links: Links, pool: Pool) -> None:
+        self.links, self.pool = links, pool
         self.failure: BaseException | None = None
         """What ends the search, once what was running is finished."""
         self._pending: list[tuple[int, int, Task]] = []
@@ -174,29 +204,25 @@ class _Hands:
     def add(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
             heapq.heappush(self._pending, (-task.stage, task.candidate.index, task))
-        self._give()
 
-    def wait(self) -> list[Scored]:
-        """Lines that came, at least one unless something else happened."""
-        lines, messages = [], [self.inbox.get()]
-        while not self.inbox.empty():
-            messages.append(self.inbox.get())
-        for rank, message in messages:
-            if isinstance(message, int):  # a process is there, with so many threads
-                self._free[rank] = message
-                continue
-            self._free[rank] += 1
-            self._running[rank] -= 1
-            if isinstance(message, Scored):
-                lines.append(message)
-            elif isinstance(message, Lost):
-                self._running[rank] = self._free[rank] = 0
-                self.failure = self.failure or EagleEyeError(f"process {rank} of the search ended; it tells why")
-            elif isinstance(message, BaseException):
-                self.failure = self.failure or message
-        return lines
+    def take(self, rank: int, message: object) -> list[Scored]:
+        """The line that a process sent, if it is one."""
+        if isinstance(message, int):  # it is there, with so many threads
+            self._free[rank] = message
+            return []
+        if isinstance(message, Lost):
+            self._running[rank] = self._free[rank] = 0
+            self.failure = self.failure or EagleEyeError(f"process {rank} of the search ended; it tells why")
+            return []
+        self._free[rank] += 1
+        self._running[rank] -= 1
+        if isinstance(message, Scored):
+            return [message]
+        assert isinstance(message, BaseException)
+        self.failure = self.failure or message
+        return []
 
-    def _give(self) -> None:
+    def give(self) -> None:
         while self._pending and self.failure is None:
             rank = max(self._free, key=lambda rank: self._free[rank])
             if not self._free[rank]:
@@ -208,6 +234,14 @@ class _Hands:
                 self.links.send(rank, task)
             else:
                 self.pool.submit(task)
+
+
+def _drain(inbox: Inbox) -> list[tuple[int, object]]:
+    """The messages that are there, at least one."""
+    messages = [inbox.get()]
+    while not inbox.empty():
+        messages.append(inbox.get())
+    return messages
 
 
 def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> None:

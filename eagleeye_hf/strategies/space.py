@@ -8,7 +8,7 @@ import numpy as np
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.strategies.budget import Bounds
-from eagleeye_hf.strategies.strategy import Strategy, multiples_of, widths_from_ratios
+from eagleeye_hf.strategies.strategy import Strategy, multiples_of, round_widths
 
 REPAIRS = 60
 """Single steps of widths that may bring a strategy within the tolerance."""
@@ -41,6 +41,7 @@ class Space:
         self.bounds, self.divisor, self.graph, self.num_groups = bounds, divisor, graph, len(graph.prunable)
         self.max_ratio = np.broadcast_to(np.asarray(max_ratio, dtype=float), self.num_groups)
         self.prunable = np.array([number for number, group in enumerate(graph.groups) if group.prunable])
+        self.full = np.array(graph.widths)
         self.multiples = multiples_of(graph, divisor)
         self.smallest = self.widths(self.max_ratio)
         if float(bounds.excess(self.smallest)[0]) > bounds.budget.tolerance:
@@ -73,7 +74,10 @@ class Space:
         return str(self.divisor if isinstance(self.divisor, int) else max(self.divisor))
 
     def widths(self, ratios: np.ndarray) -> np.ndarray:
-        return widths_from_ratios(self.graph, ratios, self.divisor)
+        """As `widths_from_ratios` gives them."""
+        widths = np.broadcast_to(self.full, (*ratios.shape[:-1], len(self.full))).copy()
+        widths[..., self.prunable] = round_widths(self.full[self.prunable], ratios, self.multiples)
+        return widths
 
     def uniform(self) -> Strategy:
         """The same ratio everywhere; where its steps are too coarse for the tolerance, just below the bound."""
@@ -160,7 +164,7 @@ class Space:
 
     def _moves(self, widths: np.ndarray) -> np.ndarray:
         """Every group's step down and up; shape `(num, 2 * num_prunable, num_groups)`."""
-        full, groups = np.array(self.graph.widths)[self.prunable], np.arange(self.num_groups)
+        full, groups = self.full[self.prunable], np.arange(self.num_groups)
         kept = widths[:, self.prunable]
         moves = np.repeat(widths[:, None], 2 * self.num_groups, axis=1)
         moves[:, groups, self.prunable] = kept - self.multiples
@@ -170,7 +174,7 @@ class Space:
 
     def _aligned(self, widths: np.ndarray) -> np.ndarray | None:
         """Stepping down from a full width that is no multiple itself would break the divisor."""
-        kept, full = widths[self.prunable], np.array(self.graph.widths)[self.prunable]
+        kept, full = widths[self.prunable], self.full[self.prunable]
         return widths if np.all((kept % self.multiples == 0) | (kept == full)) else None
 
 
