@@ -10,6 +10,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.data.unlabelled import TaughtImages
 from eagleeye_hf.evaluation.config import ScoringConfig
+from eagleeye_hf.evaluation.memory import scoring_batch
 from eagleeye_hf.evaluation.objective import Agreement, Objective
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.pruning.config import ImportanceConfig
@@ -35,14 +36,15 @@ def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Se
     """Scores by adaptive BatchNorm on the dataset's calibration and holdout images: by their labels or, without any, by
     the full network's outputs."""
     objective: Objective | None = None
+    batch = scoring_batch(model, graph.input_size)
     if isinstance(data.holdout, TaughtImages):
-        objective, holdout = Agreement(), data.holdout.taught_batches()
+        objective, holdout = Agreement(), data.holdout.taught_batches(batch)
     else:
-        holdout = data.holdout.cached_batches()
+        holdout = data.holdout.cached_batches(batch)
     return AdaptiveBNScore(
         model,
         graph,
-        data.calibration.cached_batches(),
+        data.calibration.cached_batches(batch),
         holdout,
         objective=objective,
         criterion=settings.importance.criterion,
@@ -50,4 +52,5 @@ def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Se
         format=settings.scoring.format,
         seed=settings.seed,
         latency=settings.measuring,
+        threads=settings.scoring.scoring_threads,
     )

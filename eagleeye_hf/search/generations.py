@@ -14,7 +14,7 @@ from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
-from eagleeye_hf.search.stages import count_finalists
+from eagleeye_hf.search.stages import count_finalists, count_promoted
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.telling import progress_bar
@@ -202,9 +202,9 @@ class Search:
         for budget in range(len(self.spaces)):
             ranked = self._ranked(budget, stage - 1, wave)
             num = sum(self._waves[0][c.index] <= wave for c in self.candidates if c.budget == budget)
-            places = math.ceil(self.config.promote**stage * num)
+            places = count_promoted(num, self.config.promote, stage)
             places -= sum(self.candidates[self._places[index]].budget == budget for index in self._waves[stage])
-            best = ranked[: math.ceil(self.config.promote * len(ranked))]
+            best = ranked[: count_promoted(len(ranked), self.config.promote, 1)]
             chosen += [candidate for candidate in best if candidate.index not in self._waves[stage]][:places]
         return chosen
 
