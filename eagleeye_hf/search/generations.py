@@ -17,6 +17,7 @@ from eagleeye_hf.search.methods import Proposal, Proposer
 from eagleeye_hf.search.stages import count_finalists, count_promoted
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
+from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import progress_bar
 
 DELAY = 2
@@ -148,10 +149,15 @@ class Search:
             if self._waves[stage][line.index] <= generation - DELAY * (stage + 1)
         ]
 
-    def _parents(self, budget: int, generation: int) -> list[Candidate]:
+    def _parents(self, budget: int, generation: int) -> list[Strategy]:
         """The best of what a generation is made of, by the score of the last stage that it knows of each."""
-        known = {line.index: line.apply(line.candidate) for line in self._known(generation)}
-        return rank_candidates([candidate for candidate in known.values() if candidate.budget == budget])
+        known = {line.index: line for line in self._known(generation)}
+        ranked = [
+            (-line.score.num_images, line.score.loss, line.index, line.candidate.strategy)
+            for line in known.values()
+            if line.score and line.candidate.budget == budget
+        ]
+        return [entry[-1] for entry in sorted(ranked, key=lambda entry: entry[:3])]
 
     def _is_over(self, generation: int) -> bool:
         """Whether the minutes are over that what a generation is made of took, and that the last stage will take."""
@@ -175,7 +181,7 @@ class Search:
             stop = start + count if limit is None else min(start + count, limit)
             if start >= stop:
                 continue
-            parents = [candidate.strategy for candidate in self._parents(budget, generation)]
+            parents = self._parents(budget, generation)
             seen = {c.strategy for c in self.candidates if c.budget == budget}
             proposals = proposer.propose(range(start, stop), parents, seen)
             for number, proposal in zip(range(start, stop), proposals, strict=True):

@@ -23,6 +23,8 @@ from eagleeye_hf.search.scorer import Scorer
 
 Follow = Callable[[Sequence[Scored]], list[Task]]
 """What there is to score once these lines are known."""
+AHEAD = 1
+"""Short tasks that a process has beside those in its threads, so that it does not wait for the next one."""
 DECIDER = -1
 """In place of a process's number: messages of the thread that proposes and records."""
 
@@ -225,7 +227,8 @@ class _Hands:
     def give(self) -> None:
         while self._pending and self.failure is None:
             rank = max(self._free, key=lambda rank: self._free[rank])
-            if not self._free[rank]:
+            ahead = AHEAD if self._pending[0][-1].fraction < 1 else 0
+            if self._free[rank] + ahead <= 0:
                 return
             self._free[rank] -= 1
             self._running[rank] += 1
