@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from eagleeye_hf.channels.cost import Cost, count_cost
 from eagleeye_hf.evaluation.objective import Score, Seen
-from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
@@ -65,8 +64,7 @@ class Search:
     def run(self) -> None:
         """In every process; each knows all candidates at the end."""
         with self._progress() as self._bar:
-            self.workers.run(self.follow)
-        self.candidates = make_in_main(self.workers.accelerator, lambda: self.candidates)
+            self.candidates = self.workers.run(self.follow, lambda: self.candidates)
         self._places = {candidate.index: place for place, candidate in enumerate(self.candidates)}
 
     def leaders(self, budget: int) -> list[Candidate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import queue
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from accelerate import Accelerator
 
@@ -21,6 +23,7 @@ from eagleeye_hf.search.links import Links, Lost
 from eagleeye_hf.search.pool import Inbox, Pool
 from eagleeye_hf.search.scorer import Scorer
 
+Made = TypeVar("Made")
 Follow = Callable[[Sequence[Scored]], list[Task]]
 """What there is to score once these lines are known."""
 AHEAD = 1
@@ -66,11 +69,14 @@ class Workers:
         """Seconds of all lives of this search."""
         return time.perf_counter() - self._started
 
-    def run(self, follow: Follow) -> None:
-        """Score what follows from what is known, until nothing follows; in every process.
+    def run(self, follow: Follow, result: Callable[[], Made]) -> Made:
+        """Score what follows from what is known, until nothing follows.
 
         Args:
             follow: called in the main process alone, with no line at first, then with lines as they are finished.
+            result: called there in the end.
+        Returns:
+            The result, in every process.
         Raises:
             EagleEyeError: the device fails, a process ends, the journal can't be written, or holds what this search
                 does not propose; the same in every process.
@@ -79,12 +85,16 @@ class Workers:
         rank = self.accelerator.process_index
         links = Links(self.accelerator, inbox)
         pool = Pool(self.score, self.accelerator.device, self.output, inbox, rank)
+        gc.freeze()  # a collection looks at all that was there before, in each process: a quarter of a second
         try:
-            if self.is_main:
-                self._hand_out(follow, links, pool, inbox)
-            else:
-                _serve(links, pool, inbox, rank)
+            if not self.is_main:
+                return _serve(links, pool, inbox, rank)
+            self._hand_out(follow, links, pool, inbox)
+            made = result()
+            links.send_all(_End(made))
+            return made
         finally:
+            gc.unfreeze()
             pool.close()
             links.close()
 
@@ -107,11 +117,9 @@ class Workers:
                 if lines and not deciding:
                     decider.submit(self._decide, None if hands.failure else follow, lines, inbox)
                     lines, deciding = [], True
-        if hands.failure is None:
-            links.send_all("")
-        else:
-            if isinstance(hands.failure, EagleEyeError):
-                links.send_all(str(hands.failure))
+        if isinstance(hands.failure, EagleEyeError):
+            links.send_all(hands.failure)
+        if hands.failure is not None:
             raise hands.failure
 
     def _decide(self, follow: Follow | None, lines: Sequence[Scored], inbox: Inbox) -> None:
@@ -247,8 +255,14 @@ def _drain(inbox: Inbox) -> list[tuple[int, object]]:
     return messages
 
 
-def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> None:
-    """Score what the main process hands out, until it says that there is nothing more, or why it ends."""
+class _End(NamedTuple):
+    """The last message to a process."""
+
+    made: Any
+
+
+def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> Any:
+    """Score what the main process hands out, until it sends the result, or why there is none."""
     links.send(0, pool.num_threads)
     while True:
         rank, message = inbox.get()
@@ -256,11 +270,9 @@ def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> None:
             pool.submit(message)
         elif isinstance(message, Lost):
             raise EagleEyeError("the main process of the search ended; it tells why")
-        elif isinstance(message, str):
-            if message:
-                raise EagleEyeError(message)
-            return
-        elif isinstance(message, (Scored, EagleEyeError)) and rank == own:
+        elif isinstance(message, _End):
+            return message.made
+        elif rank == own and isinstance(message, (Scored, EagleEyeError)):
             links.send(0, message)
-        elif isinstance(message, BaseException):  # a mistake in the scorer
+        elif isinstance(message, BaseException):  # what ends the search, or a mistake in the scorer
             raise message
