@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -83,12 +84,30 @@ def _factors(graph: ChannelGraph, image_sizes: np.ndarray | None) -> np.ndarray 
 
 
 def _sum_terms(terms: Terms, forms: np.ndarray, removed: np.ndarray | None, factors: np.ndarray | None) -> np.ndarray:
+    """
+    Args:
+        factors: of the terms, shape `(num_terms, num_candidates)`, where they are not the terms' own.
+    """
     total = np.zeros(forms.shape[1], dtype=np.int64)
-    for number, (factor, indices, block) in enumerate(terms):
-        product = np.full(forms.shape[1], factor, dtype=np.int64) if factors is None else factors[number].copy()
+    for own, places, blocks, *indices in _by_length(terms):
+        products = own * np.ones_like(total) if factors is None else factors[places]
         for index in indices:
-            product *= forms[index]
-        if block >= 0 and removed is not None:
-            product[removed[:, block]] = 0
-        total += product
+            products *= forms[index]
+        if removed is not None and removed.shape[1]:
+            products *= ~(removed[:, blocks] & (blocks >= 0)).T
+        total += products.sum(0)
     return total
+
+
+@functools.lru_cache(maxsize=16)
+def _by_length(terms: Terms) -> list[list[np.ndarray]]:
+    """Of all terms with as many forms: factors, shape `(num, 1)`, places, blocks, and first, second... forms."""
+    found = []
+    for length in sorted({len(indices) for _, indices, _ in terms}):
+        same = [(place, *term) for place, term in enumerate(terms) if len(term[1]) == length]
+        columns = [np.array([indices[side] for _, _, indices, _ in same]) for side in range(length)]
+        factors = np.array([[factor] for _, factor, _, _ in same], dtype=np.int64)
+        found.append(
+            [factors, np.array([place for place, *_ in same]), np.array([term[-1] for term in same]), *columns]
+        )
+    return found

@@ -49,6 +49,14 @@ class ScoringImages:
         first, last = (_part(calibration, part) for part in (after, fraction))
         return calibration[min(first, last - 1) : last], holdout[_part(holdout, after) : _part(holdout, fraction)]
 
+    @property
+    def num_bytes(self) -> int:
+        """As they are given, and in one format."""
+        tensors = [images for images, _ in (*self.calibration, *self.holdout)]
+        for calibration, holdout in self._converted.values():
+            tensors += [*calibration, *(images for images, _ in holdout)]
+        return sum(images.nbytes for images in tensors)
+
     def fingerprint(self) -> str:
         """A short hash of all images and labels: of files' contents where they come from files, else of pixels."""
         return " ".join(

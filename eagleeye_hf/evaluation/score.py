@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,9 @@ from eagleeye_hf.evaluation.format import (
     time_formats,
 )
 from eagleeye_hf.evaluation.images import ScoringImages
+from eagleeye_hf.evaluation.memory import activation_bytes, affordable_threads
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score, Seen
+from eagleeye_hf.evaluation.pace import measure_pace
 from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from eagleeye_hf.evaluation.timing import StrategyTimer
@@ -58,8 +61,8 @@ SAME_SCORE = {False: 1e-3, True: 2e-2}
 class AdaptiveBNScore:
     """Scores strategies by adaptive BatchNorm evaluation (paper, section 3.3).
 
-    Beside the model and the images that are given this takes the images once in the chosen format and, per thread, the
-    thin weights and the activations of one batch.
+    Beside the model and the images that are given this takes the images once in the chosen format and, per thread,
+    `thread_bytes`.
 
     Args:
         calibration: batches of training images, used only to recompute the statistics (and for compensation).
@@ -73,6 +76,7 @@ class AdaptiveBNScore:
         objective: what ranks, and what is reported.
         seed: of the criterion `random`.
         latency: where milliseconds are measured.
+        threads: as `scoring_threads` in `ScoringConfig`.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class AdaptiveBNScore:
         objective: Objective | None = None,
         seed: int = 0,
         latency: LatencyConfig | None = None,
+        threads: int | None = None,
     ) -> None:
         model = unwrap_model(model)
         batch_norms(model)  # refuses a network without any
@@ -102,6 +107,7 @@ class AdaptiveBNScore:
         self.builder = Builder(model, graph, calibration, criterion, seed)
         self.images = ScoringImages(calibration, holdout, self.device)
         self._latency = latency or LatencyConfig()
+        self._threads = threads
         self.runtime: Runtime = find_runtime(self._latency, self.device)
         self._timer = StrategyTimer(model, graph, self.builder.importance, self.runtime)
         self.recorded = False
@@ -110,9 +116,19 @@ class AdaptiveBNScore:
 
     @property
     def workers(self) -> int:
-        """Candidates that a process scores at a time: on a CPU one per core, each on one thread, so that a score does
-        not depend on how many cores there are."""
-        return torch.get_num_threads() if self.device.type == "cpu" else 1
+        """Candidates that a process scores at a time: on a CPU one per core, as far as memory goes, each on one thread,
+        so that a score does not depend on how many cores there are."""
+        if self.device.type != "cpu":
+            return 1
+        wanted = self._threads or torch.get_num_threads()
+        return min(wanted, affordable_threads(self.thread_bytes)) if wanted > 1 else 1
+
+    @cached_property
+    def thread_bytes(self) -> int:
+        """What a candidate takes while it is scored: weights, and the activations of the largest batch."""
+        batch = max(len(images) for images, _ in (*self.images.calibration, *self.images.holdout))
+        weights = sum(tensor.numel() for _, tensor in named_tensors(self.model))
+        return batch * activation_bytes(self.model, self.graph.input_size) + 4 * weights
 
     def unit_scores(self) -> list[np.ndarray]:
         """The importance of each unit, one array per prunable group."""
@@ -207,6 +223,10 @@ class AdaptiveBNScore:
         if choice is not None:
             self.format = choice.chosen
             say(f"scoring in {choice}")
+        say(
+            f"scoring {self.workers} at a time, about {self.thread_bytes / 1e9:.2f} GB each beside "
+            f"{self.images.num_bytes / 1e9:.2f} GB of images, per process"
+        )
         importance = self.builder.importance
         return Preparation(
             ranks=self.objective.ranks,
@@ -215,6 +235,7 @@ class AdaptiveBNScore:
             compensate=self.compensate,
             format=choice,
             recorded=self.recorded,
+            pace=measure_pace(self, examples[0]) if self.device.type != "cpu" else None,
             latency=fit_latency(
                 self.model,
                 self.graph,

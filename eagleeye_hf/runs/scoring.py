@@ -12,6 +12,7 @@ from eagleeye_hf.data.config import DatasetConfig
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.data.unlabelled import TaughtImages
 from eagleeye_hf.evaluation.config import ScoringConfig
+from eagleeye_hf.evaluation.memory import scoring_batch
 from eagleeye_hf.evaluation.objective import Agreement, Objective
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.networks.running import device_of
@@ -46,16 +47,17 @@ def make_score(
         accelerator: its processes decode the images together.
     """
     objective: Objective | None = None
+    batch = scoring_batch(model, graph.input_size)
     kept: dict[str, Any] = {"device": device_of(model), "accelerator": accelerator}
     kept["num_workers"] = settings.data.num_workers
     if isinstance(data.holdout, TaughtImages):
-        objective, holdout = Agreement(), data.holdout.taught_batches(**kept)
+        objective, holdout = Agreement(), data.holdout.taught_batches(batch, **kept)
     else:
-        holdout = data.holdout.cached_batches(**kept)
+        holdout = data.holdout.cached_batches(batch, **kept)
     return AdaptiveBNScore(
         model,
         graph,
-        data.calibration.cached_batches(**kept),
+        data.calibration.cached_batches(batch, **kept),
         holdout,
         objective=objective,
         criterion=settings.importance.criterion,
@@ -63,4 +65,5 @@ def make_score(
         format=settings.scoring.format,
         seed=settings.seed,
         latency=settings.measuring,
+        threads=settings.scoring.scoring_threads,
     )

@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from eagleeye_hf.channels.cost import Cost, count_cost, strategy_rows
 from eagleeye_hf.evaluation.objective import Score, Seen
-from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
-from eagleeye_hf.search.stages import count_finalists
+from eagleeye_hf.search.stages import count_finalists, count_promoted
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
+from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import progress_bar
 
 DELAY = 2
@@ -48,7 +48,7 @@ class Search:
         reports: str = "score",
     ) -> None:
         self.spaces, self.config, self.workers, self.stages, self.reports = spaces, config, workers, stages, reports
-        self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces]
+        self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces if workers.is_main]
         self.candidates: list[Candidate] = []
         self._places: dict[int, int] = {}
         self._waves: list[dict[int, int]] = [{} for _ in stages]
@@ -64,8 +64,7 @@ class Search:
     def run(self) -> None:
         """In every process; each knows all candidates at the end."""
         with self._progress() as self._bar:
-            self.workers.run(self.follow)
-        self.candidates = make_in_main(self.workers.accelerator, lambda: self.candidates)
+            self.candidates = self.workers.run(self.follow, lambda: self.candidates)
         self._places = {candidate.index: place for place, candidate in enumerate(self.candidates)}
 
     def leaders(self, budget: int) -> list[Candidate]:
@@ -148,10 +147,15 @@ class Search:
             if self._waves[stage][line.index] <= generation - DELAY * (stage + 1)
         ]
 
-    def _parents(self, budget: int, generation: int) -> list[Candidate]:
+    def _parents(self, budget: int, generation: int) -> list[Strategy]:
         """The best of what a generation is made of, by the score of the last stage that it knows of each."""
-        known = {line.index: line.apply(line.candidate) for line in self._known(generation)}
-        return rank_candidates([candidate for candidate in known.values() if candidate.budget == budget])
+        known = {line.index: line for line in self._known(generation)}
+        ranked = [
+            (-line.score.num_images, line.score.loss, line.index, line.candidate.strategy)
+            for line in known.values()
+            if line.score and line.candidate.budget == budget
+        ]
+        return [entry[-1] for entry in sorted(ranked, key=lambda entry: entry[:3])]
 
     def _is_over(self, generation: int) -> bool:
         """Whether the minutes are over that what a generation is made of took, and that the last stage will take."""
@@ -175,7 +179,7 @@ class Search:
             stop = start + count if limit is None else min(start + count, limit)
             if start >= stop:
                 continue
-            parents = [candidate.strategy for candidate in self._parents(budget, generation)]
+            parents = self._parents(budget, generation)
             seen = {c.strategy for c in self.candidates if c.budget == budget}
             proposals = proposer.propose(range(start, stop), parents, seen)
             for number, proposal in zip(range(start, stop), proposals, strict=True):
@@ -204,9 +208,9 @@ class Search:
         for budget in range(len(self.spaces)):
             ranked = self._ranked(budget, stage - 1, wave)
             num = sum(self._waves[0][c.index] <= wave for c in self.candidates if c.budget == budget)
-            places = math.ceil(self.config.promote**stage * num)
+            places = count_promoted(num, self.config.promote, stage)
             places -= sum(self.candidates[self._places[index]].budget == budget for index in self._waves[stage])
-            best = ranked[: math.ceil(self.config.promote * len(ranked))]
+            best = ranked[: count_promoted(len(ranked), self.config.promote, 1)]
             chosen += [candidate for candidate in best if candidate.index not in self._waves[stage]][:places]
         return chosen
 
@@ -233,7 +237,7 @@ class Search:
             desc="search",
             unit="s" if by_time else "candidate",
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} s{postfix}" if by_time else None,
-            disable=not self.workers.accelerator.is_main_process,
+            disable=not self.workers.is_main,
             delay=2,
         )
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.sampling import draw_random
 from eagleeye_hf.strategies.space import Space
@@ -40,8 +39,6 @@ class Proposer:
 
     def __init__(self, space: Space, config: SearchConfig, seed: int, unit_scores: Sequence[np.ndarray] | None) -> None:
         self.space, self.config, self.seed = space, config, seed
-        if config.method == "global" and unit_scores is None:
-            raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
         self._baselines = [Proposal(strategy, name) for name, strategy in space.singles().items()]
         if config.method in ("global", "evolution") and unit_scores is not None and space.reaches_by_widths:
             self._baselines.append(Proposal(global_strategy(space, unit_scores), "global"))

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.runtimes.alignment import UNMEASURED
@@ -68,6 +69,9 @@ def run_search(
     """
     started = time.perf_counter()
     check_scorer(score)
+    units = score.unit_scores()
+    if config.method == "global" and units is None:
+        raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
     accelerator = accelerator or Accelerator()
     for budget in config.budgets:  # refused at once, and by every process
         if "latency" not in budget.limits:
@@ -80,7 +84,7 @@ def run_search(
     spaces = [open_space(Bounds(graph, one, prepared.latency), config, divisor) for one in config.budgets]
     workers = Workers(score, accelerator, journal, lines, started, output)
     stages = size_stages(config.stages, prepared.pace)
-    search = Search(spaces, config, seed, workers, stages, score.unit_scores(), prepared.reports)
+    search = Search(spaces, config, seed, workers, stages, units, prepared.reports)
     notes = [diagnose_full_model(prepared.full) if prepared.full else None]
     if prepared.latency is not None and prepared.latency.error > LOOSE_FIT:
         notes.append(

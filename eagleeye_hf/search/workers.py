@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import queue
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from accelerate import Accelerator
 
@@ -20,8 +23,13 @@ from eagleeye_hf.search.links import Links, Lost
 from eagleeye_hf.search.pool import Inbox, Pool
 from eagleeye_hf.search.scorer import Scorer
 
+Made = TypeVar("Made")
 Follow = Callable[[Sequence[Scored]], list[Task]]
 """What there is to score once these lines are known."""
+AHEAD = 1
+"""Short tasks that a process has beside those in its threads, so that it does not wait for the next one."""
+DECIDER = -1
+"""In place of a process's number: messages of the thread that proposes and records."""
 
 
 class Workers:
@@ -52,15 +60,23 @@ class Workers:
         self._started = started - max((line.elapsed for line in lines), default=0.0)
 
     @property
+    def is_main(self) -> bool:
+        """Whether this process decides and records."""
+        return self.accelerator.is_main_process
+
+    @property
     def elapsed(self) -> float:
         """Seconds of all lives of this search."""
         return time.perf_counter() - self._started
 
-    def run(self, follow: Follow) -> None:
-        """Score what follows from what is known, until nothing follows; in every process.
+    def run(self, follow: Follow, result: Callable[[], Made]) -> Made:
+        """Score what follows from what is known, until nothing follows.
 
         Args:
             follow: called in the main process alone, with no line at first, then with lines as they are finished.
+            result: called there in the end.
+        Returns:
+            The result, in every process.
         Raises:
             EagleEyeError: the device fails, a process ends, the journal can't be written, or holds what this search
                 does not propose; the same in every process.
@@ -69,30 +85,54 @@ class Workers:
         rank = self.accelerator.process_index
         links = Links(self.accelerator, inbox)
         pool = Pool(self.score, self.accelerator.device, self.output, inbox, rank)
+        gc.freeze()  # a collection looks at all that was there before, in each process: a quarter of a second
         try:
-            if self.accelerator.is_main_process:
-                self._hand_out(follow, links, pool, inbox)
-            else:
-                _serve(links, pool, inbox, rank)
+            if not self.is_main:
+                return _serve(links, pool, inbox, rank)
+            self._hand_out(follow, links, pool, inbox)
+            made = result()
+            links.send_all(_End(made))
+            return made
         finally:
+            gc.unfreeze()
             pool.close()
             links.close()
 
     def _hand_out(self, follow: Follow, links: Links, pool: Pool, inbox: Inbox) -> None:
-        hands = _Hands(links, pool, inbox)
+        hands = _Hands(links, pool)
+        lines: list[Scored] = []
+        deciding = True
+        with ThreadPoolExecutor(1, "decide") as decider:  # so that handing out never waits
+            decider.submit(self._decide, follow, lines, inbox)
+            while deciding or lines or hands.busy:
+                for rank, message in _drain(inbox):
+                    if rank != DECIDER:
+                        lines += hands.take(rank, message)
+                    elif isinstance(message, list):
+                        hands.add(message)
+                    else:
+                        deciding = False
+                        hands.failure = hands.failure or message  # type: ignore[assignment]
+                hands.give()
+                if lines and not deciding:
+                    decider.submit(self._decide, None if hands.failure else follow, lines, inbox)
+                    lines, deciding = [], True
+        if isinstance(hands.failure, EagleEyeError):
+            links.send_all(hands.failure)
+        if hands.failure is not None:
+            raise hands.failure
+
+    def _decide(self, follow: Follow | None, lines: Sequence[Scored], inbox: Inbox) -> None:
+        """Tell what follows from these lines, then record them; None or an error says that this is done."""
+        failure: BaseException | None = None
         try:
-            hands.add(self._look_up(follow, []))
-            while hands.busy:
-                lines = [self._finished(line) for line in hands.wait()]
-                if hands.failure is None:
-                    hands.add(self._look_up(follow, lines))
-                self._record(lines)  # while others score
-            if hands.failure is not None:
-                raise hands.failure
-        except EagleEyeError as error:
-            links.send_all(str(error))
-            raise
-        links.send_all("")
+            lines = [self._finished(line) for line in lines]
+            if follow is not None:
+                inbox.put((DECIDER, self._look_up(follow, lines)))
+            self._record(lines)
+        except BaseException as error:
+            failure = error
+        inbox.put((DECIDER, failure))
 
     def _look_up(self, follow: Follow, lines: Sequence[Scored]) -> list[Task]:
         """What follows from these lines, and from those on record that follow."""
@@ -159,8 +199,8 @@ class Workers:
 class _Hands:
     """Who scores what: tasks of the last stage first, for they take longest, to whoever has most threads free."""
 
-    def __init__(self, links: Links, pool: Pool, inbox: Inbox) -> None:
-        self.links, self.pool, self.inbox = links, pool, inbox
+    def __init__(self, links: Links, pool: Pool) -> None:
+        self.links, self.pool = links, pool
         self.failure: BaseException | None = None
         """What ends the search, once what was running is finished."""
         self._pending: list[tuple[int, int, Task]] = []
@@ -174,32 +214,29 @@ class _Hands:
     def add(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
             heapq.heappush(self._pending, (-task.stage, task.candidate.index, task))
-        self._give()
 
-    def wait(self) -> list[Scored]:
-        """Lines that came, at least one unless something else happened."""
-        lines, messages = [], [self.inbox.get()]
-        while not self.inbox.empty():
-            messages.append(self.inbox.get())
-        for rank, message in messages:
-            if isinstance(message, int):  # a process is there, with so many threads
-                self._free[rank] = message
-                continue
-            self._free[rank] += 1
-            self._running[rank] -= 1
-            if isinstance(message, Scored):
-                lines.append(message)
-            elif isinstance(message, Lost):
-                self._running[rank] = self._free[rank] = 0
-                self.failure = self.failure or EagleEyeError(f"process {rank} of the search ended; it tells why")
-            elif isinstance(message, BaseException):
-                self.failure = self.failure or message
-        return lines
+    def take(self, rank: int, message: object) -> list[Scored]:
+        """The line that a process sent, if it is one."""
+        if isinstance(message, int):  # it is there, with so many threads
+            self._free[rank] = message
+            return []
+        if isinstance(message, Lost):
+            self._running[rank] = self._free[rank] = 0
+            self.failure = self.failure or EagleEyeError(f"process {rank} of the search ended; it tells why")
+            return []
+        self._free[rank] += 1
+        self._running[rank] -= 1
+        if isinstance(message, Scored):
+            return [message]
+        assert isinstance(message, BaseException)
+        self.failure = self.failure or message
+        return []
 
-    def _give(self) -> None:
+    def give(self) -> None:
         while self._pending and self.failure is None:
             rank = max(self._free, key=lambda rank: self._free[rank])
-            if not self._free[rank]:
+            ahead = AHEAD if self._pending[0][-1].fraction < 1 else 0
+            if self._free[rank] + ahead <= 0:
                 return
             self._free[rank] -= 1
             self._running[rank] += 1
@@ -210,8 +247,22 @@ class _Hands:
                 self.pool.submit(task)
 
 
-def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> None:
-    """Score what the main process hands out, until it says that there is nothing more, or why it ends."""
+def _drain(inbox: Inbox) -> list[tuple[int, object]]:
+    """The messages that are there, at least one."""
+    messages = [inbox.get()]
+    while not inbox.empty():
+        messages.append(inbox.get())
+    return messages
+
+
+class _End(NamedTuple):
+    """The last message to a process."""
+
+    made: Any
+
+
+def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> Any:
+    """Score what the main process hands out, until it sends the result, or why there is none."""
     links.send(0, pool.num_threads)
     while True:
         rank, message = inbox.get()
@@ -219,11 +270,9 @@ def _serve(links: Links, pool: Pool, inbox: Inbox, own: int) -> None:
             pool.submit(message)
         elif isinstance(message, Lost):
             raise EagleEyeError("the main process of the search ended; it tells why")
-        elif isinstance(message, str):
-            if message:
-                raise EagleEyeError(message)
-            return
-        elif isinstance(message, (Scored, EagleEyeError)) and rank == own:
+        elif isinstance(message, _End):
+            return message.made
+        elif rank == own and isinstance(message, (Scored, EagleEyeError)):
             links.send(0, message)
-        elif isinstance(message, BaseException):  # a mistake in the scorer
+        elif isinstance(message, BaseException):  # what ends the search, or a mistake in the scorer
             raise message

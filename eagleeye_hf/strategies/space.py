@@ -11,7 +11,7 @@ from eagleeye_hf.channels.cost import split_rows, strategy_rows
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.strategies.budget import Bounds
 from eagleeye_hf.strategies.frames import Dimension, Frames
-from eagleeye_hf.strategies.strategy import Strategy, multiples_of, widths_from_ratios
+from eagleeye_hf.strategies.strategy import Strategy, multiples_of, round_widths
 
 REPAIRS = 60
 """Single steps of widths that may bring a strategy within the tolerance."""
@@ -53,6 +53,7 @@ class Space:
         self.bounds, self.divisor, self.graph, self.num_groups = bounds, divisor, graph, len(graph.prunable)
         self.max_ratio = np.broadcast_to(np.asarray(max_ratio, dtype=float), self.num_groups)
         self.prunable = np.array([number for number, group in enumerate(graph.groups) if group.prunable])
+        self.full = np.array(graph.widths)
         self.multiples = multiples_of(graph, divisor)
         self.dimensions, self.has_widths = tuple(dimensions), "width" in dimensions
         self.frames = Frames(bounds, dimensions, spared) if self.dimensions != ("width",) else None
@@ -94,11 +95,12 @@ class Space:
 
     def widths(self, ratios: np.ndarray, frames: np.ndarray | None = None) -> np.ndarray:
         """Rows with these ratios, shape `(num, num_prunable)`; where `frames` are given, with those."""
-        widths = widths_from_ratios(self.graph, ratios if self.has_widths else np.zeros_like(ratios), self.divisor)
+        widths = np.broadcast_to(self.full, (*ratios.shape[:-1], len(self.full))).copy()
+        if self.has_widths:
+            widths[..., self.prunable] = round_widths(self.full[self.prunable], ratios, self.multiples)
         if frames is None:
             return widths
-        full = np.broadcast_to(np.array(self.graph.widths), widths.shape)
-        return np.hstack([np.where(frames[:, :-1] @ self._takes > 0, full, widths), frames])
+        return np.hstack([np.where(frames[:, :-1] @ self._takes > 0, self.full, widths), frames])
 
     @cached_property
     def _takes(self) -> np.ndarray:
@@ -234,7 +236,7 @@ class Space:
 
     def _moves(self, widths: np.ndarray) -> np.ndarray:
         """Every group's step down and up; shape `(num, 2 * num_prunable, length of a row)`."""
-        full, groups = np.array(self.graph.widths)[self.prunable], np.arange(self.num_groups)
+        full, groups = self.full[self.prunable], np.arange(self.num_groups)
         kept = widths[:, self.prunable]
         moves = np.repeat(widths[:, None], 2 * self.num_groups, axis=1)
         moves[:, groups, self.prunable] = kept - self.multiples
@@ -244,7 +246,7 @@ class Space:
 
     def _aligned(self, widths: np.ndarray) -> np.ndarray | None:
         """Stepping down from a full width that is no multiple itself would break the divisor."""
-        kept, full = widths[self.prunable], np.array(self.graph.widths)[self.prunable]
+        kept, full = widths[self.prunable], self.full[self.prunable]
         return widths if np.all((kept % self.multiples == 0) | (kept == full)) else None
 
 

@@ -158,8 +158,13 @@ def widths_from_ratios(
         raise EagleEyeError(f"`ratios` are fractions removed, in [0, 1); got {array[(array < 0) | (array >= 1)][:3]}")
     channels = np.array(graph.widths)[prunable]
     multiples = multiples_of(graph, divisor)
-    kept = channels - np.floor(channels * array + 1e-9).astype(np.int64)
-    kept = np.minimum(channels, -(-np.maximum(kept, 1) // multiples) * multiples)
+    kept = round_widths(channels, array, multiples)
     widths = np.broadcast_to(np.array(graph.widths), (*array.shape[:-1], len(graph.groups))).copy()
     widths[..., prunable] = kept
     return widths
+
+
+def round_widths(channels: np.ndarray, ratios: np.ndarray, multiples: np.ndarray) -> np.ndarray:
+    """What groups keep of their channels; all arguments have one entry per prunable group along the last dimension."""
+    kept = channels - np.floor(channels * ratios + 1e-9).astype(np.int64)
+    return np.minimum(channels, -(-np.maximum(kept, 1) // multiples) * multiples)

@@ -121,7 +121,7 @@ def test_a_search_in_three_dimensions_ends_in_a_network(inputs, tmp_path, capsys
     origins = [candidate.origin for candidate in read_journal(folder).candidates]
     assert origins[:3] == ["uniform", "depth", "size"]
     assert from_pretrained(folder)(torch.randn(1, 3, 24, 24)).shape == (1, 10)
-    code, out, _ = run_command(capsys, "report", str(folder))
+    code, _, _ = run_command(capsys, "report", str(folder))
     assert code == 0
 
 

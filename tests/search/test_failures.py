@@ -16,6 +16,9 @@ import torch
 
 from eagleeye_hf import EagleEyeError, SearchConfig, run_search, trace_model
 from eagleeye_hf.search import pool as module
+from eagleeye_hf.search import workers as module_of_workers
+from eagleeye_hf.search.candidate import Scored, Task
+from eagleeye_hf.search.links import Lost
 from eagleeye_hf.search.scorer import FunctionScorer
 from tests.search.test_run import BY_SUM, Timed, by_sum, essence
 
@@ -124,8 +127,43 @@ def test_a_mistake_in_a_scorer_keeps_its_traceback(graph):
         run_search(FunctionScorer(lambda strategy, fraction: "a" + strategy), graph, CONFIG)
 
 
+class Idle:
+    """A pool, or connections, to which tasks go and from which nothing comes."""
+
+    num_threads, ranks = 1, (1, 2)
+
+    def __init__(self):
+        self.given = []
+
+    def submit(self, task):
+        self.given.append((0, task.candidate.index))
+
+    def send(self, rank, task):
+        self.given.append((rank, task.candidate.index))
+
+
+def test_a_process_that_dies_ends_the_search_once_the_others_are_done(graph):
+    result = run_search(BY_SUM, graph, replace(CONFIG, candidates=8))
+    idle = Idle()
+    hands = module_of_workers._Hands(idle, idle)
+    hands.add([Task(candidate=candidate, stage=0, fraction=1.0) for candidate in result.candidates])
+    for rank in (1, 2):
+        hands.take(rank, 1)  # each tells that it has a thread
+    hands.give()
+    assert sorted(idle.given) == [(0, 0), (1, 1), (2, 2)]
+    assert hands.take(1, Lost()) == []
+    hands.give()
+    assert len(idle.given) == 3
+    assert hands.busy
+    for rank in (0, 2):
+        line = Scored(candidate=result.candidates[rank], stage=0, score=None, status="x", seconds=0, elapsed=0)
+        assert hands.take(rank, line) == [line]
+    assert not hands.busy
+    assert str(hands.failure) == "process 1 of the search ended; it tells why"
+
+
 SCRIPT = """
-import json, os, sys, timm
+import json, os, sys, time, timm
 from pathlib import Path
 from accelerate import Accelerator
 from eagleeye_hf import EagleEyeError, SearchConfig, run_search, trace_model
@@ -151,7 +189,8 @@ def life(moment, folder):
             return super().prepare(examples, latency)
     def score(strategy, fraction):
         calls.append(strategy)
-        if moment == "score" and rank == 1 and len(calls) == 4:
+        time.sleep(0.01)
+        if moment == "score" and rank == 1 and len(calls) == 2:
             raise RuntimeError("CUDA error: broken")
         return by_sum(strategy)
     journal.Journal.start = starts if moment == "append" else start
