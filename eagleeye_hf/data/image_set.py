@@ -193,7 +193,8 @@ class ImageSet:
         return self._last
 
     def _decoder(self) -> Decoder:
-        return Decoder(transform=self.preprocessing.transform, mode=self.preprocessing.mode, excluded=self.excluded)
+        how = self.preprocessing
+        return Decoder(transform=how.transform, fast=how.fast, mode=how.mode, excluded=self.excluded)
 
     def seen_as(self, other: TrainingImages) -> ImageSet:
         """These images, cropped, mirrored and scaled as the others are."""

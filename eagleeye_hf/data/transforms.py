@@ -15,6 +15,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision import transforms
 
+from eagleeye_hf.data.fast import FastTransform, find_fast
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import describe_model, unwrap_model
 
@@ -43,6 +44,8 @@ class Preprocessing:
     """How an image becomes a model's input. Pixels stay bytes until a batch is whole: less to move, faster to scale."""
 
     transform: Transform
+    fast: FastTransform | None = None
+    """The same from a JPEG's bytes, where there is a faster way."""
     mode: str
     """PIL's name of the channels."""
     mean: tuple[float, ...]
@@ -86,8 +89,9 @@ def build_preprocessing(
     mode = "L" if described.channels == 1 else "RGB"
     common: dict[str, Any] = {"mode": mode, "mean": described.mean, "std": described.std}
     told = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")} | common
+    transform = create_transform(**config, use_prefetcher=True)
     evaluation = Preprocessing(
-        transform=create_transform(**config, use_prefetcher=True), identity=f"{size} {told}", **common
+        transform=transform, fast=find_fast(transform, mode, size), identity=f"{size} {told}", **common
     )
     small = None
     try:
@@ -103,7 +107,8 @@ def build_preprocessing(
             f"`augment={augment}` is not understood by timm ({error}); an example is rand-m9-mstd0.5"
         ) from error
     plain = not augment and not color_jitter
-    return Preprocessing(transform=transform, small=small if plain else None, **common), evaluation
+    fast = find_fast(transform, mode, size) if plain else None
+    return Preprocessing(transform=transform, fast=fast, small=small if plain else None, **common), evaluation
 
 
 def _small_transform(small: SmallCrop, augment: str | None, mean: tuple[float, ...], color_jitter: float) -> Transform:
