@@ -196,6 +196,10 @@ class ImageSet:
         how = self.preprocessing
         return Decoder(transform=how.transform, fast=how.fast, mode=how.mode, excluded=self.excluded)
 
+    def release(self) -> None:
+        """End the workers that wait for the next pass."""
+        self._last = None
+
     def seen_as(self, other: TrainingImages) -> ImageSet:
         """These images, cropped, mirrored and scaled as the others are."""
         preprocessing = other.preprocessing if isinstance(other, ImageSet) else self.preprocessing
