@@ -112,23 +112,24 @@ class Decoder:
         """
         images, labels, problems = [], [], []
         with own_randomness():
-            for image, label in rows:
+            for row, label in rows:
+                path = (row or {}).get("path") or "an image"
                 if label is None:
-                    problems.append(f"{(image or {}).get('path') or 'an image'}: {NO_LABEL}")
+                    problems.append(f"{path}: {NO_LABEL}")
                     continue
                 try:
-                    data = read_bytes(image)
+                    data = read_bytes(row)
                     if self.excluded or seed is not None:
                         key = content_key(data)
                         if key in self.excluded:
                             continue
                         if seed is not None:
                             seed_everything(key ^ seed)
-                    made = self.fast(data) if self.fast is not None else None
-                    images.append(self.transform(decode_image(data, self.mode)) if made is None else made)
+                    image = decode_image(data, self.mode, self.fast)
+                    images.append(image if self.fast is not None else self.transform(image))
                     labels.append(label)
                 except Exception as error:  # a broken file raises anything; it is counted and reported
-                    problems.append(f"{(image or {}).get('path') or 'an image'}: {describe(error)}")
+                    problems.append(f"{path}: {describe(error)}")
         return Decoded(pixels=_stack(images), labels=torch.tensor(labels, dtype=torch.long), problems=problems)
 
 
