@@ -27,7 +27,8 @@ def read_bytes(image: Mapping[str, Any]) -> bytes:
     """The encoded image, from memory or from the file that it names."""
     if image["bytes"] is not None:
         return image["bytes"]
-    with fsspec.open(image["path"], "rb") as file:
+    path = image["path"]
+    with fsspec.open(path, "rb") if "::" in path or "://" in path else open(path, "rb") as file:
         return file.read()
 
 
