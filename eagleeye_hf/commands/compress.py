@@ -42,7 +42,7 @@ def run(config: Config) -> None:
     folder = check_output(config.output, "compress")  # before anything takes time
     accelerator = Accelerator()
     set_seed(config.seed)
-    job = open_job(config, accelerator)
+    job = open_job(config, accelerator, download=not config.dry_run)
     as_json, clock = config.printing.json, None
     if accelerator.is_main_process and not (folder / CONFIG).exists():
         model = job.model.to(accelerator.device).eval()

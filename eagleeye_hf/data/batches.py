@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
+from eagleeye_hf.data.fast import FastTransform
 from eagleeye_hf.data.images import Row, content_key, decode_image, read_bytes
 from eagleeye_hf.data.rows import IndexedRows, StreamRows, describe
 from eagleeye_hf.data.transforms import Transform
@@ -99,6 +100,7 @@ class Decoder:
     """From rows to a batch."""
 
     transform: Transform
+    fast: FastTransform | None = None
     mode: str
     excluded: frozenset[int] = frozenset()
     """Content keys of held-out images."""
@@ -110,24 +112,34 @@ class Decoder:
         """
         images, labels, problems = [], [], []
         with own_randomness():
-            for image, label in rows:
+            for row, label in rows:
+                path = (row or {}).get("path") or "an image"
                 if label is None:
-                    problems.append(f"{(image or {}).get('path') or 'an image'}: {NO_LABEL}")
+                    problems.append(f"{path}: {NO_LABEL}")
                     continue
                 try:
-                    data = read_bytes(image)
+                    data = read_bytes(row)
                     if self.excluded or seed is not None:
                         key = content_key(data)
                         if key in self.excluded:
                             continue
                         if seed is not None:
                             seed_everything(key ^ seed)
-                    images.append(self.transform(decode_image(data, self.mode)))
+                    image = decode_image(data, self.mode, self.fast)
+                    images.append(image if self.fast is not None else self.transform(image))
                     labels.append(label)
                 except Exception as error:  # a broken file raises anything; it is counted and reported
-                    problems.append(f"{(image or {}).get('path') or 'an image'}: {describe(error)}")
-        stacked = torch.stack([torch.as_tensor(image) for image in images]) if images else torch.empty(0)
-        return Decoded(pixels=stacked, labels=torch.tensor(labels, dtype=torch.long), problems=problems)
+                    problems.append(f"{path}: {describe(error)}")
+        return Decoded(pixels=_stack(images), labels=torch.tensor(labels, dtype=torch.long), problems=problems)
+
+
+def _stack(images: Sequence[Tensor | np.ndarray]) -> Tensor:
+    """A batch with its channels innermost in memory, as decoders have them."""
+    return (
+        torch.stack([torch.as_tensor(image).permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+        if images
+        else torch.empty(0)
+    )
 
 
 @contextmanager

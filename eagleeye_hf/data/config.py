@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from eagleeye_hf.configs import Within, check_fields
@@ -26,7 +27,8 @@ class DatasetConfig:
     dataset_revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
     streaming: bool | None = None
-    """Read as a stream instead of downloading first; None: for the Hub and tars."""
+    """Read as a stream instead of downloading first; None: local tars, and what is on the Hub unless training reads it
+    more than once."""
     image_column: str | None = None
     """Column of the images, where it can't be found."""
     label_column: str | None = None
@@ -40,6 +42,16 @@ class DatasetConfig:
         check_fields(self)
         if not self.dataset:
             raise EagleEyeError("`dataset` is a Hub name or a folder; got an empty text")
+
+    def settle(self, epochs: int | None) -> DatasetConfig:
+        """The same; a dataset on the Hub is to be downloaded where training reads it more than once.
+
+        Args:
+            epochs: None stands for many.
+        """
+        if self.streaming is not None or epochs in (0, 1) or Path(self.dataset).exists():
+            return self
+        return replace(self, streaming=False)
 
     @property
     def arguments(self) -> dict[str, Any]:

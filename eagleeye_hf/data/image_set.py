@@ -176,24 +176,28 @@ class ImageSet:
             if self._decoded is None:
                 self._decoded = SmallImages.pad(self._small_pixels(num_workers), self.preprocessing)
             return self._decoded.batches(plan_epoch(len(self._decoded.labels), seed, portion), seed, device)
+        self._last = reader = self._reader(num_workers, portion.num_processes, shuffled=True)
         if isinstance(self.rows, StreamRows):
-            return self._normalized(self._reader(num_workers, portion, True).read_stream(seed, portion), device)
-        plan = plan_epoch(len(self.rows), seed, portion)
-        return self._normalized(self._reader(num_workers).read_plan(plan, seed), device)
+            return self._normalized(reader.read_stream(seed, portion), device)
+        return self._normalized(reader.read_plan(plan_epoch(len(self.rows), seed, portion), seed), device)
 
-    def _reader(self, num_workers: int, portion: Portion | None = None, shuffled: bool = False) -> Reader:
-        """The one that read last, where it fits."""
+    def _reader(self, num_workers: int, parts: int, shuffled: bool) -> Reader:
+        """The one that read the last epoch, where it fits, or a new one."""
         rows, decoder = self.rows, self._decoder()
         if isinstance(rows, StreamRows):
-            assert portion is not None
-            rows = rows.divided(portion.num_processes, num_workers)
-            num_workers = rows.num_workers(num_workers, portion.num_processes, shuffled)
-        if self._last is None or not self._last.serves(rows, decoder, num_workers):
-            self._last = Reader(rows, decoder, num_workers)
-        return self._last
+            rows = rows.divided(parts, num_workers)
+            num_workers = rows.num_workers(num_workers, parts, shuffled)
+        if shuffled and self._last is not None and self._last.serves(rows, decoder, num_workers):
+            return self._last
+        return Reader(rows, decoder, num_workers)
 
     def _decoder(self) -> Decoder:
-        return Decoder(transform=self.preprocessing.transform, mode=self.preprocessing.mode, excluded=self.excluded)
+        how = self.preprocessing
+        return Decoder(transform=how.transform, fast=how.fast, mode=how.mode, excluded=self.excluded)
+
+    def release(self) -> None:
+        """End the workers that wait for the next epoch."""
+        self._last = None
 
     def seen_as(self, other: TrainingImages) -> ImageSet:
         """These images, cropped, mirrored and scaled as the others are."""
@@ -224,10 +228,10 @@ class ImageSet:
 
     def _decoded_batches(self, batch_size: int, part: tuple[int, int], num_workers: int) -> Iterable[Decoded]:
         which, parts = part
+        reader = self._reader(num_workers, parts, shuffled=False)
         if isinstance(self.rows, StreamRows):
-            portion = Portion(batch_size=batch_size * parts, process=which, num_processes=parts)
-            return self._reader(num_workers, portion).read_stream(None, portion)
-        return self._reader(num_workers).read_plan(cut_evenly(len(self.rows), batch_size)[which::parts], None)
+            return reader.read_stream(None, Portion(batch_size=batch_size * parts, process=which, num_processes=parts))
+        return reader.read_plan(cut_evenly(len(self.rows), batch_size)[which::parts], None)
 
     def _normalized(self, decoded: Iterable[Decoded], device: torch.device | None) -> Iterator[Batch]:
         for pixels, labels in self._report(decoded):

@@ -6,7 +6,7 @@ import functools
 import io
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fsspec
@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 
 Row = tuple[Any, int | None]
 """An encoded image (`{"bytes", "path"}`) and its label, which may be missing."""
+ORIENTATION = 0x0112
+"""EXIF's tag of how the camera was held."""
 RASTER_FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "MPO", "ICO", "ICNS", "DIB"),
     *("TGA", "PCX", "SGI", "DDS", "QOI"),
@@ -25,7 +27,8 @@ def read_bytes(image: Mapping[str, Any]) -> bytes:
     """The encoded image, from memory or from the file that it names."""
     if image["bytes"] is not None:
         return image["bytes"]
-    with fsspec.open(image["path"], "rb") as file:
+    path = image["path"]
+    with fsspec.open(path, "rb") if "::" in path or "://" in path else open(path, "rb") as file:
         return file.read()
 
 
@@ -34,23 +37,33 @@ def content_key(data: bytes) -> int:
     return len(data) << 32 | zlib.crc32(data)
 
 
-def decode_image(value: Any, mode: str = "RGB") -> Image.Image:
-    """Decode bytes or `{"bytes", "path"}` (or pass on an image), turn it upright, and convert it.
+def open_image(value: Any) -> Image.Image:
+    """Open bytes or `{"bytes", "path"}`, nothing decoded yet; pass on an image."""
+    if isinstance(value, Mapping):
+        value = read_bytes(value)
+    return Image.open(io.BytesIO(value), formats=_known_formats()) if isinstance(value, bytes) else value
+
+
+def upright_image(image: Image.Image, mode: str) -> Image.Image:
+    """Decode an opened image, turn it upright, and convert it."""
+    if image.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scaling
+        image = image.convert("I").point(lambda level: level / 257).convert("L")
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def decode_image(value: Any, mode: str = "RGB", fast: Callable[[Image.Image], Any] | None = None) -> Any:
+    """Open an image and decode it.
 
     Args:
         mode: PIL's name of the channels: `"RGB"` or `"L"`.
+        fast: instead makes of the opened image what is wanted.
     """
-    if isinstance(value, Mapping):
-        value = read_bytes(value)
     with warnings.catch_warnings():  # PIL's remarks on odd files that it reads all the same
         warnings.simplefilter("ignore")
-        if isinstance(value, bytes):
-            value = Image.open(io.BytesIO(value), formats=_known_formats())
-        if value.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scaling
-            value = value.convert("I").point(lambda level: level / 257).convert("L")
-        value.load()
-        ImageOps.exif_transpose(value, in_place=True)
-        return value if value.mode == mode else value.convert(mode)
+        opened = open_image(value)
+        return upright_image(opened, mode) if fast is None else fast(opened)
 
 
 @functools.lru_cache

@@ -15,6 +15,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision import transforms
 
+from eagleeye_hf.data.fast import FastTransform, find_fast
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import describe_model, unwrap_model
 
@@ -43,6 +44,8 @@ class Preprocessing:
     """How an image becomes a model's input. Pixels stay bytes until a batch is whole: less to move, faster to scale."""
 
     transform: Transform
+    fast: FastTransform | None = None
+    """The same from an image that is opened but not decoded, where there is a faster way."""
     mode: str
     """PIL's name of the channels."""
     mean: tuple[float, ...]
@@ -54,16 +57,17 @@ class Preprocessing:
 
     def normalize(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """Bytes of shape `(N, channels, height, width)` to what the model was trained on, there."""
-        pixels = pixels.to(device, non_blocking=True)
-        mean, std = _levels(self.mean, self.std, pixels.device)
-        return pixels.float().sub_(mean).div_(std)
+        pixels = pixels.to(device, non_blocking=True).permute(0, 2, 3, 1)
+        num, height, width, channels = pixels.shape
+        rows = pixels.reshape(num * height, width * channels)  # long rows, for the CPU is slow with three channels
+        mean, std = _levels(self.mean, self.std, width, pixels.device)
+        return rows.float().sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=16)
-def _levels(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Those of bytes, made once: copying them to a GPU would wait for it in every step."""
-    made = (255 * torch.tensor(value)[:, None, None] for value in (mean, std))
-    first, second = (level.to(device) for level in made)
+def _levels(mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Those of a row of bytes, made once: copying them to a GPU would wait for it in every step."""
+    first, second = ((255 * torch.tensor(value)).repeat(width).to(device) for value in (mean, std))
     return first, second
 
 
@@ -86,8 +90,9 @@ def build_preprocessing(
     mode = "L" if described.channels == 1 else "RGB"
     common: dict[str, Any] = {"mode": mode, "mean": described.mean, "std": described.std}
     told = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")} | common
+    transform = create_transform(**config, use_prefetcher=True)
     evaluation = Preprocessing(
-        transform=create_transform(**config, use_prefetcher=True), identity=f"{size} {told}", **common
+        transform=transform, fast=find_fast(transform, mode, size), identity=f"{size} {told}", **common
     )
     small = None
     try:
@@ -103,7 +108,8 @@ def build_preprocessing(
             f"`augment={augment}` is not understood by timm ({error}); an example is rand-m9-mstd0.5"
         ) from error
     plain = not augment and not color_jitter
-    return Preprocessing(transform=transform, small=small if plain else None, **common), evaluation
+    fast = find_fast(transform, mode, size) if plain else None
+    return Preprocessing(transform=transform, fast=fast, small=small if plain else None, **common), evaluation
 
 
 def _small_transform(small: SmallCrop, augment: str | None, mean: tuple[float, ...], color_jitter: float) -> Transform:

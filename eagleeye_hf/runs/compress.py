@@ -38,6 +38,7 @@ from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import warn
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 from eagleeye_hf.training.match import match_teacher
+from eagleeye_hf.training.state import check_shared
 
 TRAINING, MATCHED = "training", "training-matched"
 """Checkpoints of fine-tuning and of matching, in the run's folder until the result is saved."""
@@ -74,6 +75,7 @@ def compress_model(
     """
     accelerator = Accelerator()
     run = open_run(config.output, "compress", finished=True)
+    check_shared(run.path, "output", accelerator)
     check_settings(config)
     check_license(model, config)
     if config.finetune.epochs and not data.labelled:
@@ -152,6 +154,7 @@ def _compress(
             pruned, seen.train, config.finetune, teacher=model, checkpoint=place, on_epoch=curve.append, **common
         )
     on_phase(MEASURING)
+    seen.train.release()
     metrics[last] = test_model(pruned, seen, accelerator, config.data.num_workers)
     with main_process_works():
         if accelerator.is_main_process:  # alone, so that nobody disturbs its measurements

@@ -105,12 +105,17 @@ class RunConfig:
     @property
     def splits(self) -> dict[str, Any]:
         """Arguments of `open_splits`."""
-        return split_arguments(self.data, self.held_out, self.augmentation, self.seed)
+        return split_arguments(self.data.settle(self.epochs), self.held_out, self.augmentation, self.seed)
 
     @property
     def images(self) -> dict[str, Any]:
         """All that decides which images training sees, and how."""
-        return image_identity(self.data, self.held_out, self.augmentation, self.seed)
+        return image_identity(self.data.settle(self.epochs), self.held_out, self.augmentation, self.seed)
+
+    @property
+    def epochs(self) -> int | None:
+        """Of all training; None where it is left open."""
+        return None if self.finetune.epochs is None else self.finetune.epochs + (self.adapt.adapt_epochs or 0)
 
     @property
     def local_weights(self) -> bool:

@@ -31,6 +31,7 @@ from eagleeye_hf.runs.result import curve_points
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
+from eagleeye_hf.training.state import check_shared
 
 
 def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
@@ -45,9 +46,10 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
     name = config.network.model
     model = load_model(name, config.network.weights, config.network.inputs)
     teacher = load_model(config.teacher, config.teacher_weights) if config.teacher else None
-    images = config.data, config.held_out, config.augmentation, config.seed
+    images = config.data.settle(config.finetune.epochs), config.held_out, config.augmentation, config.seed
     data = open_splits(like=model, **split_arguments(*images), accelerator=accelerator)
     run, curve = open_run(config.output, "finetune"), list[EpochRecord]()
+    check_shared(run.path, "output", accelerator)
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))
         run.claim(TRAINING, "logs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -40,15 +40,18 @@ class Job:
     """What a user should know of how these were made ready."""
 
 
-def open_job(config: JobConfig, accelerator: Accelerator | None = None) -> Job:
+def open_job(config: JobConfig, accelerator: Accelerator | None = None, download: bool = True) -> Job:
     """Load the network, open the dataset, and make each fit for the other; nothing is trained yet.
 
     Args:
         accelerator: its processes do this together.
+        download: what is on the Hub, where training reads it more than once.
     Raises:
         EagleEyeError: something is missing or does not fit.
     """
     check_settings(config)
+    if download:
+        config = replace(config, data=config.data.settle(config.epochs))
     network, told = config.network, config.data
     model = load_model(network.model, network.weights, network.inputs)
     source = open_together(accelerator, told.dataset, told.dataset_config, told.dataset_revision, told.streaming, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,7 +20,7 @@ from safetensors import SafetensorError
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.files import sync_path
-from eagleeye_hf.processes import make_in_main
+from eagleeye_hf.processes import gather_parts, make_in_main
 from eagleeye_hf.telling import warn
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.manifest import find_damage, write_manifest
@@ -29,6 +31,8 @@ SIZE = 5
 """Bytes of a checkpoint per byte of the model: weights, two moments of the optimizer, EMA, the best epoch's weights."""
 FREE_TO_CHANGE = {"save_steps", "tracker", "compile", "accumulation"}
 """Settings that another start may have different."""
+SHARED_SECONDS = 20.0
+"""How long a file may take from one machine to the others on a shared disk."""
 PROBE = ".writable-"
 """How names of files begin that are only there for a moment, where the system can't do without a name."""
 
@@ -45,6 +49,37 @@ def make_folder(folder: Path, argument: str) -> None:
             pass
     except OSError as error:
         raise EagleEyeError(f"`{argument}={folder}` can't be written: {error}") from error
+
+
+def check_shared(folder: Path, argument: str, accelerator: Accelerator) -> None:
+    """See that all processes work in one folder, as on machines that share a disk.
+
+    Raises:
+        EagleEyeError: they don't; the same in every process.
+    """
+    if accelerator.num_processes == 1:
+        return
+
+    def leave_mark() -> str:
+        mark = folder / f"{PROBE}{uuid.uuid4().hex}"
+        mark.touch()
+        return mark.name
+
+    def sees(mark: Path) -> bool:
+        until = time.monotonic() + SHARED_SECONDS
+        while not mark.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        return mark.exists()
+
+    mark = folder / make_in_main(accelerator, leave_mark)
+    blind = [str(rank) for rank, seen in enumerate(gather_parts(accelerator, lambda: sees(mark))) if not seen]
+    if accelerator.is_main_process:
+        mark.unlink()
+    if blind:
+        raise EagleEyeError(
+            f"`{argument}={folder}`: what the first process writes there is not seen by process {', '.join(blind)}; "
+            "choose a folder on a disk that all machines share"
+        )
 
 
 class Checkpoints:
@@ -70,6 +105,7 @@ class Checkpoints:
         if self.folder is None:
             return
         make_folder(self.folder, "checkpoint")
+        check_shared(self.folder, "checkpoint", self.accelerator)
         held = sum(file.stat().st_size for place in self._found() for file in place.iterdir())
         needed = SIZE * (KEPT + 1) * model_bytes - held
         free = shutil.disk_usage(self.folder).free

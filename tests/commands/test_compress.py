@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from eagleeye_hf import Budget, RunConfig, count_cost, from_pretrained, sample_strategies, trace_model
 from eagleeye_hf.cli import main
 from eagleeye_hf.configs import flat_dict
+from eagleeye_hf.runs import compress
 from eagleeye_hf.runs.arguments import parse_config
 from eagleeye_hf.runs.folder import RunFolder
 from eagleeye_hf.search.reading import read_journal
@@ -213,3 +215,53 @@ def test_without_adaptation_other_classes_are_refused(inputs, photographs, tmp_p
     code, _, err = run_command(capsys, *command, "--adapt-epochs", "0")
     assert code == 2
     assert "has 4 classes, but the model has 10 outputs" in err
+
+
+def test_what_scored_is_gone_before_training(inputs, tmp_path, monkeypatch):
+    scored, before = [], []
+    make_score, match_teacher = compress.make_score, compress.match_teacher
+
+    def make(*given):
+        score = make_score(*given)
+        scored.append(weakref.ref(score.images))
+        return score
+
+    def match(*given, **options):
+        before.extend(images() for images in scored)
+        return match_teacher(*given, **options)
+
+    monkeypatch.setattr(compress, "make_score", make)
+    monkeypatch.setattr(compress, "match_teacher", match)
+    assert main(["compress", *inputs, *FLAGS, "--epochs", "0", "--output", str(tmp_path / "run")]) == 0
+    assert before == [None]
+
+
+@pytest.mark.parametrize(
+    ("flags", "streaming"),
+    [
+        ([], False),
+        (["--epochs", "30"], False),
+        (["--epochs", "1", "--adapt-epochs", "0"], True),
+        (["--epochs", "1", "--adapt-epochs", "1"], False),
+        (["--epochs", "30", "--streaming", "True"], True),
+        (["--epochs", "1", "--streaming", "False"], False),
+        (["--dry-run"], True),
+    ],
+)
+def test_a_dataset_on_the_hub_is_downloaded_where_training_reads_it_again(
+    inputs, tmp_path, monkeypatch, capsys, flags, streaming
+):
+    asked = []
+
+    def load(*given, streaming, **options):
+        asked.append(streaming)
+        raise OSError("Not enough disk space. Needed: 300 GB")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("eagleeye_hf.data.source.find_commit", lambda *_: None)
+    arguments = [*inputs[:3], "--dataset", "user/photographs", *flags, "--output", str(tmp_path / "run")]
+    assert main(["compress", *arguments]) == 2
+    assert asked == [streaming]
+    assert (
+        "put the cache elsewhere with HF_HOME, or read it as a stream (`--streaming True`)" in capsys.readouterr().err
+    )

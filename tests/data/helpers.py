@@ -16,7 +16,7 @@ def raw(images: ImageSet) -> ImageSet:
     plain._kept = None
     plain._last = None
     plain.preprocessing = replace(
-        images.preprocessing, transform=pixels, small=None, mean=(0,) * channels, std=(1 / 255,) * channels
+        images.preprocessing, transform=pixels, fast=None, small=None, mean=(0,) * channels, std=(1 / 255,) * channels
     )
     return plain
 

@@ -1,11 +1,14 @@
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import timm
 import torch
 
 from eagleeye_hf import open_splits
 from eagleeye_hf.data.batches import Portion, cut_evenly, even_chunks, plan_epoch
+from eagleeye_hf.data.labels import Labels
+from eagleeye_hf.data.rows import Columns, StreamRows
 from tests.data.helpers import raw, seen
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset
@@ -75,11 +78,11 @@ def test_an_epoch_goes_on_where_it_was():
 def test_a_stream_goes_on_where_it_was_with_more_workers_than_a_process_has_shards():
     train = raw(opened(True, shards=8).train)
     portion = Portion(batch_size=16, num_processes=2)
-    whole, rest = (
-        [labels.tolist() for _, labels in train.epoch_batches(1, part, num_workers=8)]
-        for part in (portion, replace(portion, start=3))
-    )
-    assert sorted(rest) == sorted(whole[3:])
+    whole = [batch for batch, _ in train.epoch_batches(1, portion, num_workers=8)]
+    for start in (3, len(whole) - 1):  # near the end, where some workers have no images left
+        rest = [batch for batch, _ in train.epoch_batches(1, replace(portion, start=start), num_workers=8)]
+        assert len(rest) == len(whole) - start
+        assert all(map(torch.equal, rest, whole[start:]))
 
 
 def test_random_crops_do_not_depend_on_processes_or_workers():
@@ -100,3 +103,46 @@ def test_random_crops_do_not_depend_on_processes_or_workers():
     torch.testing.assert_close(torch.get_rng_state(), state)
     again = sorted(i.numpy().tobytes() for b, _ in train.epoch_batches(1, Portion(batch_size=16)) for i in b)
     assert images(1, 0) != again
+
+
+def test_a_network_fault_reads_one_shard_again(monkeypatch):
+    monkeypatch.setattr("eagleeye_hf.data.rows.RETRY_SECONDS", 0)
+    begun, faults = [], [ConnectionError("reset by peer")]
+
+    def generate(shards):
+        for shard in shards:
+            begun.append(shard)
+            for number in range(8):
+                if shard == 3 and number == 5 and faults:
+                    raise faults.pop()
+                yield {"image": {"bytes": bytes([shard, number]), "path": None}, "label": shard}
+
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"image": image, "label": datasets.Value("int64")})
+    stream = datasets.IterableDataset.from_generator(generate, features=features, gen_kwargs={"shards": [*range(6)]})
+    rows = StreamRows(stream, Columns("image", "label", Labels(num_classes=6)), "generated", None)
+    read = [image["bytes"] for image, _ in rows]
+    assert read == [bytes([shard, number]) for shard in range(6) for number in range(8)]
+    assert begun == [0, 1, 2, 3, 3, 4, 5]
+    assert sorted(image["bytes"] for image, _ in rows.rows(0)) == read
+
+
+def test_few_shards_are_divided_by_row_groups(tmp_path):
+    """Any number of processes and workers read each row once, and not each other's."""
+    table = digits_dataset(60, 20)["train"]
+    for shard in range(2):
+        table.shard(2, shard).to_parquet(tmp_path / f"train-{shard}.parquet", batch_size=5)
+    stream = datasets.load_dataset(str(tmp_path), streaming=True)["train"]
+    whole = StreamRows(stream, Columns("image", "label", Labels(num_classes=10)), "parquet", None)
+    rows = whole.divided(5, 2)
+    assert whole.dataset.num_shards == 2
+    assert rows.dataset.num_shards == 12
+    assert whole.divided(1) is whole
+    assert rows.num_workers(8, 5, shuffled=False) == 3
+    parts = [
+        [image["bytes"] for image, _ in rows.rows(None, (rank, 5), (worker, 3))]
+        for rank in range(5)
+        for worker in range(3)
+    ]
+    assert sorted(row for part in parts for row in part) == sorted(image["bytes"] for image, _ in whole)
+    assert [len(part) for part in parts] == [5, 5, 5, 5, 5, 5, 5, 5, 0, 5, 5, 0, 5, 5, 0]

@@ -11,6 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from eagleeye_hf import EagleEyeError, FinetuneConfig, finetune_model, open_splits
+from eagleeye_hf.data import holdout
+from eagleeye_hf.data.images import read_bytes
+from eagleeye_hf.training import state
 from tests.helpers import digits_dataset
 
 
@@ -38,19 +41,26 @@ def fill_disk(accelerator: Accelerator) -> None:
 def main(folder: Path, kind: str) -> None:
     accelerator = Accelerator()
     folder.mkdir(exist_ok=True)
-    if kind == "full":
-        fill_disk(accelerator)
+    if kind in ("full", "apart"):
+        work = folder
+        if kind == "full":
+            fill_disk(accelerator)
+        else:
+            state.SHARED_SECONDS = 0.5
+            work = folder / f"disk-{accelerator.process_index}"
         try:
-            main(folder, "killed")
+            main(work, "killed")
         except EagleEyeError as error:
-            (folder / f"full-{accelerator.process_index}.txt").write_text(str(error))
+            (folder / f"{kind}-{accelerator.process_index}.txt").write_text(str(error))
         return
     set_seed(0)
     model = timm.create_model("resnet20_cifar", drop_rate=0.0 if kind != "killed" else 0.3)
     data = digits_dataset(217 if kind == "stream" else 211, 20)
     if kind == "stream":  # one shard less than processes want, and shards of different sizes
         data = datasets.IterableDatasetDict({key: part.to_iterable_dataset(9) for key, part in data.items()})
-    splits = open_splits(data, model, calibration_images=20, holdout_images=20)
+    read: list[int] = []
+    holdout.read_bytes = lambda image: read.append(1) or read_bytes(image)
+    splits = open_splits(data, model, calibration_images=20, holdout_images=20, accelerator=accelerator)
     if kind in ("start", "map", "stream"):
         model = without_batchnorm(model)
     config = FinetuneConfig(
@@ -78,6 +88,8 @@ def main(folder: Path, kind: str) -> None:
     folder.mkdir(exist_ok=True)
     torch.save(trained.state_dict(), folder / f"{kind}-{accelerator.process_index}.pt")
     facts = [{"images": record.images, "top1": record.top1, "loss": record.loss} for record in curve]
+    if kind == "norms":
+        facts.append({"read": len(read), "identity": splits.holdout.identity()})
     (folder / f"{kind}-{accelerator.process_index}.json").write_text(json.dumps(facts))
 
 

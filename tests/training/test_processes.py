@@ -52,6 +52,10 @@ def test_two_processes_train_as_one_does(tmp_path):
     told = run(tmp_path / "two", "map stream norms", TWO)
     assert told.count("fine-tuning on 2 processes (cpu") == told.count("fine-tuning on") == 3
     assert torch.equal(weights(tmp_path / "two", "norms"), weights(tmp_path / "two", "norms", 1))
+    ours, others = (facts(tmp_path / "two", "norms", rank)[-1] for rank in (0, 1))
+    assert ours["read"] >= 40, "held-out images are read"
+    assert others["read"] == 0, "and by one process"
+    assert ours["identity"] == others["identity"]
     start = weights(tmp_path / "one", "start")
     for kind, images in (("map", 171), ("stream", 177)):
         first = weights(tmp_path / "two", kind)
@@ -108,7 +112,10 @@ def test_two_processes_agree_on_a_checkpoint_and_on_an_error(tmp_path):
     """One that can't write ends both; a damaged checkpoint is passed over by both; the end is the undisturbed one's."""
     whole, folder = tmp_path / "whole", tmp_path / "full"
     run(whole, "killed", TWO)
-    run(folder, "full", TWO)
+    run(folder, "apart full", TWO)
+    first, second = ((folder / f"apart-{rank}.txt").read_text().replace(f"disk-{rank}", "disk") for rank in (0, 1))
+    assert first == second
+    assert "is not seen by process 1; choose a folder on a disk that all machines share" in first
     first, second = ((folder / f"full-{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
     assert "can't be written any more ([Errno 28] No space left on device); the last checkpoint is whole" in first
