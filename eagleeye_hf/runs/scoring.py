@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from torch import nn
@@ -12,6 +13,7 @@ from eagleeye_hf.data.unlabelled import TaughtImages
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.objective import Agreement, Objective
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
+from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.pruning.config import ImportanceConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 
@@ -31,9 +33,19 @@ class Settings(Protocol):
     def seed(self) -> int: ...
 
 
-def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Settings) -> AdaptiveBNScore:
+def make_score(
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Splits,
+    settings: Settings,
+    calibration: Sequence[Batch] | None = None,
+) -> AdaptiveBNScore:
     """Scores by adaptive BatchNorm on the dataset's calibration and holdout images: by their labels or, without any, by
-    the full network's outputs."""
+    the full network's outputs.
+
+    Args:
+        calibration: instead of all calibration images.
+    """
     objective: Objective | None = None
     if isinstance(data.holdout, TaughtImages):
         objective, holdout = Agreement(), data.holdout.taught_batches()
@@ -42,7 +54,7 @@ def make_score(model: nn.Module, graph: ChannelGraph, data: Splits, settings: Se
     return AdaptiveBNScore(
         model,
         graph,
-        data.calibration.cached_batches(),
+        data.calibration.cached_batches() if calibration is None else calibration,
         holdout,
         objective=objective,
         criterion=settings.importance.criterion,
