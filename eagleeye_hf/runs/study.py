@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -16,26 +16,31 @@ from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutCo
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
-from eagleeye_hf.evaluation.metrics import evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig
+from eagleeye_hf.reports.study_page import write_study
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
 from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, image_identity
 from eagleeye_hf.runs.folder import RunFolder, open_run
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.runtime import find_runtime
+from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.study.config import StudyConfig
-from eagleeye_hf.study.journal import StudyJournal
+from eagleeye_hf.study.details import Details, examine
+from eagleeye_hf.study.dividing import divide_work
+from eagleeye_hf.study.facts import make_facts
+from eagleeye_hf.study.journal import Finished, StudyJournal
 from eagleeye_hf.study.material import Material, divide_draws, make_material
 from eagleeye_hf.study.pool import POOL, Chosen, choose_subnets
-from eagleeye_hf.study.tuning import Tuner, Tuning, tune_subnets
+from eagleeye_hf.study.tuning import Tuner, Tuning, weights_path
+from eagleeye_hf.telling import say
 from eagleeye_hf.tracing.trace import trace_model
 from eagleeye_hf.training.config import FinetuneConfig, SizedFinetuneConfig
 
-JOURNAL = "study.jsonl"
+JOURNAL, DETAILS, REPORT = "study.jsonl", "details.jsonl", "report"
 CHOOSING, TUNING, ANALYSING = "choosing", "fine-tuning", "analysing"
 """The phases of a study."""
 
@@ -69,6 +74,9 @@ class StudyRunConfig:
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
     folder: Path
+    """Of the report, tables and figures."""
+    findings: tuple[str, ...]
+    """In sentences; in the main process."""
 
 
 def run_study(
@@ -94,7 +102,7 @@ def run_study(
     run = open_run(config.output, "study", finished=True)
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))
-        run.claim(JOURNAL, POOL, *config.study.comparators, "training", "weights")
+        run.claim(JOURNAL, DETAILS, POOL, *config.study.comparators, "training", "weights")
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     draws = divide_draws(data.calibration.cached_batches(), config.study.draws)
@@ -113,15 +121,22 @@ def run_study(
     on_phase(TUNING)
     finetune = config.finetune.settle(data.train.count())
     tuner = Tuner(material, data, _tuning(config, finetune, run.path))
-    journal = None
-    if accelerator.is_main_process:
-        journal = StudyJournal(run.path / JOURNAL, _settings(config, finetune, score, data, material))
-    lines = tune_subnets(chosen.subnets, tuner, journal, accelerator)
+    settings = _settings(config, finetune, score, data)
+
+    def look(candidate: Candidate) -> Details:
+        return examine(material, candidate, weights_path(run.path, candidate.index))
+
+    main = accelerator.is_main_process
+    journal = StudyJournal(run.path / JOURNAL, settings, Finished.from_dict) if main else None
+    lines = divide_work(chosen.subnets, tuner, journal, accelerator, "sub-nets scored and fine-tuned")
     on_phase(ANALYSING)
+    notebook = StudyJournal(run.path / DETAILS, settings, Details.from_dict) if main else None
+    details = divide_work(chosen.pool.candidates, look, notebook, accelerator, "sub-nets examined")
+    findings: list[str] = []
     with main_process_works():
-        if accelerator.is_main_process:
-            _report(run, config, chosen, material, lines)
-    return StudyResult(folder=run.path)
+        if main:
+            findings = _report(run, material, data, settings, chosen, lines, details, tuner)
+    return StudyResult(folder=run.path / REPORT, findings=tuple(findings))
 
 
 def _tuning(config: StudyRunConfig, finetune: FinetuneConfig, folder: Path) -> Tuning:
@@ -138,13 +153,11 @@ def _tuning(config: StudyRunConfig, finetune: FinetuneConfig, folder: Path) -> T
     )
 
 
-def _settings(
-    config: StudyRunConfig, finetune: FinetuneConfig, score: AdaptiveBNScore, data: Splits, material: Material
-) -> dict[str, object]:
+def _settings(config: StudyRunConfig, finetune: FinetuneConfig, score: AdaptiveBNScore, data: Splits) -> dict[str, Any]:
     """What a reader of the journal needs to know, and what must be the same where a study goes on."""
     graph = score.graph
     steps = -(-data.train.count() // finetune.batch_size)
-    told: dict[str, object] = {
+    told: dict[str, Any] = {
         "model": config.network.model,
         "dataset": data.name,
         "budgets": list(map(str, config.search.budgets)),
@@ -153,11 +166,35 @@ def _settings(
         "test_images": data.test.count(),
         "steps": min(steps, config.study.max_steps or steps),
         "seed": config.seed,
-        "format": str(material.format),
         "compensated": score.compensate,
     }
     return told | flat_dict(finetune) | flat_dict(config.match) | flat_dict(config.study) | score.fingerprint()
 
 
-def _report(run: RunFolder, config: StudyRunConfig, chosen: Chosen, material: Material, lines: list) -> None:
-    print(json.dumps([line.to_dict()["tuned"] for line in lines]))
+def _report(
+    run: RunFolder,
+    material: Material,
+    data: Splits,
+    settings: Mapping[str, Any],
+    chosen: Chosen,
+    lines: Mapping[int, Finished],
+    details: Mapping[int, Details],
+    tuner: Tuner,
+) -> list[str]:
+    """Write tables, figures, report and page; what was found, in sentences."""
+    told: dict[str, Any] = {"scored_in": str(material.format), "holdout_images": data.holdout.count()}
+    told |= {"calibration_each": sum(map(len, material.draws[0]))}
+    facts = make_facts(dict(settings) | told, chosen, lines, details, tuner.measure_test(material.build_full()))
+    folder = run.path / REPORT
+    run.claim(REPORT)
+    folder.mkdir(exist_ok=True)
+    pictures: dict[str, Path] = {}
+    try:
+        from eagleeye_hf.reports.study_plots import draw_study
+
+        pictures = draw_study(facts, folder)
+    except ImportError:
+        say("there are no figures, for they need matplotlib: pip install eagleeye-hf[plots]")
+    write_study(facts, pictures, folder)
+    run.note(finished=True)
+    return [f"{budget}: {line}" for budget, found in facts["findings"].items() for line in found]

@@ -1,13 +1,13 @@
-"""The study's journal: a line with the settings, then one per sub-net that is scored and fine-tuned."""
+"""The study's journals: a line with the settings, then one per sub-net as soon as it is done."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics
@@ -15,6 +15,17 @@ from eagleeye_hf.evaluation.objective import Score
 from eagleeye_hf.files import write_whole
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.lines import decode_row, encode_row
+
+
+class Indexed(Protocol):
+    """What is known of a sub-net."""
+
+    @property
+    def index(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+Line = TypeVar("Line", bound=Indexed)
 
 TEST, HOLDOUT = "test", "holdout"
 """The images on which fine-tuned sub-nets are measured."""
@@ -64,18 +75,20 @@ class Finished:
         )
 
 
-class StudyJournal:
-    """Appends to `study.jsonl`, and goes on from one that a killed study left behind.
+class StudyJournal(Generic[Line]):
+    """Appends to a journal, and goes on from one that a killed study left behind.
 
+    Args:
+        read: makes a line of what its `to_dict` gave.
     Raises:
         EagleEyeError: the file belongs to other settings, is no journal, or can't be written.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Line]) -> None:
         self.path, self.settings = path, json.loads(json.dumps(settings))
-        self.lines: dict[int, Finished] = {}
+        self.lines: dict[int, Line] = {}
         if path.exists():
-            old, self.lines = read_study(path)
+            old, self.lines = read_lines(path, read)
             changed = [name for name in {**old, **self.settings} if old.get(name) != self.settings.get(name)]
             if old and changed:
                 told = "; ".join(f"{name}: {old.get(name)!r} then, {self.settings.get(name)!r} now" for name in changed)
@@ -85,7 +98,7 @@ class StudyJournal:
                 )
         self._write("".join(map(encode_row, [self.settings, *(line.to_dict() for line in self.lines.values())])))
 
-    def append(self, line: Finished) -> None:
+    def append(self, line: Line) -> None:
         self._write(encode_row(line.to_dict()), more=True)
         self.lines[line.index] = line
 
@@ -105,8 +118,8 @@ class StudyJournal:
             ) from error
 
 
-def read_study(path: Path) -> tuple[dict[str, Any], dict[int, Finished]]:
-    """Settings and finished sub-nets, by their index; a torn last line is left out.
+def read_lines(path: Path, read: Callable[[Mapping[str, Any]], Line]) -> tuple[dict[str, Any], dict[int, Line]]:
+    """Settings, and what is on record of sub-nets, by their index; a torn last line is left out.
 
     Raises:
         EagleEyeError: the file can't be read, or is no journal of a study.
@@ -116,14 +129,14 @@ def read_study(path: Path) -> tuple[dict[str, Any], dict[int, Finished]]:
     except OSError as error:
         raise EagleEyeError(f"{path} can't be read: {error}") from error
     settings: dict[str, Any] = {}
-    lines: dict[int, Finished] = {}
+    lines: dict[int, Line] = {}
     for number, text in enumerate(texts, 1):
         if not text.strip():
             continue
         try:
             row = decode_row(text)
             if settings:
-                line = Finished.from_dict(row)
+                line = read(row)
                 lines[line.index] = line
             else:
                 settings = row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.search.candidate import Candidate
-from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.search.config import Method, SearchConfig
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.search.run import run_search
@@ -55,7 +55,7 @@ def choose_subnets(
     score: AdaptiveBNScore,
     config: SearchConfig,
     num: int,
-    methods: Sequence[str],
+    methods: Sequence[Method],
     *,
     seed: int,
     output: Path,
@@ -114,7 +114,3 @@ def _seconds(folder: Path, accelerator: Accelerator, method: str) -> float:
     if method == "global" or not accelerator.is_main_process:
         return 0.0
     return read_journal(folder).elapsed
-
-
-def describe_budgets(config: SearchConfig) -> Mapping[int, str]:
-    return dict(enumerate(map(str, config.budgets)))

@@ -1,36 +1,32 @@
-"""Fine-tuning a pool of sub-nets, divided among processes, each sub-net by one of them."""
+"""Scoring, fine-tuning and measuring one sub-net."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.data.splits import Splits
-from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.networks.running import Batch
-from eagleeye_hf.processes import alone, make_in_main
+from eagleeye_hf.processes import alone
 from eagleeye_hf.pruning.builder import one_thread
 from eagleeye_hf.pruning.config import MatchConfig
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.strategies.strategy import Strategy
-from eagleeye_hf.study.journal import HOLDOUT, TEST, Finished, StudyJournal
+from eagleeye_hf.study.dividing import quiet
+from eagleeye_hf.study.journal import HOLDOUT, TEST, Finished
 from eagleeye_hf.study.material import Material
 from eagleeye_hf.study.scores import score_subnet
-from eagleeye_hf.telling import LOGGER, progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import finetune_model
 from eagleeye_hf.training.match import FewSteps, match_teacher
@@ -55,7 +51,7 @@ class Tuning:
 
 
 class Tuner:
-    """Scores, fine-tunes and measures one sub-net after another."""
+    """Does all of that, in one process."""
 
     def __init__(self, material: Material, data: Splits, tuning: Tuning) -> None:
         self.material, self.data, self.tuning = material, data, tuning
@@ -68,7 +64,7 @@ class Tuner:
         started = time.perf_counter()
         tuned = self._finetune(candidate)
         seconds["fine-tuning"] = time.perf_counter() - started
-        metrics = {TEST: self._measure(tuned, self._test()), HOLDOUT: self._measure(tuned, self.material.holdout)}
+        metrics = {TEST: self.measure_test(tuned), HOLDOUT: self._measure(tuned, self.material.holdout)}
         rounded = {name: round(value, 4) for name, value in seconds.items()}
         return Finished(candidate=candidate, scores=scores, tuned=metrics, seconds=rounded)
 
@@ -115,69 +111,15 @@ class Tuner:
         with one_thread(), self.material.format.autocast(self.material.score.device):
             return evaluate_model(network, batches)
 
+    def measure_test(self, network: nn.Module) -> Metrics:
+        """On the test images."""
+        return self._measure(network, self._test())
+
     def _test(self) -> Iterator[Batch] | Sequence[Batch]:
         test, size = self.data.test, self.material.graph.input_size
         if isinstance(test, ImageSet) and 4 * test.count() * size[0] * size[1] * size[2] <= MEMORY:
             return test.cached_batches()
         return test.batches(num_workers=self.tuning.num_workers, device=self.material.score.device)
-
-
-def tune_subnets(
-    candidates: Sequence[Candidate],
-    work: Callable[[Candidate], Finished],
-    journal: StudyJournal | None,
-    accelerator: Accelerator,
-) -> list[Finished]:
-    """Every candidate's line, in their order, in every process; those on record are not done again.
-
-    Args:
-        journal: in the main process.
-    Raises:
-        EagleEyeError: a process fails; what is done is kept.
-    """
-    lines = make_in_main(accelerator, lambda: dict(journal.lines) if journal is not None else {})
-    pending = [candidate for candidate in candidates if candidate.index not in lines]
-    size, rank = accelerator.num_processes, accelerator.process_index
-    bar = progress_bar(
-        total=len(candidates), initial=len(lines), desc="sub-nets", disable=not accelerator.is_main_process
-    )
-    with bar:
-        for start in range(0, len(pending), size):
-            found: list[tuple[Finished | None, str]] = []
-            for candidate in pending[start : start + size][rank::size]:
-                try:
-                    with quiet():
-                        found.append((work(candidate), ""))
-                except EagleEyeError as error:
-                    found.append((None, f"sub-net {candidate.index}: {error}"))
-            everywhere = found if size == 1 else gather_object(found)
-            for line, _ in everywhere:
-                if line is not None:
-                    lines[line.index] = line
-                    bar.update()
-            make_in_main(accelerator, lambda done=everywhere: _record(journal, done))
-            for _, message in everywhere:
-                if message:
-                    raise EagleEyeError(message)
-    return [lines[candidate.index] for candidate in candidates]
-
-
-def _record(journal: StudyJournal | None, found: Sequence[tuple[Finished | None, str]]) -> None:
-    assert journal is not None
-    for line, _ in found:
-        if line is not None:
-            journal.append(line)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the lines of each training among many."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 def weights_path(folder: Path, index: int) -> Path:
