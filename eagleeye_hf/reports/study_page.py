@@ -32,6 +32,7 @@ HEADS = {
         "spearman": "Spearman",
         "kendall": "Kendall",
         "top_half_spearman": "Spearman in the better half",
+        "loss_spearman": "Spearman with the test loss",
         "regret": "regret, points",
     },
     "comparators": {

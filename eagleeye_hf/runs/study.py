@@ -38,7 +38,7 @@ from eagleeye_hf.study.pool import POOL, Chosen, choose_subnets
 from eagleeye_hf.study.tuning import Tuner, Tuning, weights_path
 from eagleeye_hf.telling import say
 from eagleeye_hf.tracing.trace import trace_model
-from eagleeye_hf.training.config import FinetuneConfig, SizedFinetuneConfig
+from eagleeye_hf.training.config import FinetuneConfig
 
 JOURNAL, DETAILS, REPORT = "study.jsonl", "details.jsonl", "report"
 CHOOSING, TUNING, ANALYSING = "choosing", "fine-tuning", "analysing"
@@ -59,7 +59,7 @@ class StudyRunConfig:
     importance: ImportanceConfig = ImportanceConfig()
     match: MatchConfig = MatchConfig(match_steps=20)
     measuring: LatencyConfig = LatencyConfig()
-    finetune: SizedFinetuneConfig = SizedFinetuneConfig(epochs=3)
+    finetune: FinetuneConfig = FinetuneConfig(epochs=3, batch_size=64, lr=0.02)
     seed: Seed = 0
     """Of everything random."""
     output: str = "outputs/study"
@@ -119,9 +119,8 @@ def run_study(
     )
     material = make_material(score, draws)
     on_phase(TUNING)
-    finetune = config.finetune.settle(data.train.count())
-    tuner = Tuner(material, data, _tuning(config, finetune, run.path))
-    settings = _settings(config, finetune, score, data)
+    tuner = Tuner(material, data, _tuning(config, run.path))
+    settings = _settings(config, score, data)
 
     def look(candidate: Candidate) -> Details:
         return examine(material, candidate, weights_path(run.path, candidate.index))
@@ -139,11 +138,11 @@ def run_study(
     return StudyResult(folder=run.path / REPORT, findings=tuple(findings))
 
 
-def _tuning(config: StudyRunConfig, finetune: FinetuneConfig, folder: Path) -> Tuning:
+def _tuning(config: StudyRunConfig, folder: Path) -> Tuning:
     network = {"model": config.network.model, "weights": config.network.weights}
     images = image_identity(config.data, config.held_out, config.augmentation, config.seed)
     return Tuning(
-        finetune=finetune,
+        finetune=config.finetune,
         match=config.match,
         max_steps=config.study.max_steps,
         seed=config.seed,
@@ -156,7 +155,7 @@ def _tuning(config: StudyRunConfig, finetune: FinetuneConfig, folder: Path) -> T
 def _settings(config: StudyRunConfig, finetune: FinetuneConfig, score: AdaptiveBNScore, data: Splits) -> dict[str, Any]:
     """What a reader of the journal needs to know, and what must be the same where a study goes on."""
     graph = score.graph
-    steps = -(-data.train.count() // finetune.batch_size)
+    steps = -(-data.train.count() // config.finetune.batch_size)
     told: dict[str, Any] = {
         "model": config.network.model,
         "dataset": data.name,
@@ -168,7 +167,7 @@ def _settings(config: StudyRunConfig, finetune: FinetuneConfig, score: AdaptiveB
         "seed": config.seed,
         "compensated": score.compensate,
     }
-    return told | flat_dict(finetune) | flat_dict(config.match) | flat_dict(config.study) | score.fingerprint()
+    return told | flat_dict(config.finetune) | flat_dict(config.match) | flat_dict(config.study) | score.fingerprint()
 
 
 def _report(

@@ -35,8 +35,8 @@ def plan_study(model: nn.Module, data: Splits, config: StudyRunConfig, accelerat
 
 def predict_study(config: StudyRunConfig, counts: Counts, rates: Rates, processes: int = 1) -> tuple[Phase, ...]:
     """The parts of a study and how long each may take; nothing is loaded or run."""
-    search, study, keep = config.search, config.study, kept_part(config.search)
-    tuning = config.finetune.settle(counts.train)
+    search, study, tuning = config.search, config.study, config.finetune
+    keep = kept_part(search)
     budgets, held_out = len(search.budgets), counts.calibration + counts.holdout
     pass_seconds = (1.0 if rates.whole else keep) * rates.forward * OVERHEAD
     searches = len(set(study.comparators) - {"global"})
@@ -53,7 +53,7 @@ def predict_study(config: StudyRunConfig, counts: Counts, rates: Rates, processe
     return (
         Phase(
             name=CHOOSING,
-            what=f"{counted(budgets, 'budget')}, {study.subnets} random sub-nets each, {counted(searches, 'search')}",
+            what=f"{counted(budgets, 'budget')}, {study.subnets} random sub-nets each, {searches} searches beside",
             seconds=budgets * looked * held_out * pass_seconds / processes,
         ),
         Phase(

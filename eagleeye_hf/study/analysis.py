@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.study.details import Details
 from eagleeye_hf.study.journal import HOLDOUT, TEST, Finished
 from eagleeye_hf.study.pool import Choice
@@ -33,10 +35,15 @@ def subnet_rows(lines: Iterable[Finished], full: Mapping[str, int]) -> list[Row]
         row |= {name: line.mean(name) for name in line.scores}
         row["search loss"] = found.score.loss if found.score else None
         row |= {"test top-1": line.tuned[TEST].top1, "holdout top-1": line.tuned[HOLDOUT].top1}
-        row |= {"test loss": line.tuned[TEST].loss}
+        row |= {"test loss": line.tuned[TEST].loss, "test top-1 error": _error(line.tuned[TEST])}
         row |= {f"seconds {name}": value for name, value in line.seconds.items()}
         rows.append(row)
     return rows
+
+
+def _error(metrics: Metrics) -> float:
+    """The standard error of an accuracy, as that of a binomial."""
+    return math.sqrt(metrics.top1 * (1 - metrics.top1) / metrics.num_images)
 
 
 def pool_scores(pool: Sequence[Finished]) -> dict[str, np.ndarray]:
@@ -54,6 +61,7 @@ def pool_scores(pool: Sequence[Finished]) -> dict[str, np.ndarray]:
 def correlation_rows(pool: Sequence[Finished], budget: str) -> list[Row]:
     """How well each score of one budget's pool foretold the test accuracy after fine-tuning, the best first."""
     accuracy = 100 * np.array([line.tuned[TEST].top1 for line in pool])
+    certainty = -np.array([line.tuned[TEST].loss for line in pool])
     scores = pool_scores(pool)
     scores[TUNED] = np.array([line.tuned[HOLDOUT].top1 for line in pool])
     better = top_half(accuracy)
@@ -64,6 +72,7 @@ def correlation_rows(pool: Sequence[Finished], budget: str) -> list[Row]:
         for title, statistic in statistics.items():
             row |= _spread(title, estimate(statistic, values, accuracy))
         row |= _spread("top_half_spearman", estimate(spearman, values[better], accuracy[better]))
+        row |= _spread("loss_spearman", estimate(spearman, values, certainty))
         rows.append(row)
     rows.sort(key=lambda row: (row["spearman"] is None, -(row["spearman"] or 0.0), row["score"]))
     by_chance = float(accuracy.max() - accuracy.mean())

@@ -48,11 +48,12 @@ def spread(row: Row, name: str, digits: int = 2) -> str:
 def _describe_pool(pool: Sequence[Row]) -> str:
     top1 = [100 * row["test top-1"] for row in pool]
     params = [row["params_kept"] for row in pool]
-    macs = np.mean([row["macs_kept"] for row in pool])
+    macs, error = np.mean([row["macs_kept"] for row in pool]), np.mean([row["test top-1 error"] for row in pool])
     return (
         f"{len(pool)} random sub-nets with {macs:.1%} of the MACs and {min(params):.0%} to {max(params):.0%} of the "
         f"parameters fine-tune to {min(top1):.2f} to {max(top1):.2f}% on the test images (mean {np.mean(top1):.2f}, "
-        f"standard deviation {np.std(top1):.2f} points)."
+        f"standard deviation {np.std(top1):.2f} points; one accuracy has a standard error of {100 * error:.2f} by the "
+        "number of test images)."
     )
 
 
@@ -76,7 +77,9 @@ def _describe_claim(scores: dict[str, Row]) -> list[str]:
     return [
         f"{verdict}: accuracy with recomputed statistics ranks the fine-tuned accuracy with Spearman "
         f"{spread(adaptive, 'spearman')}, the loss with {spread(loss, 'spearman')}, accuracy with the old statistics "
-        f"with {spread(vanilla, 'spearman')}. Pearson: adaptive accuracy {spread(adaptive, 'pearson')}, vanilla "
+        f"with {spread(vanilla, 'spearman')}; with the loss after fine-tuning, which is less noisy than accuracy, "
+        f"{spread(adaptive, 'loss_spearman')}, {spread(loss, 'loss_spearman')} and {spread(vanilla, 'loss_spearman')}. "
+        f"Pearson: adaptive accuracy {spread(adaptive, 'pearson')}, vanilla "
         f"{spread(vanilla, 'pearson')}; {PAPER}.",
         f"Among the half that fine-tunes best, where a choice is made, the adaptive loss has Spearman "
         f"{spread(loss, 'top_half_spearman')}, vanilla accuracy {spread(vanilla, 'top_half_spearman')}.",
