@@ -25,19 +25,16 @@ def run(config: Config) -> None:
     """
     from accelerate import Accelerator
 
-    from eagleeye_hf.data.splits import open_splits
-    from eagleeye_hf.runs.config import check_held_out, split_arguments
+    from eagleeye_hf.runs.config import check_held_out
     from eagleeye_hf.runs.folder import check_output
-    from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runs.plan import Clock
-    from eagleeye_hf.runs.study import run_study
+    from eagleeye_hf.runs.study import open_study, run_study
     from eagleeye_hf.runs.study_plan import plan_study
 
     check_held_out(config.held_out)
     check_output(config.output, "study", finished=True)
     accelerator, clock = Accelerator(), None
-    model = load_model(config.network.model, config.network.weights, config.network.inputs)
-    data = open_splits(like=model, **split_arguments(config.data, config.held_out, config.augmentation, config.seed))
+    model, data = open_study(config)
     if accelerator.is_main_process:
         plan = plan_study(model.to(accelerator.device).eval(), data, config, accelerator)
         if config.dry_run:

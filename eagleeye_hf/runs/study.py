@@ -13,16 +13,19 @@ from torch import nn
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.configs import check_fields, flat_dict
 from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutConfig
-from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.data.source import open_source
+from eagleeye_hf.data.splits import Splits, find_classes, open_splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig
 from eagleeye_hf.reports.study_page import write_study
+from eagleeye_hf.runs.adapt import NEW, adapt_head
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
-from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, image_identity
+from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, image_identity, split_arguments
 from eagleeye_hf.runs.folder import RunFolder, open_run
+from eagleeye_hf.runs.models import load_model
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.runtime import find_runtime
@@ -77,6 +80,26 @@ class StudyResult:
     """Of the report, tables and figures."""
     findings: tuple[str, ...]
     """In sentences; in the main process."""
+
+
+def open_study(config: StudyRunConfig) -> tuple[nn.Module, Splits]:
+    """Load the network and open the dataset; where its classes are among the network's, those outputs are kept.
+
+    Raises:
+        EagleEyeError: something is missing or does not fit.
+    """
+    network, told = config.network, config.data
+    model = load_model(network.model, network.weights, network.inputs)
+    source = open_source(told.dataset, told.dataset_config, told.dataset_revision, told.streaming)
+    columns = {"image_column": told.image_column, "label_column": told.label_column}
+    model, head = adapt_head(model, find_classes(source, **columns, label_names=told.label_names))
+    if head == NEW:
+        raise EagleEyeError(
+            f"`model={network.model}` has other classes than `dataset={source.name}`, so its head has to be trained "
+            "first: `eagleeye compress` does that, and keeps the network in its folder as `full`; give that as MODEL"
+        )
+    arguments = split_arguments(told, config.held_out, config.augmentation, config.seed)
+    return model, open_splits(like=model, **arguments | {"dataset": source})
 
 
 def run_study(
@@ -152,7 +175,7 @@ def _tuning(config: StudyRunConfig, folder: Path) -> Tuning:
     )
 
 
-def _settings(config: StudyRunConfig, finetune: FinetuneConfig, score: AdaptiveBNScore, data: Splits) -> dict[str, Any]:
+def _settings(config: StudyRunConfig, score: AdaptiveBNScore, data: Splits) -> dict[str, Any]:
     """What a reader of the journal needs to know, and what must be the same where a study goes on."""
     graph = score.graph
     steps = -(-data.train.count() // config.finetune.batch_size)
