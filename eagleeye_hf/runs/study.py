@@ -153,7 +153,8 @@ def run_study(
     lines = divide_work(chosen.subnets, tuner, journal, accelerator, "sub-nets scored and fine-tuned")
     on_phase(ANALYSING)
     notebook = StudyJournal(run.path / DETAILS, settings, Details.from_dict) if main else None
-    details = divide_work(chosen.pool.candidates, look, notebook, accelerator, "sub-nets examined")
+    examined = chosen.pool.candidates[: len(config.search.budgets) * (config.study.examined or config.study.subnets)]
+    details = divide_work(examined, look, notebook, accelerator, "sub-nets examined")
     findings: list[str] = []
     with main_process_works():
         if main:
@@ -190,7 +191,8 @@ def _settings(config: StudyRunConfig, score: AdaptiveBNScore, data: Splits) -> d
         "seed": config.seed,
         "compensated": score.compensate,
     }
-    return told | flat_dict(config.finetune) | flat_dict(config.match) | flat_dict(config.study) | score.fingerprint()
+    study = {name: value for name, value in flat_dict(config.study).items() if name != "examined"}
+    return told | flat_dict(config.finetune) | flat_dict(config.match) | study | score.fingerprint()
 
 
 def _report(

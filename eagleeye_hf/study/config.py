@@ -23,6 +23,9 @@ class StudyConfig:
     """Parts into which the calibration images are divided; scores are averaged over them."""
     comparators: tuple[Comparator, ...] = ("random", "evolution", "global")
     """Methods of search of which the choice is fine-tuned beside the pool's uniform strategy."""
+    examined: Annotated[int, Within("[2, inf)")] | None = None
+    """Sub-nets per budget of which statistics, weights and scores on other numbers of images are looked at; None: all.
+    It may be another where a study goes on."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -32,12 +32,12 @@ def make_facts(
     """
     Args:
         settings: of the journal.
-        details: of the pool's sub-nets.
+        details: of the pool's sub-nets, or of some of each budget's.
         full: of the full network on the test images.
     """
     budgets = settings["budgets"]
     pools = [[lines[c.index] for c in _pool(chosen, number)] for number in range(len(budgets))]
-    seen = [[details[line.index] for line in pool] for pool in pools]
+    seen = [[details[line.index] for line in pool if line.index in details] for pool in pools]
     known = {candidate.index for candidate in chosen.pool.candidates}
     accuracy = {index: line.tuned[TEST].top1 for index, line in lines.items()}
     tables: dict[str, list[Row]] = {
