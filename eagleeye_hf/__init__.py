@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from eagleeye_hf.runs.quickstart import QuickstartConfig as QuickstartConfig
     from eagleeye_hf.runs.quickstart import run_quickstart as run_quickstart
     from eagleeye_hf.runs.recipe import run_recipe as run_recipe
+    from eagleeye_hf.runs.study import StudyResult as StudyResult
+    from eagleeye_hf.runs.study import StudyRunConfig as StudyRunConfig
+    from eagleeye_hf.runs.study import run_study as run_study
     from eagleeye_hf.runtimes.config import LatencyConfig as LatencyConfig
     from eagleeye_hf.runtimes.export import export_onnx as export_onnx
     from eagleeye_hf.runtimes.latency import measure_latency as measure_latency
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from eagleeye_hf.strategies.budget import Budget as Budget
     from eagleeye_hf.strategies.sampling import sample_strategies as sample_strategies
     from eagleeye_hf.strategies.strategy import Strategy as Strategy
+    from eagleeye_hf.study.config import StudyConfig as StudyConfig
     from eagleeye_hf.tracing.trace import trace_model as trace_model
     from eagleeye_hf.training.config import FinetuneConfig as FinetuneConfig
     from eagleeye_hf.training.finetune import finetune_model as finetune_model
@@ -89,6 +93,7 @@ _PLACES = {
     "runs.models": ("load_model",),
     "runs.quickstart": ("QuickstartConfig", "run_quickstart"),
     "runs.recipe": ("run_recipe",),
+    "runs.study": ("StudyResult", "StudyRunConfig", "run_study"),
     "runtimes.config": ("LatencyConfig",),
     "runtimes.export": ("export_onnx",),
     "runtimes.latency": ("measure_latency",),
@@ -99,6 +104,7 @@ _PLACES = {
     "strategies.budget": ("Budget",),
     "strategies.sampling": ("sample_strategies",),
     "strategies.strategy": ("Strategy",),
+    "study.config": ("StudyConfig",),
     "tracing.trace": ("trace_model",),
     "training.config": ("FinetuneConfig",),
     "training.finetune": ("finetune_model",),

@@ -17,6 +17,7 @@ COMMANDS = {
     "search": "find the best thin versions of a trained network under one or several budgets",
     "prune": "apply a strategy: slice, recompute BatchNorm statistics, save",
     "compare": "checkpoints side by side: top-1, milliseconds in every runtime at hand, MACs, parameters, file size",
+    "study": "check the method on your own data: which score foretells the accuracy after fine-tuning",
     "report": "draw what a search found, as PNG files and one HTML page",
     "finetune": "train a pruned network further, on the labels and on a teacher's outputs",
     "evaluate": "measure top-1, top-5 and cross-entropy on a dataset's test images",

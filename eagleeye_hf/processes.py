@@ -55,6 +55,25 @@ def main_process_works() -> Iterator[None]:
         _distributed().barrier(group=group)
 
 
+@contextmanager
+def alone() -> Iterator[Accelerator]:
+    """An accelerator with which this process works for itself, while the others do so beside it."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    states = [vars(PartialState()), vars(AcceleratorState())]
+    lone = {"distributed_type": DistributedType.NO, "num_processes": 1, "process_index": 0}
+    before = [{name: state[name] for name in lone} for state in states]
+    try:
+        for state in states:
+            state.update(lone)
+        yield Accelerator()
+    finally:
+        for state, values in zip(states, before, strict=True):
+            state.update(values)
+
+
 def make_in_main(accelerator: Accelerator | None, make: Callable[[], Made]) -> Made:
     """What the main process makes, however long it takes, in every process.
 

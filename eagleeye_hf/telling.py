@@ -12,6 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as plain_tqdm
 
+from eagleeye_hf.processes import is_main
+
 LOGGER = logging.getLogger("eagleeye_hf")
 LINE_SECONDS = 30.0
 """Between two lines of progress where there is no terminal."""
@@ -63,5 +65,6 @@ class _Lines(plain_tqdm):
 
 
 def progress_bar(*arguments: Any, **options: Any) -> plain_tqdm:
-    """`tqdm`, or a line now and then where the error stream is no terminal."""
+    """`tqdm`, or a line now and then where the error stream is no terminal; only the main process has any."""
+    options |= {} if is_main() else {"disable": True}
     return (tqdm if sys.stderr.isatty() else _Lines)(*arguments, **options)

@@ -20,11 +20,11 @@ from eagleeye_hf import (
     RunConfig,
     SearchConfig,
 )
-from eagleeye_hf.commands import evaluate, export, finetune, inspect, prune, push, report, search
+from eagleeye_hf.commands import evaluate, export, finetune, inspect, prune, push, report, search, study
 from eagleeye_hf.configs import Within, annotations_of, flat_dict
 from eagleeye_hf.runs.arguments import RUN_FILE, parse_config, settings_text
 
-COMMANDS = [evaluate, export, finetune, inspect, prune, push, report, search]
+COMMANDS = [evaluate, export, finetune, inspect, prune, push, report, search, study]
 
 
 @pytest.mark.parametrize(

@@ -117,34 +117,54 @@ def plan_job(
     model: nn.Module, data: Splits, config: RunConfig, notes: Sequence[str], accelerator: Accelerator | None = None
 ) -> Plan:
     """Count what a job will do, and time a few of its steps on the full network."""
+    counts, rates = count_and_time(model, data, accelerator)
+    phases = predict_phases(config, counts, rates, accelerator.num_processes if accelerator else 1)
+    title = f"{config.network.model} on {data.name} ({len(data.label_names)} classes), into {config.output}"
+    return make_plan(title, model, data, counts, phases, notes, accelerator)
+
+
+def count_and_time(model: nn.Module, data: Splits, accelerator: Accelerator | None = None) -> tuple[Counts, Rates]:
+    """The images of each split, and the seconds that a few steps of the full network take."""
     counts = Counts(
         train=data.train.count(),
         calibration=data.calibration.count(),
         holdout=data.holdout.count(),
         test=data.test.count(),
     )
-    device, processes = device_of(model), accelerator.num_processes if accelerator else 1
-    size = STEP_ON_GPU if device.type == "cuda" else STEP
+    size = STEP_ON_GPU if device_of(model).type == "cuda" else STEP
     started = time.perf_counter()
     images, labels = next(data.holdout.batches(2 * size))
     decode = (time.perf_counter() - started) / len(labels)
-    rates = time_steps(model, images, labels, decode, accelerator)
+    return counts, time_steps(model, images, labels, decode, accelerator)
+
+
+def make_plan(
+    title: str,
+    model: nn.Module,
+    data: Splits,
+    counts: Counts,
+    phases: tuple[Phase, ...],
+    notes: Sequence[str] = (),
+    accelerator: Accelerator | None = None,
+) -> Plan:
+    """What a plan says beside its phases."""
+    device = device_of(model)
     return Plan(
-        title=f"{config.network.model} on {data.name} ({len(data.label_names)} classes), into {config.output}",
+        title=title,
         images=(
             f"{counts.train:,} train, {counts.calibration:,} calibrate, {counts.holdout:,} score, "
             f"{counts.test:,} test (split {data.test.split})"
         ),
-        phases=predict_phases(config, counts, rates, processes),
+        phases=phases,
         notes=tuple(notes),
-        place=_place(device, processes),
-        gigabytes=_peak_gigabytes(device),
+        place=name_place(device, accelerator.num_processes if accelerator else 1),
+        gigabytes=peak_gigabytes(device),
     )
 
 
 def predict_phases(config: RunConfig, counts: Counts, rates: Rates, processes: int = 1) -> tuple[Phase, ...]:
     """The parts of a job and how long each may take; nothing is loaded or run."""
-    search, tuning, keep = config.search, config.finetune, _kept(config.search)
+    search, tuning, keep = config.search, config.finetune, kept_part(config.search)
     decode, phases = rates.decode / max(1, config.data.num_workers), list[Phase]()
 
     def add_training(name: str, epochs: int, rate: float, image: float) -> None:
@@ -157,7 +177,7 @@ def predict_phases(config: RunConfig, counts: Counts, rates: Rates, processes: i
         add_training(ADAPTATION, config.adapt.adapt_epochs, config.adapt.adapt_lr or tuning.lr, rates.train)
     if config.strategy is None:
         candidates = search.candidates or 0
-        images = _images_per_candidate(search) * (counts.calibration + counts.holdout)
+        images = images_per_candidate(search) * (counts.calibration + counts.holdout)
         each = images * (1.0 if rates.whole else keep) * rates.forward * OVERHEAD + EACH[rates.whole]
         seconds = candidates * each / processes + ONCE[rates.whole]
         if search.minutes:
@@ -240,7 +260,7 @@ class Clock:
         say(f"{here + 1} of {len(self.phases)}: {name}{rest}")
 
 
-def _images_per_candidate(search: SearchConfig) -> float:
+def images_per_candidate(search: SearchConfig) -> float:
     """The part of the images that a candidate sees on average."""
     last, num = len(search.stages) - 1, search.candidates or 1
     counts = [count_promoted(num, search.promote, stage) for stage in range(last)]
@@ -249,13 +269,13 @@ def _images_per_candidate(search: SearchConfig) -> float:
     return sum(count * part for count, part in zip(counts, parts, strict=True)) / num
 
 
-def _kept(search: SearchConfig) -> float:
+def kept_part(search: SearchConfig) -> float:
     """The part of the full network's work that a candidate does, as far as the budget tells."""
     limits = [limit.value for limit in search.budgets[0].limits.values() if limit.is_fraction]
     return min(limits, default=0.5)
 
 
-def _place(device: torch.device, processes: int) -> str:
+def name_place(device: torch.device, processes: int) -> str:
     several = f"{processes} x " if processes > 1 else ""
     if device.type == "cuda":
         return several + torch.cuda.get_device_name(device)
@@ -263,7 +283,7 @@ def _place(device: torch.device, processes: int) -> str:
     return f"{several}the CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
-def _peak_gigabytes(device: torch.device) -> float:
+def peak_gigabytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

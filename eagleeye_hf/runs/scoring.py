@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.memory import scoring_batch
 from eagleeye_hf.evaluation.objective import Agreement, Objective
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
-from eagleeye_hf.networks.running import device_of
+from eagleeye_hf.networks.running import Batch, device_of
 from eagleeye_hf.pruning.config import ImportanceConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 
@@ -38,13 +39,19 @@ class Settings(Protocol):
 
 
 def make_score(
-    model: nn.Module, graph: ChannelGraph, data: Splits, settings: Settings, accelerator: Accelerator | None = None
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Splits,
+    settings: Settings,
+    accelerator: Accelerator | None = None,
+    calibration: Sequence[Batch] | None = None,
 ) -> AdaptiveBNScore:
     """Scores by adaptive BatchNorm on the dataset's calibration and holdout images: by their labels or, without any, by
     the full network's outputs.
 
     Args:
         accelerator: its processes decode the images together.
+        calibration: instead of all calibration images.
     """
     objective: Objective | None = None
     batch = scoring_batch(model, graph.input_size)
@@ -57,7 +64,7 @@ def make_score(
     return AdaptiveBNScore(
         model,
         graph,
-        data.calibration.cached_batches(batch, **kept),
+        data.calibration.cached_batches(batch, **kept) if calibration is None else calibration,
         holdout,
         objective=objective,
         criterion=settings.importance.criterion,
