@@ -127,6 +127,8 @@ def run_study(
         run.write(RUN_FILE, settings_text(config))
         run.claim(JOURNAL, DETAILS, POOL, *config.study.comparators, "training", "weights")
     model = model.to(accelerator.device).eval()
+    if "size" in config.search.dimensions:
+        raise EagleEyeError("`dimensions`: a study changes widths and blocks; leave `size` out")
     graph = trace_model(model)
     draws = divide_draws(data.calibration.cached_batches(), config.study.draws)
     score = make_score(model, graph, data, config, calibration=draws[0])

@@ -103,6 +103,7 @@ class Tuner:
                 keep,
                 self.data.train,
                 self.tuning.match,
+                removed_blocks=strategy.removed_blocks,
                 accelerator=accelerator,
                 num_workers=self.tuning.num_workers,
             )

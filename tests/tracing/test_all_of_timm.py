@@ -1,4 +1,5 @@
-"""The whole of timm: whatever has a BatchNorm is traced, and what is removed from it is removed exactly."""
+"""The whole of timm: whatever has a BatchNorm is traced, and what is removed from it, channels and blocks, is removed
+exactly."""
 
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from eagleeye_hf import ChannelGraph, EagleEyeError, count_cost, slice_model, trace_model
-from tests.helpers import make_model, random_keep, silence
+from tests.helpers import make_model, random_blocks, random_keep, silence, silence_blocks, strategy_of
 
 LARGE = 250e6
 """Parameters above which float64 would take too much memory."""
@@ -50,13 +51,14 @@ def test_slicing_equals_silencing(name):
 def compare(model: nn.Module, graph: ChannelGraph, images: torch.Tensor) -> float:
     """Largest error of two thin versions, relative to the largest output."""
     errors = []
-    for seed, ratio in ((0, 0.5), (1, None)):
+    for seed, ratio, removed in ((0, 0.5, []), (1, None, random_blocks(graph, 1))):
         keep = random_keep(graph, seed, ratio)
-        thin = slice_model(model, graph, keep)
-        widths = [len(keep.get(group.name, range(group.channels))) for group in graph.groups]
-        assert count_cost(graph, widths).params == sum(p.numel() for p in thin.parameters())
+        thin = slice_model(model, graph, keep, removed)
+        strategy = strategy_of(graph, keep, removed)
+        assert count_cost(graph, strategy).params == sum(p.numel() for p in thin.parameters())
+        silenced = silence_blocks(silence(model, graph, keep), graph, removed)
         with torch.inference_mode():
-            result, expected = first(thin(images)), first(silence(model, graph, keep)(images))
+            result, expected = first(thin(images)), first(silenced(images))
         errors.append(float((result - expected).abs().max() / expected.abs().max()))
     return max(errors)
 
