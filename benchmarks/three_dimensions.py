@@ -5,7 +5,7 @@
     python -m benchmarks.three_dimensions table         # writes three_dimensions.md
 
 Needs ../shared (CIFAR-10 and Imagenette, weights of ResNet-56 and EfficientNet-Lite0). Each row is one `eagleeye
-compress`, with the same settings but for `--dimensions`: a search of 64 candidates, the repair without training, 200
+compress`, with the same settings but for `--dimensions`: a search of 64 candidates, the repair without training, 150
 steps without labels (`match_teacher`), and one epoch. Rows of a network are timed once more together at the end, in
 random turns, for milliseconds of different hours can't be compared.
 """
@@ -35,7 +35,7 @@ NETWORKS = {
     "resnet56_cifar": {
         "weights": SHARED / "models" / "resnet56_cifar10.safetensors",
         "data": SHARED / "data" / "cifar10",
-        "train": 12_000,
+        "train": 8_000,
         "options": "--calibration-images 1024 --holdout-images 2048 --batch-size 128 --lr 0.02",
     },
     "tf_efficientnet_lite0": {
@@ -45,7 +45,7 @@ NETWORKS = {
         "options": "--calibration-images 256 --holdout-images 512 --batch-size 32 --lr 0.01 --adapt-epochs 0",
     },
 }
-COMMON = "--candidates 64 --match-steps 200 --epochs 1 --threads 1 --divisor 8 --seed {seed}"
+COMMON = "--candidates 64 --match-steps 150 --epochs 1 --threads 1 --divisor 8 --seed {seed}"
 
 
 def take_part(name: str) -> Path:
