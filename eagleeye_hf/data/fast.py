@@ -5,7 +5,9 @@ It follows the same rule, to within a few levels at edges and a hundredth of a l
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,13 @@ from torchvision import transforms
 from torchvision.transforms.functional import center_crop
 
 from eagleeye_hf.data.images import ORIENTATION, upright_image
+
+try:  # the same pixels as PIL's, sooner; newer versions may be without it
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg, READ = None, {}
+else:
+    READ = {"RGB": ImageReadMode.RGB, "L": ImageReadMode.GRAY}
 
 KEPT_DETAIL = 2
 """Pixels per side, for each that is wanted, down to which the decoder of large JPEGs may leave out detail."""
@@ -43,7 +52,8 @@ class FastTransform:
         Returns:
             Bytes of shape `(channels, height, width)`.
         """
-        if image.getexif().get(ORIENTATION, 1) != 1:  # it has other sides than it says
+        turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
+        if turned:  # it has other sides than it says
             image = upright_image(image, self.mode)
         width, height = image.size
         box, wanted = (0, 0, width, height), _scaled(height, width, self.shorter)
@@ -54,13 +64,11 @@ class FastTransform:
             box, wanted = (left, top, left + columns, top + rows), self.size
         _leave_out_detail(image, min((box[3] - box[1]) / wanted[0], (box[2] - box[0]) / wanted[1]))
         scale = image.width / width
-        image = upright_image(image, self.mode)
+        pixels = _decode(image, self.mode, plain=not turned and scale == 1)
         if self.random_crop is not None:
             left, top, right, bottom = (round(side * scale) for side in box)
-            image = image.crop((left, top, right, bottom))
-        pixels = np.array(image)
-        found = torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)
-        found = F.interpolate(found[None], wanted, mode=self.interpolation, antialias=True)[0]
+            pixels = pixels[:, top:bottom, left:right]
+        found = F.interpolate(pixels[None], wanted, mode=self.interpolation, antialias=True)[0]
         if self.random_crop is None:
             found = center_crop(found, list(self.size))
         return found.flip(-1) if self.hflip and torch.rand(1) < self.hflip else found
@@ -79,6 +87,26 @@ def find_fast(transform: Any, mode: str, size: tuple[int, int]) -> FastTransform
     if type(first) is transforms.Resize and kinds == ["CenterCrop"] and isinstance(first.size, int):
         return FastTransform(shorter=first.size, **common)
     return None
+
+
+def _decode(image: Image.Image, mode: str, plain: bool) -> Tensor:
+    """Bytes of shape `(channels, height, width)`.
+
+    Args:
+        plain: whether the file holds what `image` says it does.
+    """
+    file = getattr(image, "fp", None)
+    if (
+        plain
+        and decode_jpeg is not None
+        and image.format == "JPEG"
+        and image.mode in READ
+        and isinstance(file, BytesIO)
+    ):
+        with suppress(RuntimeError):  # a broken file: PIL tells what is wrong with it
+            return decode_jpeg(torch.frombuffer(file.getbuffer(), dtype=torch.uint8), READ[mode])
+    pixels = np.array(upright_image(image, mode))
+    return torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)
 
 
 def _leave_out_detail(image: Image.Image, spare: float) -> None:
