@@ -31,7 +31,7 @@ from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.study.config import StudyConfig
+from eagleeye_hf.study.config import EXTENSIBLE, StudyConfig
 from eagleeye_hf.study.details import Details, examine
 from eagleeye_hf.study.dividing import divide_work
 from eagleeye_hf.study.facts import make_facts
@@ -191,7 +191,7 @@ def _settings(config: StudyRunConfig, score: AdaptiveBNScore, data: Splits) -> d
         "seed": config.seed,
         "compensated": score.compensate,
     }
-    study = {name: value for name, value in flat_dict(config.study).items() if name != "examined"}
+    study = {name: value for name, value in flat_dict(config.study).items() if name not in EXTENSIBLE}
     return told | flat_dict(config.finetune) | flat_dict(config.match) | study | score.fingerprint()
 
 
