@@ -18,7 +18,7 @@ from eagleeye_hf.data.splits import Splits, find_classes, open_splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
-from eagleeye_hf.processes import main_process_works
+from eagleeye_hf.processes import main_process_works, make_in_main
 from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig
 from eagleeye_hf.reports.study_page import write_study
 from eagleeye_hf.runs.adapt import NEW, adapt_head
@@ -35,7 +35,7 @@ from eagleeye_hf.study.config import EXTENSIBLE, StudyConfig
 from eagleeye_hf.study.details import Details, examine
 from eagleeye_hf.study.dividing import divide_work
 from eagleeye_hf.study.facts import make_facts
-from eagleeye_hf.study.journal import Finished, StudyJournal
+from eagleeye_hf.study.journal import Finished, StudyJournal, check_candidates
 from eagleeye_hf.study.material import Material, divide_draws, make_material
 from eagleeye_hf.study.pool import POOL, Chosen, choose_subnets
 from eagleeye_hf.study.tuning import Tuner, Tuning, weights_path
@@ -150,6 +150,7 @@ def run_study(
 
     main = accelerator.is_main_process
     journal = StudyJournal(run.path / JOURNAL, settings, Finished.from_dict) if main else None
+    make_in_main(accelerator, lambda: check_candidates(journal.lines if journal else {}, chosen.subnets))
     lines = divide_work(chosen.subnets, tuner, journal, accelerator, "sub-nets scored and fine-tuned")
     on_phase(ANALYSING)
     notebook = StudyJournal(run.path / DETAILS, settings, Details.from_dict) if main else None
