@@ -18,7 +18,7 @@ from eagleeye_hf.data.splits import Splits, find_classes, open_splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
-from eagleeye_hf.processes import main_process_works
+from eagleeye_hf.processes import main_process_works, make_in_main
 from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig
 from eagleeye_hf.reports.study_page import write_study
 from eagleeye_hf.runs.adapt import NEW, adapt_head
@@ -31,11 +31,11 @@ from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.study.config import StudyConfig
+from eagleeye_hf.study.config import EXTENSIBLE, StudyConfig
 from eagleeye_hf.study.details import Details, examine
 from eagleeye_hf.study.dividing import divide_work
 from eagleeye_hf.study.facts import make_facts
-from eagleeye_hf.study.journal import Finished, StudyJournal
+from eagleeye_hf.study.journal import Finished, StudyJournal, check_candidates
 from eagleeye_hf.study.material import Material, divide_draws, make_material
 from eagleeye_hf.study.pool import POOL, Chosen, choose_subnets
 from eagleeye_hf.study.tuning import Tuner, Tuning, weights_path
@@ -152,6 +152,7 @@ def run_study(
 
     main = accelerator.is_main_process
     journal = StudyJournal(run.path / JOURNAL, settings, Finished.from_dict) if main else None
+    make_in_main(accelerator, lambda: check_candidates(journal.lines if journal else {}, chosen.subnets))
     lines = divide_work(chosen.subnets, tuner, journal, accelerator, "sub-nets scored and fine-tuned")
     on_phase(ANALYSING)
     notebook = StudyJournal(run.path / DETAILS, settings, Details.from_dict) if main else None
@@ -193,7 +194,7 @@ def _settings(config: StudyRunConfig, score: AdaptiveBNScore, data: Splits) -> d
         "seed": config.seed,
         "compensated": score.compensate,
     }
-    study = {name: value for name, value in flat_dict(config.study).items() if name != "examined"}
+    study = {name: value for name, value in flat_dict(config.study).items() if name not in EXTENSIBLE}
     return told | flat_dict(config.finetune) | flat_dict(config.match) | study | score.fingerprint()
 
 

@@ -9,6 +9,9 @@ from eagleeye_hf.configs import Within, check_fields
 
 Count = Annotated[int, Within("[1, inf)")]
 Comparator = Literal["random", "evolution", "global"]
+COMPARATORS: tuple[Comparator, ...] = ("random", "evolution", "global")
+EXTENSIBLE = ("subnets", "comparators", "examined")
+"""Settings that may be others where a study goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +19,17 @@ class StudyConfig:
     """How many sub-nets are scored and fine-tuned, and what their scores are worth in searches."""
 
     subnets: Annotated[int, Within("[3, inf)")] = 24
-    """Random sub-nets per budget that are scored and fine-tuned, the uniform one among them."""
+    """Random sub-nets per budget that are scored and fine-tuned, the uniform one among them; a finished study goes on
+    with more."""
     max_steps: Count | None = None
     """Steps of each epoch of fine-tuning at most, every epoch on other images; None: all."""
     draws: Count = 2
     """Parts into which the calibration images are divided; scores are averaged over them."""
-    comparators: tuple[Comparator, ...] = ("random", "evolution", "global")
+    comparators: tuple[Comparator, ...] = COMPARATORS
     """Methods of search of which the choice is fine-tuned beside the pool's uniform strategy."""
     examined: Annotated[int, Within("[2, inf)")] | None = None
-    """Sub-nets per budget of which statistics, weights and scores on other numbers of images are looked at; None: all.
-    It may be another where a study goes on."""
+    """Sub-nets per budget of which statistics, weights and scores on other numbers of images are looked at; None:
+    all."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -73,6 +73,20 @@ class Finished:
             tuned={name: Metrics(**values) for name, values in data["tuned"].items()},
             seconds=dict(data["seconds"]),
         )
+
+
+def check_candidates(lines: Mapping[int, Finished], candidates: Sequence[Candidate]) -> None:
+    """
+    Raises:
+        EagleEyeError: what is on record was found out about other sub-nets than these.
+    """
+    for candidate in candidates:
+        line = lines.get(candidate.index)
+        if line is not None and line.candidate.strategy != candidate.strategy:
+            raise EagleEyeError(
+                f"sub-net {candidate.index} on record is another than the one drawn now, as where `divisor=auto` was "
+                "measured anew; give the divisor as a number, or choose another folder"
+            )
 
 
 class StudyJournal(Generic[Line]):

@@ -11,12 +11,15 @@ from accelerate import Accelerator
 
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.search.candidate import Candidate
-from eagleeye_hf.search.config import Method, SearchConfig
+from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.search.run import run_search
+from eagleeye_hf.study.config import COMPARATORS, Comparator
 
 POOL = "pool"
+OTHERS = 10_000
+"""The first index of sub-nets that are not in the pool, so that a pool can grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Chosen:
     pool: SearchResult
     """Random strategies, the uniform one first, scored as the search scores its leaders: on all images."""
     others: tuple[Candidate, ...]
-    """Choices of methods that are not in the pool; they have indices of their own."""
+    """Choices of methods that are not in the pool."""
     choices: tuple[Choice, ...]
 
     @property
@@ -55,7 +58,7 @@ def choose_subnets(
     score: AdaptiveBNScore,
     config: SearchConfig,
     num: int,
-    methods: Sequence[Method],
+    methods: Sequence[Comparator],
     *,
     seed: int,
     output: Path,
@@ -71,7 +74,7 @@ def choose_subnets(
     """
     told: dict[str, Any] = {"seed": seed, "fingerprint": score.fingerprint(), "accelerator": accelerator}
     all_images = replace(config, method="random", candidates=num, minutes=None, stages=(1.0,))
-    pool = run_search(score, score.graph, all_images, output=output / POOL, **told)
+    pool = run_search(score, score.graph, all_images, output=output / POOL / str(num), **told)
     known = {(c.budget, c.strategy): c for c in pool.candidates}
     others: list[Candidate] = []
     choices = [
@@ -84,7 +87,7 @@ def choose_subnets(
         for budget in range(len(config.budgets)):
             best = _named(found, budget) if method == "global" else found.best_of(budget)
             if (budget, best.strategy) not in known:
-                index = len(pool.candidates) + len(others)
+                index = OTHERS + COMPARATORS.index(method) * len(config.budgets) + budget
                 others.append(replace(best, index=index, origin=method))
                 known[budget, best.strategy] = others[-1]
             scored = [c for c in found.candidates if c.budget == budget]

@@ -10,9 +10,6 @@ from torch import nn
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.study.material import Material
 
-MEASURES = ("top-1", "loss", "divergence")
-VARIANTS = ("vanilla", "adaptive", "compensated", "matched")
-"""Old statistics, recomputed ones, readers repaired by least squares too, layers trained without labels after that."""
 SEARCH, MACS, PARAMS = "search", "MACs", "parameters"
 """The score by which the search ranks, and two that know nothing of the weights."""
 
@@ -26,6 +23,9 @@ def score_subnet(
     material: Material, strategy: Strategy, match: Callable[[nn.Module, Strategy], nn.Module] | None
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Scores by name, one number per draw; and the seconds that each variant took, per draw.
+
+    Variants are vanilla (old statistics), adaptive (recomputed ones), compensated (readers repaired by least squares
+    too) and matched (layers trained without labels after that).
 
     Args:
         match: trains the compensated network's layers for a few steps without labels; None leaves that out.

@@ -160,6 +160,19 @@ def test_a_finished_study_trains_nothing_again(finished, inputs, tmp_path, monke
     assert outcomes(tmp_path / "study") == outcomes(finished)
 
 
+def test_a_finished_study_goes_on_with_more_sub_nets(finished, inputs, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "study")
+    real, trained = tuning.finetune_model, []
+    monkeypatch.setattr(tuning, "finetune_model", lambda *a, **o: trained.append(1) or real(*a, **o))
+    flags = ["--subnets", "4", "--comparators", "evolution", "--examined", "2"]
+    assert main(["study", *inputs, *FLAGS, *flags, "--output", str(tmp_path / "study")]) == 0
+    assert len(trained) == 1
+    pool = [row for row in table(tmp_path / "study", "subnets") if row["in_pool"] == "True"]
+    before = [row for row in table(finished, "subnets") if row["in_pool"] == "True"]
+    assert len(pool) == 4
+    assert pool[:3] == before
+
+
 def test_other_settings_are_refused(finished, inputs, capsys):
     command = ["study", *inputs, *FLAGS, "--output", str(finished)]
     code, _, err = run_command(capsys, *command, "--lr", "0.5")
