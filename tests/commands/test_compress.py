@@ -117,7 +117,19 @@ def test_blocks_and_a_smaller_image_go_through_the_whole_job(inputs, tmp_path, c
 
 def test_a_search_in_three_dimensions_ends_in_a_network(inputs, tmp_path, capsys):
     folder = tmp_path / "run"
-    flags = ["--dimensions", "width", "depth", "size", "--image-sizes", "24", "32", "--epochs", "0", "--candidates", "6"]
+    flags = [
+        "--dimensions",
+        "width",
+        "depth",
+        "size",
+        "--image-sizes",
+        "24",
+        "32",
+        "--epochs",
+        "0",
+        "--candidates",
+        "6",
+    ]
     code, _, err = run_command(capsys, "compress", *inputs, *FLAGS, *flags, "--output", str(folder))
     assert code == 0, err
     origins = [candidate.origin for candidate in read_journal(folder).candidates]
