@@ -105,15 +105,13 @@ def gather_parts(accelerator: Accelerator | None, make: Callable[[], Made]) -> l
     """
     if accelerator is None or accelerator.num_processes == 1:
         return [make()]
-    made, message = None, ""
-    with main_process_works():
-        try:
-            made = make()
-        except EagleEyeError as error:
-            message = str(error)
-    from accelerate.utils import gather_object
-
-    parts = gather_object([(made, message)])
+    made, message, group = None, "", patient_group()
+    try:
+        made = make()
+    except EagleEyeError as error:
+        message = str(error)
+    parts: list[Any] = [None] * accelerator.num_processes
+    _distributed().all_gather_object(parts, (made, message), group=group)
     failed = next((told for _, told in parts if told), "")
     if failed:
         raise EagleEyeError(failed)

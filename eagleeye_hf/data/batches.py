@@ -135,11 +135,9 @@ class Decoder:
 
 def _stack(images: Sequence[Tensor | np.ndarray]) -> Tensor:
     """A batch with its channels innermost in memory, as decoders have them."""
-    return (
-        torch.stack([torch.as_tensor(image).permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-        if images
-        else torch.empty(0)
-    )
+    if not images:
+        return torch.empty(0)
+    return torch.stack([torch.as_tensor(image).permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 @contextmanager
@@ -196,18 +194,23 @@ class Reader:
 
     def read_plan(self, plan: Iterable[np.ndarray], seed: int | None) -> Iterator[Decoded]:
         """These batches of rows with random access."""
-        self._plan.items = [(indices, seed) for indices in plan]
+        self.busy, self._plan.items = True, [(indices, seed) for indices in plan]
         return self._pass()
 
     def read_stream(self, seed: int | None, portion: Portion) -> Iterator[Decoded]:
         """A stream; micro-batches that are done already are passed over without decoding."""
         assert isinstance(self._dataset, _Streamed)
+        self.busy = True
         self._dataset.tell(seed, portion)
-        done, number, ended = portion.start * portion.micro_batches, 0, set[int]()
+        return self._in_turns(portion.start * portion.micro_batches)
+
+    def _in_turns(self, done: int) -> Iterator[Decoded]:
+        """Batches of workers that take turns to the very end, so that their order does not depend on time."""
+        number, ended, workers = 0, set[int](), max(1, self.num_workers)
         for turn, batch in enumerate(self._pass()):
-            if batch.over:  # workers take turns to the end, so that their order does not depend on time
-                ended.add(turn % max(1, self.num_workers))
-                if len(ended) == max(1, self.num_workers):
+            if batch.over:
+                ended.add(turn % workers)
+                if len(ended) == workers:
                     return
                 continue
             if batch.failure or number >= done:
@@ -215,7 +218,6 @@ class Reader:
             number += 1
 
     def _pass(self) -> Iterator[Decoded]:
-        self.busy = True
         try:
             with _many_workers():
                 decoded = iter(self._loader)

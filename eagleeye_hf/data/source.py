@@ -185,7 +185,7 @@ def _explain(causes: tuple[BaseException, ...]) -> str:
 def _remedy(dataset: str | Path, causes: tuple[BaseException, ...]) -> str:
     numbers, kinds = {_number_of(error) for error in causes}, {type(error).__name__ for error in causes}
     if numbers & FULL or any("disk space" in str(error) for error in causes):
-        return "free some space, put the cache elsewhere with HF_HOME, or read it as a stream (`--streaming True`)"
+        return "free some space, or put the cache elsewhere with HF_HOME, or read it as a stream (`--streaming True`)"
     if numbers & FORBIDDEN:
         return "see to it that the folder can be read and the cache written, or put the cache elsewhere with HF_HOME"
     if Path(dataset).exists():
