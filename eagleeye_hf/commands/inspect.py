@@ -16,7 +16,7 @@ from eagleeye_hf.configs import check_fields
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.runs.config import NetworkConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
-from eagleeye_hf.strategies.files import read_strategy, strategy_from
+from eagleeye_hf.strategies.files import read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -47,17 +47,14 @@ class Config:
 
 def run(config: Config) -> None:
     """Show the channel groups of a network: what can go, what it costs, what stays and why."""
-    from eagleeye_hf.networks.description import describe_input
-    from eagleeye_hf.runs.models import load_model, open_model
+    from eagleeye_hf.runs.models import load_model, open_model, trace_kept
     from eagleeye_hf.runtimes.runtime import find_runtime
-    from eagleeye_hf.tracing.trace import trace_model
 
     name, weights = config.network.model, config.network.weights
     inputs = config.network.inputs
     model, kept = (load_model(name, weights, inputs), {}) if weights else open_model(name, inputs)
-    size = describe_input(model)
-    graph = trace_model(model, size)
-    strategy = strategy_from(graph, kept, f"`model={name}`") if kept else Strategy(graph.widths)
+    graph, strategy = trace_kept(model, kept, f"`model={name}`")
+    size = graph.input_size
     if config.strategy:
         strategy = read_strategy(graph, config.strategy)
     rows = summarise_groups(graph, strategy.widths, strategy.removed_blocks)

@@ -80,6 +80,7 @@ def run(config: Config) -> None:
         "widths": named_widths(graph, strategy),
         "removed_blocks": list(strategy.removed_blocks),
         "image_size": strategy.image_size,
+        "full_input_size": list(graph.input_size),
         "holdout_metrics": scores,
         "strategy": read_origin(config.strategy),
         "config": hide_paths(flat_dict(config)),

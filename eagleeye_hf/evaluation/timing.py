@@ -10,7 +10,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.pruning.importance import Importance
 from eagleeye_hf.runtimes.latency import Latency, compare_programs, draw_images
 from eagleeye_hf.runtimes.runtime import Loader, Program, Runtime
-from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.strategies.strategy import Strategy, input_size_of
 
 
 class StrategyTimer:
@@ -18,14 +18,13 @@ class StrategyTimer:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, importance: Importance, runtime: Runtime) -> None:
         self.model, self.graph, self.importance, self.runtime = model, graph, importance, runtime
-        self._loaders: dict[int, Loader] = {}
+        self._loaders: dict[tuple[int, int, int], Loader] = {}
 
     def load(self, strategy: Strategy) -> Program:
         """The thin network, ready to run on images of its size."""
-        size = strategy.image_size or self.graph.image_size
+        size = input_size_of(self.graph, strategy)
         if size not in self._loaders:
-            own = self.graph.input_size
-            images = draw_images(self.runtime, own if size == own[1] else (own[0], size, size))
+            images = draw_images(self.runtime, size)
             self._loaders[size] = self.runtime.load_thin(self.model, self.graph, images)
         return self._loaders[size](self.importance.choose(strategy.widths), strategy.removed_blocks)
 

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.errors import EagleEyeError
@@ -26,10 +25,9 @@ from eagleeye_hf.runs.compress import TRAINING, publish_run, test_model
 from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arguments
 from eagleeye_hf.runs.folder import check_output, open_run
 from eagleeye_hf.runs.measuring import measure_result
-from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model
+from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model, trace_kept
 from eagleeye_hf.runs.result import curve_points
-from eagleeye_hf.strategies.strategy import Strategy
-from eagleeye_hf.tracing.trace import trace_model
+from eagleeye_hf.strategies.strategy import input_size_of
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 from eagleeye_hf.training.state import check_shared
 
@@ -116,14 +114,14 @@ def _facts(
 ) -> CardFacts:
     base, kept = open_model(config.network.model)
     base, trained = base.eval(), trained.cpu()
-    graph: ChannelGraph = trace_model(base)
+    graph, strategy = trace_kept(base, kept, f"`model={config.network.model}`")
     local = config.network.weights is not None
     told = (history.get("config") or {}).get("license") or find_license(getattr(base, "pretrained_cfg", None), local)
     training = config.finetune
     return CardFacts(
         base=history.get("base_model", config.network.model),
         graph=graph,
-        strategy=Strategy(tuple(kept.get(group.name, group.channels) for group in graph.groups)),
+        strategy=strategy,
         dataset=data.name,
         dataset_revision=data.revision,
         metrics=metrics,
@@ -133,7 +131,9 @@ def _facts(
         holdout_images=data.holdout.count(),
         training_curve=curve_points(curve),
         file_bytes=(state_bytes(base), state_bytes(trained)),
-        latency=measure_result(base, trained, graph.input_size, config.measuring),
+        latency=measure_result(
+            base, trained, graph.input_size, config.measuring, thin_size=input_size_of(graph, strategy)
+        ),
         settings={
             **_made(history),
             "epochs": training.epochs,

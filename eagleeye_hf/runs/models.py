@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
+from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError, describe_error
 from eagleeye_hf.evaluation.batchnorm import batch_norms
 from eagleeye_hf.networks.config import InputConfig
+from eagleeye_hf.networks.description import describe_input
 from eagleeye_hf.networks.load import adjust_input, check_name, load_from_file, load_pretrained
 from eagleeye_hf.publishing.checkpoint import from_pretrained
 from eagleeye_hf.publishing.config import ARCHITECTURE, CONFIG, base_args, read_config
 from eagleeye_hf.publishing.download import download_config
 from eagleeye_hf.publishing.rebuild import build_thin
+from eagleeye_hf.strategies.files import strategy_from
+from eagleeye_hf.strategies.strategy import Strategy
+from eagleeye_hf.tracing.trace import trace_model
 
+MAX_SIDE = 4096
+"""Of images that a checkpoint may tell."""
 LOCAL = "local-dir:"
 """What timm writes before folders."""
 
@@ -75,17 +83,20 @@ def is_ours(folder: Path) -> bool:
 
 def open_model(name: str, inputs: InputConfig | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A network to look at, weights not needed; for a checkpoint its base, and the strategy that made it of that: its
-    widths by the names of groups, and its removed blocks."""
+    widths by the names of groups, its removed blocks, and its image size where that is not the base's."""
     inputs, folder = inputs or InputConfig(), find_checkpoint(name)
     config = read_config(folder) if folder else {}
     widths = config.get("eagleeye", {}).get("widths")
     if widths:
         arguments = config["model_args"]
         shape = {"num_classes": config["num_classes"], "in_chans": arguments.get("in_chans", 3)}
-        shape["pretrained_cfg_overlay"] = config["pretrained_cfg"]  # the size of an image too
+        told = _whole_size(config["eagleeye"])
+        kept = {"widths": widths, "removed_blocks": arguments.get("removed_blocks", [])}
+        kept |= {"image_size": config["pretrained_cfg"]["input_size"][-1]} if told else {}
+        shape["pretrained_cfg_overlay"] = config["pretrained_cfg"] | told  # the size of an image too
         fused = bool(arguments.get("fused"))
         model = build_thin(arguments["base"], {}, base_args(arguments), fused=fused, **shape)
-        return adjust_input(model, inputs), {"widths": widths, "removed_blocks": arguments.get("removed_blocks", [])}
+        return adjust_input(model, inputs), kept
     if _folder_of(name) is not None:
         return load_model(name, None, inputs), {}
     check_name(name)
@@ -95,6 +106,25 @@ def open_model(name: str, inputs: InputConfig | None = None) -> tuple[nn.Module,
     except Exception as error:  # timm and the Hub raise many kinds
         raise EagleEyeError(f"`model={name}` can't be opened ({describe_error(error)})") from error
     return adjust_input(model, inputs), {}
+
+
+def _whole_size(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The images of the full network, where a checkpoint of smaller ones tells them; it may come from strangers."""
+    size = provenance.get("full_input_size")
+    if not provenance.get("image_size") or not isinstance(size, list) or len(size) != 3:
+        return {}
+    return {"input_size": tuple(size)} if all(type(side) is int and 0 < side <= MAX_SIDE for side in size) else {}
+
+
+def trace_kept(model: nn.Module, kept: Mapping[str, Any], place: str) -> tuple[ChannelGraph, Strategy]:
+    """The graph and the strategy of what `open_model` gives; the full network's where nothing was pruned.
+
+    Args:
+        place: what to call the checkpoint in messages.
+    """
+    size = kept.get("image_size")
+    graph = trace_model(model, describe_input(model), image_sizes=() if size is None else (size,))
+    return graph, strategy_from(graph, kept, place) if kept else Strategy(graph.widths)
 
 
 def find_checkpoint(name: str) -> Path | None:

@@ -26,7 +26,7 @@ from eagleeye_hf.runs.folder import SAVED, RunFolder
 from eagleeye_hf.runs.int8 import test_int8
 from eagleeye_hf.runs.measuring import judge_latency, measure_result
 from eagleeye_hf.runtimes.runtime import find_runtime
-from eagleeye_hf.strategies.strategy import Strategy, named_widths
+from eagleeye_hf.strategies.strategy import Strategy, input_size_of, named_widths
 from eagleeye_hf.telling import warn
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.finetune import EpochRecord
@@ -65,9 +65,8 @@ def save_result(
     Args:
         images: as the full network sees them, and as the result does.
     """
-    data, size = images[0], measured.strategy.image_size
-    pruned, thin_size = pruned.to(accelerator.device).eval(), graph.input_size
-    thin_size = thin_size if size is None else (thin_size[0], size, size)
+    data, thin_size = images[0], input_size_of(graph, measured.strategy)
+    pruned = pruned.to(accelerator.device).eval()
     latency = measure_result(model, pruned, graph.input_size, config.measuring, thin_size=thin_size)
     int8 = {}
     if config.measuring.int8:
@@ -103,6 +102,7 @@ def save_result(
         "widths": named_widths(graph, measured.strategy),
         "removed_blocks": list(measured.strategy.removed_blocks),
         "image_size": measured.strategy.image_size,
+        "full_input_size": list(graph.input_size),
         "metrics": {step: found.to_dict() for step, found in measured.metrics.items()},
         "holdout_metrics": {step: found.to_dict() for step, found in measured.steps.items()},
         "labelled": data.labelled,

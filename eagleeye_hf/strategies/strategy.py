@@ -83,6 +83,12 @@ def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes))
 
 
+def input_size_of(graph: ChannelGraph, strategy: Strategy) -> tuple[int, int, int]:
+    """(channels, height, width) of an image of the thin network."""
+    size = strategy.image_size
+    return graph.input_size if size is None else (graph.input_size[0], size, size)
+
+
 def named_widths(graph: ChannelGraph, strategy: Strategy) -> dict[str, int]:
     """Channels kept per name of a prunable group that is there, as files for people and other versions hold them."""
     gone = graph.gone_groups(strategy.removed_blocks)

@@ -109,7 +109,8 @@ def test_blocks_and_a_smaller_image_go_through_the_whole_job(inputs, tmp_path, c
     assert json.loads(out)["top1"] == pytest.approx(config["eagleeye"]["metrics"]["fine-tuned"]["top1"], abs=1e-6)
     code, out, _ = run_command(capsys, "inspect", str(folder), "--json")
     told = json.loads(out)
-    assert told["kept"]["params"] == count_cost(graph, chosen).params
+    assert told["kept"] == count_cost(graph, chosen)._asdict()
+    assert told["full"] == count_cost(graph, graph.widths)._asdict()
     assert [b["name"] for b in told["blocks"] if b["removed"]] == list(chosen.removed_blocks)
     code, _, err = run_command(capsys, "export", str(folder), "--output", str(tmp_path / "thin.onnx"))
     assert code == 0, err
