@@ -98,7 +98,7 @@ class StreamRows:
 
     def divided(self, parts: int, workers: int = 1) -> StreamRows:
         """The same rows in finer shards, where there are too few for so many readers: a parquet file by row groups."""
-        if parts * workers == 1 or self.dataset.num_shards >= parts * max(workers, SHARDS_EACH):
+        if self.dataset.num_shards >= parts * max(1, workers, SHARDS_EACH if parts > 1 else 1):
             return self
         if self._finer is None:
             self._finer = copy.copy(self)

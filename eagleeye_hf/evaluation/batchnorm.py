@@ -90,6 +90,10 @@ def recalibrate_bn(
     warn_of_frozen(model)
     if momentum is not None and not 0 <= momentum < 1:
         raise EagleEyeError(f"`momentum` is the weight of the old statistics, in [0, 1), or None; got {momentum}")
+    if momentum is not None and accelerator is not None:
+        raise EagleEyeError(
+            f"`momentum={momentum}` goes by the order of batches, which processes can't share; give None"
+        )
     if dtype_of(model) in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(device_of(model).type):
         precise = recalibrate_bn(copy.deepcopy(model).float(), batches, momentum, accelerator)
         for layer, same in zip(layers, batch_norms(precise), strict=True):
@@ -109,7 +113,6 @@ def _collect(
     momentum: float | None,
     accelerator: Accelerator | None,
 ) -> None:
-    assert accelerator is None or momentum is None, "an average that depends on the order of batches is not shared out"
     moments = {layer: _Moments(layer) for layer in layers} if momentum is None else {}
     handles = [layer.register_forward_hook(moments[layer].add) for layer in moments]
     momenta = {layer: layer.momentum for layer in layers}

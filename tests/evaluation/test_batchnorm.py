@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
 from timm.utils import freeze
 from torch import nn
@@ -189,3 +190,26 @@ def test_synchronised_layers_wait_for_nobody():
     with torch.no_grad():
         found, expected = recalibrate_bn(act, [images])(images), recalibrate_bn(same, [images])(images)
     torch.testing.assert_close(found, expected)  # timm has its activation in the layer
+
+
+def test_processes_pool_what_their_batches_tell(monkeypatch):
+    """Each with its part, of different sizes, they have the statistics that one process has of all batches."""
+    batches = [torch.randn(size, 3, 32, 32) * size for size in (4, 6, 3, 5)]
+    expected = recalibrate_bn(make_model("resnet20_cifar"), batches).state_dict()
+    some = recalibrate_bn(make_model("resnet20_cifar"), batches[1:]).state_dict()
+    told = []
+
+    def gather(accelerator, make):
+        told.append(make())
+        return list(told)
+
+    monkeypatch.setattr("eagleeye_hf.evaluation.batchnorm.gather_parts", gather)
+    recalibrate_bn(make_model("resnet20_cifar"), batches[:1], accelerator=Accelerator())
+    found = recalibrate_bn(make_model("resnet20_cifar"), batches[1:], accelerator=Accelerator()).state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+    told[:] = [told[1]]
+    alone = recalibrate_bn(make_model("resnet20_cifar"), [], accelerator=Accelerator()).state_dict()
+    torch.testing.assert_close(alone["bn1.running_var"], some["bn1.running_var"])
+    with pytest.raises(EagleEyeError, match="goes by the order of batches"):
+        recalibrate_bn(make_model("resnet20_cifar"), batches, 0.9, Accelerator())
