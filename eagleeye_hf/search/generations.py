@@ -148,14 +148,12 @@ class Search:
         ]
 
     def _parents(self, budget: int, generation: int) -> list[Strategy]:
-        """The best of what a generation is made of, by the score of the last stage that it knows of each."""
+        """The best of what a generation is made of, by the loss at the last stage that it knows of each: those of a
+        further stage are no better for that, and older."""
         known = {line.index: line for line in self._known(generation)}
-        ranked = [
-            (-line.score.num_images, line.score.loss, line.index, line.candidate.strategy)
-            for line in known.values()
-            if line.score and line.candidate.budget == budget
-        ]
-        return [entry[-1] for entry in sorted(ranked, key=lambda entry: entry[:3])]
+        own = [line for line in known.values() if line.candidate.budget == budget]
+        ranked = sorted((line.score.loss, line.index) for line in own if line.score)
+        return [known[index].candidate.strategy for _, index in ranked]
 
     def _is_over(self, generation: int) -> bool:
         """Whether the minutes are over that what a generation is made of took, and that the last stage will take."""
