@@ -47,13 +47,13 @@ class TensorImages:
     def __init__(self, task: str, images: Tensor, seed: int) -> None:
         self.task, self.images, self.seed = task, images, seed
 
-    def count(self) -> int:
+    def count(self, accelerator: Accelerator | None = None) -> int:
         return len(self.images)
 
     def count_steps(self, batch_size: int) -> int:
         return count_steps(self.count(), batch_size)
 
-    def cached_batches(self, batch_size: int = 128) -> list[Batch]:
+    def cached_batches(self, *_: object) -> list[Batch]:
         raise NotImplementedError
 
     def seen_as(self, other: object) -> TensorImages:
