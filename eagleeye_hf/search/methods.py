@@ -42,7 +42,7 @@ class Proposer:
         self._baselines = [Proposal(strategy, name) for name, strategy in space.singles().items()]
         if config.method in ("global", "evolution") and unit_scores is not None and space.reaches_by_widths:
             self._baselines.append(Proposal(global_strategy(space, unit_scores), "global"))
-        only_baselines = config.method in ("uniform", "global")
+        only_baselines = config.method in ("uniform", "global") or space.dimensions == ("size",)
         self.num_candidates = len(self._baselines) if only_baselines else config.candidates
         """How many there are to propose; None: without end."""
 

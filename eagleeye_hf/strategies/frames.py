@@ -34,9 +34,15 @@ class Frames:
         self.removable = np.array([n for n, b in enumerate(blocks) if b.removable and b.name not in spared], dtype=int)
         self.sizes = np.array(self.graph.image_sizes if "size" in dimensions else (self.graph.image_size,))
         self.full = strategy_rows(self.graph, [Strategy(self.graph.widths)])[0, len(self.graph.groups) :]
-        loads = self.load(np.stack([self.sized(size) for size in self.sizes]))
-        self.roomy = self.sizes[loads >= 1] if (loads >= 1).any() else self.sizes[-1:]
-        """Sizes at which the full widths are not below the budget yet."""
+        frames = np.stack([self.sized(size) for size in self.sizes])
+        if "width" in dimensions:
+            fits = self.load(frames) >= 1
+        else:
+            frames[:, self.removable] = 1
+            fits = self.load(frames) <= 1 + bounds.slack
+        self.roomy = self.sizes[fits] if fits.any() else self.sizes[-1:]
+        """Sizes from which the other dimensions can reach the budget: thinner layers have to be needed, fewer blocks to
+        be enough."""
 
     def sized(self, size: int) -> np.ndarray:
         """The frame of the full network at another image size."""

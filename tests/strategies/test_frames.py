@@ -30,7 +30,9 @@ def test_the_cost_at_another_size_is_that_of_a_network_traced_there(graph):
             assert count_cost(graph, at_size) == count_cost(there, strategy)
 
 
-@pytest.mark.parametrize("dimensions", [ALL, ("depth", "size"), ("width", "size"), ("width", "depth"), ("depth",)])
+@pytest.mark.parametrize(
+    "dimensions", [ALL, ("depth", "size"), ("width", "size"), ("width", "depth"), ("depth",), ("size",)]
+)
 @pytest.mark.parametrize("part", [0.5, 0.3])
 def test_every_strategy_meets_the_budget_and_is_in_its_one_form(graph, dimensions, part):
     strategies = sample_strategies(graph, Budget(macs=part), 40, seed=1, dimensions=dimensions)
