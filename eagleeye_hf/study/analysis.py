@@ -132,6 +132,7 @@ def image_rows(details: Sequence[Details], accuracy: Mapping[int, float], budget
                 {
                     "budget": budget,
                     "form": form,
+                    "subnets": len(details),
                     "calibration_images": num,
                     "holdout_images": size * block,
                     "spearman": float(np.mean(np.nan_to_num(found))),

@@ -95,8 +95,7 @@ def _describe_choices(scores: dict[str, Row], compensated: bool) -> list[str]:
         f"best of the pool, a random one on average {scores[CHANCE]['regret']:.2f}, the one with the most parameters "
         f"{params['regret']:.2f} (parameters alone: Spearman {spread(params, 'spearman')}).",
         f"For comparison: accuracy on the holdout images *after* fine-tuning ranks that on the test images with "
-        f"{spread(scores[TUNED], 'spearman')} and a regret of {scores[TUNED]['regret']:.2f}: more can't be asked of "
-        "scores on these images.",
+        f"{spread(scores[TUNED], 'spearman')} and a regret of {scores[TUNED]['regret']:.2f}.",
     ]
 
 
@@ -159,8 +158,8 @@ def _describe_images(rows: Sequence[Row]) -> list[str]:
         key=lambda row: (row["spearman"] < most["spearman"] - NEARLY, row["holdout_images"]),
     )
     return [
-        f"{enough['calibration_images']:,} calibration images are enough (Spearman of the adaptive loss "
-        f"{enough['spearman']:.2f}, {most['spearman']:.2f} with {most['calibration_images']:,}), and "
+        f"Over {most['subnets']} of them: {enough['calibration_images']:,} calibration images are enough (Spearman of the "
+        f"adaptive loss {enough['spearman']:.2f}, {most['spearman']:.2f} with {most['calibration_images']:,}), and "
         f"{fewest['holdout_images']:,} holdout images ({fewest['spearman']:.2f}). The paper's moving average over "
         f"{average['calibration_images']:,} images has {average['spearman']:.2f}, exact statistics "
         f"{most['spearman']:.2f}."
