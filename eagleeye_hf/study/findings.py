@@ -158,8 +158,8 @@ def _describe_images(rows: Sequence[Row]) -> list[str]:
         key=lambda row: (row["spearman"] < most["spearman"] - NEARLY, row["holdout_images"]),
     )
     return [
-        f"Over {most['subnets']} of them: {enough['calibration_images']:,} calibration images are enough (Spearman of the "
-        f"adaptive loss {enough['spearman']:.2f}, {most['spearman']:.2f} with {most['calibration_images']:,}), and "
+        f"Over {most['subnets']} of them: {enough['calibration_images']:,} calibration images are enough (Spearman of "
+        f"the adaptive loss {enough['spearman']:.2f}, {most['spearman']:.2f} with {most['calibration_images']:,}), and "
         f"{fewest['holdout_images']:,} holdout images ({fewest['spearman']:.2f}). The paper's moving average over "
         f"{average['calibration_images']:,} images has {average['spearman']:.2f}, exact statistics "
         f"{most['spearman']:.2f}."
