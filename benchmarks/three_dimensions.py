@@ -71,9 +71,9 @@ def arms(seed: int) -> list[tuple[str, str, float, str, Path]]:
     ]
 
 
-def run(names: list[str], seed: int) -> None:
+def run(names: list[str], parts: list[float], seed: int) -> None:
     for name, bound, part, kind, folder in arms(seed):
-        if name not in names or (folder / "config.json").exists():
+        if name not in names or part not in parts or (folder / "config.json").exists():
             continue
         network = NETWORKS[name]
         command = [sys.executable, "-m", "eagleeye_hf", "compress", name, "--weights", str(network["weights"])]
@@ -150,6 +150,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("step", choices=["run", "table"])
     parser.add_argument("--network", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--parts", nargs="*", type=float, default=[0.5, 0.3], help="of the full network's cost")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
-    run(told.network, told.seed) if told.step == "run" else table(told.seed)
+    run(told.network, told.parts, told.seed) if told.step == "run" else table(told.seed)

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from eagleeye_hf.runs.config import NetworkConfig as NetworkConfig
     from eagleeye_hf.runs.config import PublishConfig as PublishConfig
     from eagleeye_hf.runs.config import RunConfig as RunConfig
+    from eagleeye_hf.runs.config import StudyRunConfig as StudyRunConfig
     from eagleeye_hf.runs.models import load_model as load_model
     from eagleeye_hf.runs.quickstart import QuickstartConfig as QuickstartConfig
     from eagleeye_hf.runs.quickstart import run_quickstart as run_quickstart
     from eagleeye_hf.runs.recipe import run_recipe as run_recipe
     from eagleeye_hf.runs.study import StudyResult as StudyResult
-    from eagleeye_hf.runs.study import StudyRunConfig as StudyRunConfig
     from eagleeye_hf.runs.study import run_study as run_study
     from eagleeye_hf.runtimes.config import LatencyConfig as LatencyConfig
     from eagleeye_hf.runtimes.export import export_onnx as export_onnx
@@ -89,11 +89,19 @@ _PLACES = {
     "publishing.hub": ("push_to_hub",),
     "runs.adapt": ("adapt_model",),
     "runs.compress": ("compress_model",),
-    "runs.config": ("AdaptConfig", "FinetuneRunConfig", "HubConfig", "NetworkConfig", "PublishConfig", "RunConfig"),
+    "runs.config": (
+        "AdaptConfig",
+        "FinetuneRunConfig",
+        "HubConfig",
+        "NetworkConfig",
+        "PublishConfig",
+        "RunConfig",
+        "StudyRunConfig",
+    ),
     "runs.models": ("load_model",),
     "runs.quickstart": ("QuickstartConfig", "run_quickstart"),
     "runs.recipe": ("run_recipe",),
-    "runs.study": ("StudyResult", "StudyRunConfig", "run_study"),
+    "runs.study": ("StudyResult", "run_study"),
     "runtimes.config": ("LatencyConfig",),
     "runtimes.export": ("export_onnx",),
     "runtimes.latency": ("measure_latency",),

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from eagleeye_hf.commands.printing import PrintConfig
-from eagleeye_hf.runs.study import StudyRunConfig
+from eagleeye_hf.runs.config import StudyRunConfig
 from eagleeye_hf.telling import say
 
 

@@ -15,6 +15,7 @@ from eagleeye_hf.networks.config import InputConfig
 from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig, RepairConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.study.config import StudyConfig
 from eagleeye_hf.training.config import FinetuneConfig, SizedFinetuneConfig
 
 Seed = Annotated[int, Within("[0, inf)")]
@@ -156,6 +157,32 @@ class FinetuneRunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRunConfig:
+    """Everything a study is told."""
+
+    network: NetworkConfig
+    data: DatasetConfig = DatasetConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    study: StudyConfig = StudyConfig()
+    search: SearchConfig = SearchConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    importance: ImportanceConfig = ImportanceConfig()
+    match: MatchConfig = MatchConfig(match_steps=20)
+    measuring: LatencyConfig = LatencyConfig()
+    finetune: FinetuneConfig = FinetuneConfig(epochs=3, batch_size=64, lr=0.02)
+    seed: Seed = 0
+    """Of everything random."""
+    output: str = "outputs/study"
+    """Folder for the journal, the fine-tuned weights, tables, figures and REPORT.md."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.finetune.epochs == 0:
+            raise EagleEyeError("`epochs=0`: a study compares scores with accuracy after fine-tuning; give at least 1")
 
 
 def check_held_out(held_out: HeldOutConfig) -> None:

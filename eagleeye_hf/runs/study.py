@@ -11,27 +11,22 @@ from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.channels.cost import count_cost
-from eagleeye_hf.configs import check_fields, flat_dict
-from eagleeye_hf.data.config import AugmentationConfig, DatasetConfig, HeldOutConfig
+from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.data.source import open_source
 from eagleeye_hf.data.splits import Splits, find_classes, open_splits
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.evaluation.config import ScoringConfig
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.processes import main_process_works, make_in_main
-from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig
 from eagleeye_hf.reports.study_page import write_study
 from eagleeye_hf.runs.adapt import NEW, adapt_head
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
-from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, image_identity, split_arguments
+from eagleeye_hf.runs.config import StudyRunConfig, check_held_out, image_identity, split_arguments
 from eagleeye_hf.runs.folder import RunFolder, open_run
 from eagleeye_hf.runs.models import load_model
 from eagleeye_hf.runs.scoring import make_score
-from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.candidate import Candidate
-from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.study.config import EXTENSIBLE, StudyConfig
+from eagleeye_hf.study.config import EXTENSIBLE
 from eagleeye_hf.study.details import Details, examine
 from eagleeye_hf.study.dividing import divide_work
 from eagleeye_hf.study.facts import make_facts
@@ -41,37 +36,10 @@ from eagleeye_hf.study.pool import POOL, Chosen, choose_subnets
 from eagleeye_hf.study.tuning import Tuner, Tuning, weights_path
 from eagleeye_hf.telling import say
 from eagleeye_hf.tracing.trace import trace_model
-from eagleeye_hf.training.config import FinetuneConfig
 
 JOURNAL, DETAILS, REPORT = "study.jsonl", "details.jsonl", "report"
 CHOOSING, TUNING, ANALYSING = "choosing", "fine-tuning", "analysing"
 """The phases of a study."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyRunConfig:
-    """Everything a study is told."""
-
-    network: NetworkConfig
-    data: DatasetConfig = DatasetConfig()
-    held_out: HeldOutConfig = HeldOutConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    study: StudyConfig = StudyConfig()
-    search: SearchConfig = SearchConfig()
-    scoring: ScoringConfig = ScoringConfig()
-    importance: ImportanceConfig = ImportanceConfig()
-    match: MatchConfig = MatchConfig(match_steps=20)
-    measuring: LatencyConfig = LatencyConfig()
-    finetune: FinetuneConfig = FinetuneConfig(epochs=3, batch_size=64, lr=0.02)
-    seed: Seed = 0
-    """Of everything random."""
-    output: str = "outputs/study"
-    """Folder for the journal, the fine-tuned weights, tables, figures and REPORT.md."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.finetune.epochs == 0:
-            raise EagleEyeError("`epochs=0`: a study compares scores with accuracy after fine-tuning; give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

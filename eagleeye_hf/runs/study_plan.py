@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from eagleeye_hf.data.splits import Splits
+from eagleeye_hf.runs.config import StudyRunConfig
 from eagleeye_hf.runs.plan import (
     OVERHEAD,
     Counts,
@@ -18,7 +19,7 @@ from eagleeye_hf.runs.plan import (
     kept_part,
     make_plan,
 )
-from eagleeye_hf.runs.study import ANALYSING, CHOOSING, TUNING, StudyRunConfig
+from eagleeye_hf.runs.study import ANALYSING, CHOOSING, TUNING
 from eagleeye_hf.training.match import match_length
 
 SCORED, EXAMINED = 7, 16

@@ -53,7 +53,7 @@ def test_passes_are_recorded_only_where_scores_stay(monkeypatch):
     examples = sample_strategies(graph, Budget(macs=0.5), 3)
     assert score.record_passes(examples)
     fill = RecordedNetwork.fill
-    monkeypatch.setattr(RecordedNetwork, "fill", lambda self, keep, changed: fill(self, {}))
+    monkeypatch.setattr(RecordedNetwork, "fill", lambda self, keep, changed, removed: fill(self, {}))
     assert not score.record_passes(examples)
     assert not score.recorded
 

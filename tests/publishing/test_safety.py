@@ -182,7 +182,9 @@ def test_a_huge_base_costs_no_memory(broken):
     """The base is built without its values, and the file's header refuses it."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(EagleEyeError, match=r"don't fit config\.json"):
-        from_pretrained(broken(lambda c: c["model_args"].update(base="regnety_1280", sizes={})))  # 2.6 GB of weights
+        from_pretrained(
+            broken(lambda c: c["model_args"].update(base="regnety_1280", sizes={}, removed_blocks=[]))
+        )  # 2.6 GB of weights
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
@@ -335,7 +337,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "KB")
 @pytest.mark.parametrize("kind", ["timm", "timm without weights", "transformers"])
 def test_a_huge_base_costs_no_memory_in_other_loaders(broken, kind):
     def edit(config):
-        config["model_args"].update(base="regnety_1280", sizes={})  # 2.6 GB of weights
+        config["model_args"].update(base="regnety_1280", sizes={}, removed_blocks=[])  # 2.6 GB of weights
         config["num_features"] = 7392
 
     command = [sys.executable, "-c", LOAD_HUGE, kind, str(broken(edit))]

@@ -140,7 +140,8 @@ for name in ("onnx", "onnxruntime", "onnxscript", "openvino", "matplotlib"):
 NEED_ONNX = ("onnx_files", "onnx_runtime", "onnx_slices", "runtimes.quantize")
 import importlib, pkgutil, eagleeye_hf
 for module in pkgutil.walk_packages(eagleeye_hf.__path__, "eagleeye_hf."):
-    if not module.name.endswith((*NEED_ONNX, "openvino_runtime", "reports.result", "reports.front", "search_plots")):
+    drawing = ("reports.result", "reports.front", "search_plots", "study_plots")
+    if not module.name.endswith((*NEED_ONNX, "openvino_runtime", *drawing)):
         importlib.import_module(module.name)
 import timm
 try:
