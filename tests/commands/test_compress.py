@@ -124,6 +124,7 @@ def test_a_search_in_three_dimensions_ends_in_a_network(inputs, tmp_path, capsys
         "depth",
         "size",
         "--image-sizes",
+        "20",
         "24",
         "32",
         "--epochs",
