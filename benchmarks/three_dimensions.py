@@ -6,9 +6,9 @@
 
 Needs ../shared (CIFAR-10 and Imagenette, weights of ResNet-56 and EfficientNet-Lite0). Each row is one `eagleeye
 compress`, with the same settings but for `--dimensions`: a search of 64 candidates, the repair without training, 150
-steps without labels (`match_teacher`), and one epoch. Untrained and matched accuracies are of 2,048 holdout images, which the
-full network was trained on; trained ones of the test images. One seed. Rows of a network are timed once more together at the end, in
-random turns, for milliseconds of different hours can't be compared.
+steps without labels (`match_teacher`), and one epoch. Untrained and matched accuracies are of 2,048 holdout images,
+which the full network was trained on; trained ones of the test images. One seed. Rows of a network are timed once
+more together at the end, in random turns, for milliseconds of different hours can't be compared.
 """
 
 from __future__ import annotations
