@@ -8,12 +8,11 @@ import threading
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from eagleeye_hf.data.kept import KeptBatches
 from eagleeye_hf.evaluation.format import Format
-from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.networks.running import Batch, scale_images
 
 
 class ScoringImages:
@@ -41,8 +40,10 @@ class ScoringImages:
         with self._lock:
             if (format, size) not in self._converted:
                 home = self._home(format)
-                calibration = [format.convert(_scaled(images.to(home), size)) for images, _ in self.calibration]
-                holdout = [(format.convert(_scaled(images.to(home), size)), labels) for images, labels in self.holdout]
+                calibration = [format.convert(scale_images(images.to(home), size)) for images, _ in self.calibration]
+                holdout = [
+                    (format.convert(scale_images(images.to(home), size)), labels) for images, labels in self.holdout
+                ]
                 kept = {key: value for key, value in self._converted.items() if key[0] == format}
                 self._converted = kept | {(format, size): (calibration, holdout)}  # one format: memory is bounded
             calibration, holdout = self._converted[format, size]
@@ -71,13 +72,6 @@ class ScoringImages:
         free, _ = torch.cuda.mem_get_info(self.device)
         fits = values * (2 if format.bfloat16 else 4) < free / 2
         return self.device if fits else torch.device("cpu")
-
-
-def _scaled(images: Tensor, size: int | None) -> Tensor:
-    """As decoding at that size gives them, but for what resampling twice loses."""
-    if size is None or images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
 
 
 def _hash(batches: Sequence[Batch]) -> str:

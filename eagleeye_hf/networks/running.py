@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagleeye_hf.errors import EagleEyeError
@@ -18,6 +19,18 @@ AnyBatch = Tensor | Batch | Mapping[str, Any]
 
 IMAGES, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
 """Names in a batch that is a dictionary."""
+
+
+def scale_images(images: Tensor, size: int | None) -> Tensor:
+    """Images scaled to `size` pixels a side: as decoding at that size gives them, but for what resampling twice loses.
+
+    Args:
+        images: of shape `(N, C, H, W)`.
+        size: None: as they are.
+    """
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
 
 
 @contextmanager

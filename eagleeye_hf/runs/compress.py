@@ -116,7 +116,9 @@ def _compress(
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
 
     seen = data
-    if strategy.image_size is not None:  # from here on the images are as the result wants them
+    if (
+        strategy.image_size is not None
+    ):  # it is measured on images as it wants them, and trained beside the full network
         seen = data.seen_by(score.build(strategy, compensate=False))
 
     def hold(network: nn.Module) -> Metrics:
@@ -132,7 +134,8 @@ def _compress(
     start = flat_dict(config.repair) | flat_dict(config.match)
     common: dict[str, Any] = {
         "holdout": seen.holdout,
-        "calibration": seen.calibration,
+        "calibration": data.calibration,
+        "image_size": strategy.image_size,
         "accelerator": accelerator,
         "identity": config.images | network | start | strategy.to_dict(),
         "num_workers": config.data.num_workers,
@@ -142,7 +145,7 @@ def _compress(
         place = run.path / MATCHED
         gone = strategy.removed_blocks
         pruned = match_teacher(
-            pruned, model, graph, keep, seen.train, config.match, removed_blocks=gone, checkpoint=place, **common
+            pruned, model, graph, keep, data.train, config.match, removed_blocks=gone, checkpoint=place, **common
         )
         steps["matched"] = hold(pruned.to(accelerator.device))
     last = list(steps)[-1]
@@ -151,10 +154,10 @@ def _compress(
         last = "fine-tuned"
         place = run.path / TRAINING
         pruned = finetune_model(
-            pruned, seen.train, config.finetune, teacher=model, checkpoint=place, on_epoch=curve.append, **common
+            pruned, data.train, config.finetune, teacher=model, checkpoint=place, on_epoch=curve.append, **common
         )
     on_phase(MEASURING)
-    seen.train.release()
+    data.train.release()
     metrics[last] = test_model(pruned, seen, accelerator, config.data.num_workers)
     with main_process_works():
         if accelerator.is_main_process:  # alone, so that nobody disturbs its measurements

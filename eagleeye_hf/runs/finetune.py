@@ -15,6 +15,7 @@ from eagleeye_hf.configs import flat_dict
 from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics
+from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.publishing.card import CardFacts, find_license, write_card
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
@@ -52,23 +53,28 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
         run.write(RUN_FILE, settings_text(config))
         run.claim(TRAINING, "logs")
 
-    def test(network: nn.Module) -> Metrics:
-        return test_model(network, data, accelerator, config.data.num_workers)
+    size, taught = describe_model(model).input_size[1], data
+    if teacher is not None and describe_model(teacher).input_size[1] > size:
+        taught = data.seen_by(teacher)  # which sees larger images of the same
+
+    def test(network: nn.Module, images: Splits = data) -> Metrics:
+        return test_model(network, images, accelerator, config.data.num_workers)
 
     history = _history(name)
     metrics = _metrics_of(history, "metrics")
     before = test(model)
     if "full" not in metrics and teacher is not None:
-        metrics = {"full": test(teacher)} | metrics
+        metrics = {"full": test(teacher, taught)} | metrics
     networks = {"model": name, "weights": config.network.weights}
     networks |= {"teacher": config.teacher, "teacher_weights": config.teacher_weights}
     trained = finetune_model(
         model,
-        data.train,
+        taught.train,
         config.finetune,
         teacher=teacher,
+        image_size=size if taught is not data else None,
         holdout=data.holdout,
-        calibration=data.calibration,
+        calibration=taught.calibration,
         accelerator=accelerator,
         checkpoint=run.path / TRAINING,
         identity=image_identity(*images) | networks,

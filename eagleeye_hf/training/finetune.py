@@ -53,6 +53,7 @@ def finetune_model(
     calibration: TrainingImages | None = None,
     objective: TrainingObjective | None = None,
     matched: Mapping[str, Tensor | None] | None = None,
+    image_size: int | None = None,
     accelerator: Accelerator | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, object] | None = None,
@@ -77,6 +78,8 @@ def finetune_model(
             then adds the squared error to its outputs. Images with targets of any shape: `PairSet`.
         matched: layers, by name, that learn to give what the teacher's give, instead of the labels; and which of the
             teacher's channels each has, None for all. `match_teacher` finds them.
+        image_size: side of the images that the network takes, in pixels, where `train` and `calibration` give larger
+            ones: `teacher` sees those, and the network the same scaled down. `holdout` gives them at its own size.
         accelerator: its mixed precision is used, on one device or many that each hold the whole network.
         checkpoint: folder for the state of training; a run started again there goes on where the last whole checkpoint
             is, inside an epoch too. It stays, so that nothing is lost before the result is saved; the caller removes
@@ -104,7 +107,7 @@ def finetune_model(
     half, model = half_of(model), in_float32(model)
     checkpoints = Checkpoints(checkpoint, config, accelerator, identity)
     checkpoints.prepare(sum(tensor.nbytes for tensor in model.state_dict().values()))
-    training = Training(model, teacher, train, config, accelerator, num_workers, objective, matched)
+    training = Training(model, teacher, train, config, accelerator, num_workers, objective, matched, image_size)
     selection = Selection(
         model,
         holdout,

@@ -35,6 +35,8 @@ def matching_loss(
 ) -> Tensor:
     """The mean over layers of the squared error over the full network's variance, and the same of the outputs.
 
+    Maps of the full network that are larger, where it saw larger images, are averaged to the size of the thin one's.
+
     Args:
         ours: outputs of the thin network's layers; `theirs`: of the full one's, which have more channels.
         kept: which of these the thin network has; None: all.
@@ -45,6 +47,8 @@ def matching_loss(
         goal, channels = theirs[name], kept[name]
         if channels is not None:
             goal = goal.index_select(1, channels.to(goal.device))
+        if goal.shape[2:] != output.shape[2:]:
+            goal = F.adaptive_avg_pool2d(goal, output.shape[2:])
         errors.append(_relative_error(output, goal))
     layers = torch.stack(errors).mean() if errors else outputs.new_zeros(())
     return layers + _relative_error(outputs, wanted)

@@ -22,7 +22,7 @@ from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.objective import TrainingObjective
 from eagleeye_hf.networks.description import describe_model
-from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.networks.running import Batch, scale_images
 from eagleeye_hf.processes import patient_group
 from eagleeye_hf.telling import progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
@@ -46,8 +46,9 @@ class Training:
         num_workers: int = 0,
         objective: TrainingObjective | None = None,
         matched: Mapping[str, Tensor | None] | None = None,
+        image_size: int | None = None,
     ) -> None:
-        self.objective, self.matched = objective, matched
+        self.objective, self.matched, self.image_size = objective, matched, image_size
         self.config, self.accelerator, self.train, self.num_workers = config, accelerator, train, num_workers
         self.steps = train.count_steps(config.batch_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -171,7 +172,7 @@ class Training:
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)
-        outputs = self.forward(images)
+        outputs = self.forward(scale_images(images, self.image_size))
         if self.matched is not None and teacher_logits is not None:
             ours, theirs = self.layers
             return matching_loss(ours.taken, theirs.taken, self.matched, outputs, teacher_logits)
@@ -195,7 +196,7 @@ class Training:
                     seed_everything(self.train.seed ^ (which + number * parts))
                     pixels = mix(self.mixup, pixels, labels.to(device))[0]
             if len(labels):
-                yield pixels
+                yield scale_images(pixels, self.image_size)
 
     def _blank(self) -> Batch:
         size = describe_model(self.network).input_size

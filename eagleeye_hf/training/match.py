@@ -39,6 +39,7 @@ def match_teacher(
     config: MatchConfig | None = None,
     *,
     removed_blocks: Collection[str] = (),
+    image_size: int | None = None,
     holdout: TrainingImages | None = None,
     calibration: TrainingImages | None = None,
     objective: TrainingObjective | None = None,
@@ -57,8 +58,10 @@ def match_teacher(
         thin: `full` without the channels that `keep` leaves out, its statistics recomputed.
         graph: of `full`.
         keep: kept channels, as `choose_channels` gives them.
-        images: training images, at the size that the pruned network takes.
+        images: training images, at the size that the full network takes.
         removed_blocks: those that the pruned network lacks.
+        image_size: as in `finetune_model`: what the full network sees in more pixels teaches the pruned one, too. Where
+            a layer's map is smaller there, the full network's is averaged over the same places.
         holdout: as in `finetune_model`: what scores worse than the network it started from is not returned.
         calibration, objective, accelerator, checkpoint, identity, num_workers, on_epoch: as in `finetune_model`.
     Raises:
@@ -75,6 +78,7 @@ def match_teacher(
         training,
         teacher=full,
         matched=matched_layers(full, graph, keep, removed_blocks),
+        image_size=image_size,
         holdout=holdout,
         calibration=calibration,
         objective=objective,

@@ -19,6 +19,7 @@ from eagleeye_hf import (
     trace_model,
 )
 from eagleeye_hf.data.batches import Portion
+from eagleeye_hf.networks.running import scale_images
 from eagleeye_hf.training.layers import LayerOutputs, matching_loss
 from eagleeye_hf.training.match import LEAST, MOST, FewSteps, match_length, matched_layers
 from tests.helpers import make_model
@@ -100,6 +101,30 @@ def test_the_loss_compares_kept_channels_layer_by_layer():
     assert float(found) == pytest.approx(np.mean(errors) + last, rel=1e-3)
     whole = matching_loss(theirs.taken, theirs.taken, dict.fromkeys(kept), wanted, wanted)
     assert float(whole) == 0
+
+
+def test_a_network_of_smaller_images_learns_from_what_the_full_one_sees_in_larger_ones():
+    full = make_model("resnet20_cifar", num_classes=10)
+    graph, images, size = trace_model(full, (3, 32, 32)), pairs(32), 20
+    small = [scale_images(pixels, size) for pixels, _ in images.cached_batches(64)]
+    thin = recalibrate_bn(slice_model(full, graph, {}), small)
+    matched = match_teacher(thin, full, graph, {}, images, CONFIG, image_size=size, calibration=images)
+    with torch.no_grad():
+        wanted = full(images.cached_batches(64)[0][0])
+        before, after = ((network(small[0]) - wanted).square().mean() for network in (thin, matched))
+    assert after < 0.5 * before
+    means = next(module.running_mean for module in matched.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert torch.allclose(means, matched.conv1(small[0]).mean((0, 2, 3)), atol=1e-5)
+
+
+def test_larger_maps_are_averaged_where_layers_are_compared():
+    goal = torch.randn(4, 6, 16, 16)
+    kept, averaged = torch.tensor([0, 2, 5]), torch.nn.functional.avg_pool2d(goal, 2)
+    loss = matching_loss({"a": averaged[:, kept]}, {"a": goal}, {"a": kept}, goal[:, :2, 0, 0], goal[:, :2, 0, 0])
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    output = averaged[:, kept] + 1
+    loss = matching_loss({"a": output}, {"a": goal}, {"a": kept}, goal[:, :2, 0, 0], goal[:, :2, 0, 0])
+    assert float(loss) == pytest.approx(1 / float(averaged[:, kept].var((0, 2, 3), correction=0).mean()), rel=1e-4)
 
 
 def test_matching_goes_on_after_a_kill(tmp_path):
