@@ -41,7 +41,7 @@ def main() -> None:
     ]
     for method in ("uniform", "global", "random", "evolution"):
         for seed in SEEDS if method in ("random", "evolution") else SEEDS[:1]:
-            config = SearchConfig(macs=list(BUDGETS), method=method, candidates=CANDIDATES)
+            config = SearchConfig(macs=list(BUDGETS), method=method, candidates=CANDIDATES, matched=False)
             folder = arguments.output / f"{method}_{seed}"
             result = run_search(score, graph, config, seed=seed, output=folder, accelerator=Accelerator())
             best = [result.best_of(number) for number in range(len(BUDGETS))]

@@ -53,7 +53,7 @@ def main() -> None:
     for stages in STAGES:
         scored, found = [], []
         for seed in SEEDS:
-            config = SearchConfig(macs=0.5, candidates=None, minutes=arguments.minutes, stages=stages)
+            config = SearchConfig(macs=0.5, candidates=None, minutes=arguments.minutes, stages=stages, matched=False)
             result = run_search(score, graph, config, seed=seed)
             chosen = recalibrate_bn(score.build(result.best.strategy), calibration)
             scored.append(sum(candidate.scored for candidate in result.candidates))

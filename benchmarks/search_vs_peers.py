@@ -43,7 +43,7 @@ def search_ours(model: nn.Module, arguments: argparse.Namespace, pool: tuple, fo
     graph = trace_model(model)
     calibration, holdout = batches(pool[0][:1024], pool[1][:1024]), batches(pool[0][1024:3072], pool[1][1024:3072])
     score = AdaptiveBNScore(model, graph, calibration, holdout)
-    config = SearchConfig(macs=MACS, tolerance=TOLERANCE, candidates=None, minutes=arguments.minutes)
+    config = SearchConfig(macs=MACS, tolerance=TOLERANCE, candidates=None, minutes=arguments.minutes, matched=False)
     result = run_search(score, graph, config, output=folder, fingerprint=score.fingerprint())
     best = result.best
     chosen = recalibrate_bn(score.build(best.strategy, compensate=True), calibration)

@@ -18,7 +18,7 @@ class MobileNetV1Config(RunConfig):
     """Defaults are the paper's; see `--help`."""
 
     network: NetworkConfig = NetworkConfig(model="mobilenetv1_100.ra4_e3600_r224_in1k")
-    search: SearchConfig = SearchConfig(candidates=1000)
+    search: SearchConfig = SearchConfig(candidates=1000, matched=False)
     output: str = "outputs/mbv1"
 
 

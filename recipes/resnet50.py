@@ -24,7 +24,7 @@ class ResNet50Config(RunConfig):
     """Defaults are the paper's; see `--help`."""
 
     network: NetworkConfig = NetworkConfig(model="resnet50.tv_in1k")
-    search: SearchConfig = SearchConfig(macs="2G", candidates=1000)
+    search: SearchConfig = SearchConfig(macs="2G", candidates=1000, matched=False)
     output: str = "outputs/resnet50"
 
 

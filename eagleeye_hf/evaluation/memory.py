@@ -14,6 +14,9 @@ from eagleeye_hf.networks.running import device_of, dtype_of, evaluation_mode, r
 ALIVE = 3
 """Activations of the largest size that are there at once: a layer's input, its output, and what BatchNorm makes of it.
 """
+KEPT = 5
+"""Activations per layer that training keeps: for the gradient a layer's output, what BatchNorm and what the function
+after it make of it, and of the teacher its output and a part of it."""
 BOUND = 400e6
 """Bytes of activations in a scoring thread on a CPU, as far as batches of `SMALLEST` allow."""
 LARGEST, SMALLEST = 128, 32
@@ -24,7 +27,17 @@ PART = 0.5
 
 def activation_bytes(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Of one image in float32, when they take most; found by a pass on one image."""
-    sizes = [0]
+    return ALIVE * 4 * max(_activation_sizes(model, input_size), default=0)
+
+
+def training_bytes(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Of one image in float32, while a network is trained beside a teacher."""
+    return KEPT * 4 * sum(_activation_sizes(model, input_size))
+
+
+def _activation_sizes(model: nn.Module, input_size: tuple[int, int, int]) -> list[int]:
+    """Numbers in the input of each BatchNorm layer for one image, found by a pass."""
+    sizes: list[int] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         sizes.append(inputs[0].numel())
@@ -36,7 +49,7 @@ def activation_bytes(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return ALIVE * 4 * max(sizes)
+    return sizes
 
 
 def scoring_batch(model: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -54,6 +54,8 @@ class Preparation:
     format: FormatChoice | None = None
     recorded: bool = False
     """Whether candidates are scored in the full network's shapes."""
+    matches: bool = False
+    """Whether the scorer can train candidates for a few steps first."""
     pace: Pace | None = None
     """Where the device is fast enough that stages are sized by it."""
     latency: LatencyModel | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,8 @@ from eagleeye_hf.evaluation.format import (
     time_formats,
 )
 from eagleeye_hf.evaluation.images import ScoringImages
-from eagleeye_hf.evaluation.memory import activation_bytes, affordable_threads
+from eagleeye_hf.evaluation.matched import PARTS, match_briefly
+from eagleeye_hf.evaluation.memory import activation_bytes, affordable_threads, training_bytes
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score, Seen
 from eagleeye_hf.evaluation.pace import measure_pace
 from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
@@ -144,7 +146,13 @@ class AdaptiveBNScore:
         """
         return self.builder.build(as_strategy(strategy), self.compensate if compensate is None else compensate)
 
-    def __call__(self, strategy: Strategy | Sequence[int], fraction: float = 1.0, before: Seen | None = None) -> Score:
+    def __call__(
+        self,
+        strategy: Strategy | Sequence[int],
+        fraction: float = 1.0,
+        before: Seen | None = None,
+        matched: bool = False,
+    ) -> Score:
         """Score a candidate.
 
         Args:
@@ -152,7 +160,11 @@ class AdaptiveBNScore:
             fraction: use only this fraction of the calibration and of the holdout batches, from the first on.
             before: what is known of it: of the images only those that follow are looked at, the statistics recomputed
                 from those alone, and the score is that of all together.
+            matched: score it once its layers have been trained without labels, once over the calibration images, to
+                give what the full network's give: on all images.
         """
+        if matched:
+            return self._score_matched(as_strategy(strategy), self.format or Format())
         return self._score(as_strategy(strategy), fraction, self.format or Format(), before)
 
     def _score(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
@@ -164,6 +176,32 @@ class AdaptiveBNScore:
             return before.score
         found = self._score_images(strategy, calibration, holdout, format)
         return before.score.join(found) if before else found
+
+    def _score_matched(self, strategy: Strategy, format: Format) -> Score:
+        """The better one of before and after: training goes back to its start, too, where that was better."""
+        before = self._score(strategy, 1.0, format)
+        with self._matching, one_thread():
+            images, _ = self.images.take(format)
+            seen, holdout = self.images.take(format, size=strategy.image_size)
+            thin = self.builder.build(strategy, self._wanted_compensation is not False)
+            if format.channels_last:
+                thin = thin.to(memory_format=torch.channels_last)
+            with format.autocast(self.device):
+                recalibrate_bn(thin, seen)
+            keep = self.builder.importance.choose(strategy.widths)
+            autocast = partial(format.autocast, self.device)
+            match_briefly(thin, self.model, self.graph, keep, strategy.removed_blocks, images, seen, autocast)
+            with format.autocast(self.device):
+                recalibrate_bn(thin, seen, self.momentum)
+                after = self.objective.measure(thin, holdout)
+        return replace(after if after.loss < before.loss else before, matched=True)
+
+    @cached_property
+    def _matching(self) -> threading.BoundedSemaphore:
+        """Lets in as many candidates as there is memory to match at a time."""
+        batch = max(len(images) for images, _ in self.images.calibration) / PARTS
+        needed = int(batch * training_bytes(self.model, self.graph.input_size))
+        return threading.BoundedSemaphore(affordable_threads(needed) if self.device.type == "cpu" else 1)
 
     def _score_images(
         self, strategy: Strategy, calibration: Sequence[Tensor], holdout: Sequence[Batch], format: Format
@@ -235,6 +273,7 @@ class AdaptiveBNScore:
             compensate=self.compensate,
             format=choice,
             recorded=self.recorded,
+            matches=True,
             pace=measure_pace(self, examples[0]) if self.device.type != "cpu" else None,
             latency=fit_latency(
                 self.model,

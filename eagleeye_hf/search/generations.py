@@ -13,7 +13,7 @@ from eagleeye_hf.evaluation.objective import Score, Seen
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
-from eagleeye_hf.search.stages import count_finalists, count_promoted
+from eagleeye_hf.search.stages import TRAINED, count_finalists, count_promoted, interleave
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy
@@ -33,6 +33,7 @@ class Search:
     Args:
         spaces: the strategies that meet each budget.
         stages: fractions of the images.
+        matched: whether candidates are trained for a few steps at the last stage.
         unit_scores: as in `Proposer`.
         reports: what is reported beside the loss, for the progress bar.
     """
@@ -44,10 +45,12 @@ class Search:
         seed: int,
         workers: Workers,
         stages: Sequence[float],
+        matched: bool = False,
         unit_scores: Sequence[np.ndarray] | None = None,
         reports: str = "score",
     ) -> None:
         self.spaces, self.config, self.workers, self.stages, self.reports = spaces, config, workers, stages, reports
+        self.matched = matched
         self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces if workers.is_main]
         self.candidates: list[Candidate] = []
         self._places: dict[int, int] = {}
@@ -113,9 +116,10 @@ class Search:
             return []
         chosen = []
         for budget in range(len(self.spaces)):
-            ranked = self._ranked(budget, last - 1, waves)
+            ranked = self._in_turns(self._ranked(budget, last - 1, waves))
             num = sum(candidate.budget == budget for candidate in self.candidates)
             chosen += ranked[: count_finalists(num, self.config.promote, last)]
+        self.matched &= len(chosen) > len(self.spaces)  # otherwise there is nothing to choose
         return self._enter(chosen, last, 0)
 
     def _enter(self, candidates: Sequence[Candidate], stage: int, wave: int) -> list[Task]:
@@ -124,9 +128,11 @@ class Search:
         tasks = []
         for candidate in sorted(candidates, key=lambda candidate: candidate.index):
             line = self._lines[stage - 1][candidate.index] if stage else None
-            before = Seen(self.stages[stage - 1], line.score) if line and line.score else None
+            matched = self.matched and stage == len(self.stages) - 1
+            before = Seen(self.stages[stage - 1], line.score) if line and line.score and not matched else None
             proposed = line.candidate if line else candidate
-            tasks.append(Task(candidate=proposed, stage=stage, fraction=self.stages[stage], before=before))
+            fraction = self.stages[stage]
+            tasks.append(Task(candidate=proposed, stage=stage, fraction=fraction, before=before, matched=matched))
         return tasks
 
     def _is_known(self, generation: int) -> bool:
@@ -153,7 +159,14 @@ class Search:
         known = {line.index: line for line in self._known(generation)}
         own = [line for line in known.values() if line.candidate.budget == budget]
         ranked = sorted((line.score.loss, line.index) for line in own if line.score)
-        return [known[index].candidate.strategy for _, index in ranked]
+        return [candidate.strategy for candidate in self._in_turns([known[index].candidate for _, index in ranked])]
+
+    def _in_turns(self, ranked: Sequence[Candidate]) -> list[Candidate]:
+        """Of each kind in turn: before training, networks that are thinner, shallower or of smaller images can only be
+        compared among themselves."""
+        if not ranked:
+            return []
+        return interleave(ranked, self.spaces[ranked[0].budget].kinds([candidate.strategy for candidate in ranked]))
 
     def _is_over(self, generation: int) -> bool:
         """Whether the minutes are over that what a generation is made of took, and that the last stage will take."""
@@ -164,6 +177,7 @@ class Search:
         done = sum(parts[line.stage] for line in known)
         num = len({line.index for line in known})
         last = len(parts) - 1
+        parts[last] += TRAINED if self.matched else 0.0
         left = parts[last] * min(num, count_finalists(num, self.config.promote, last)) if last else 0.0
         elapsed = max((line.elapsed for line in known), default=0.0)
         return elapsed * (1 + left / max(done, 1e-9)) >= 60 * self.config.minutes
@@ -204,7 +218,7 @@ class Search:
         """Those among the best of the stage before that have not been at this one, so that the best tenth have been."""
         chosen = []
         for budget in range(len(self.spaces)):
-            ranked = self._ranked(budget, stage - 1, wave)
+            ranked = self._in_turns(self._ranked(budget, stage - 1, wave))
             num = sum(self._waves[0][c.index] <= wave for c in self.candidates if c.budget == budget)
             places = count_promoted(num, self.config.promote, stage)
             places -= sum(self.candidates[self._places[index]].budget == budget for index in self._waves[stage])

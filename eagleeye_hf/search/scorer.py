@@ -22,8 +22,12 @@ class Scorer(Protocol):
     def workers(self) -> int:
         """Candidates that one process scores at a time, each in a thread of its own."""
 
-    def __call__(self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None) -> Score:
+    def __call__(
+        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: bool = False
+    ) -> Score:
         """The score on this fraction of the images, of which those of `before` need not be looked at again.
+
+        With `matched`, where `prepare` tells that it can: on all images, after a little training without labels.
 
         A loss that is not finite, or a FloatingPointError, is recorded as this candidate's failure. Any RuntimeError
         or ArithmeticError else ends the search, for the device is at fault; one that tells of a lack of memory does so
@@ -60,7 +64,9 @@ class FunctionScorer:
     def __init__(self, function: Callable[[Strategy, float], Score]) -> None:
         self.function = function
 
-    def __call__(self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None) -> Score:
+    def __call__(
+        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: bool = False
+    ) -> Score:
         return self.function(strategy, fraction)
 
     def measure_alignment(self) -> int | None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from eagleeye_hf.evaluation.preparation import Pace
 
+T = TypeVar("T")
+
 FINALISTS = 8
 """The last stage has a multiple of so many candidates, for it comes at once and processes share it."""
+TRAINED = 2.0
+"""What the training of a candidate takes, in scorings on all images."""
 
 
 def size_stages(stages: Sequence[float], pace: Pace | None) -> tuple[float, ...]:
@@ -25,6 +30,26 @@ def size_stages(stages: Sequence[float], pace: Pace | None) -> tuple[float, ...]
         return (1.0,)
     stretch = math.log(first) / math.log(stages[0])
     return tuple(fraction**stretch for fraction in stages)
+
+
+def with_matching(stages: Sequence[float]) -> tuple[float, ...]:
+    """Where the last stage trains before it scores: not all candidates come to it."""
+    return (1.0, 1.0) if len(stages) == 1 else tuple(stages)
+
+
+def interleave(ranked: Sequence[T], kinds: Sequence[str]) -> list[T]:
+    """The best of each kind, then the second of each, and so on, in each round in their order.
+
+    Args:
+        ranked: the best first.
+        kinds: of each.
+    """
+    rounds: dict[str, int] = {}
+    turns = []
+    for place, kind in enumerate(kinds):
+        rounds[kind] = rounds.get(kind, 0) + 1
+        turns.append((rounds[kind], place))
+    return [ranked[place] for _, place in sorted(turns)]
 
 
 def count_promoted(num: int, promote: float, stage: int) -> int:

@@ -60,6 +60,17 @@ class Frames:
         widths = np.tile(np.array(self.graph.widths), (len(frames), 1))
         return self.bounds.load(np.hstack([widths, frames]))
 
+    def kinds(self, strategies: Sequence[Strategy]) -> list[str]:
+        """Which dimension takes most of each strategy's load off, in logarithms."""
+        rows = strategy_rows(self.graph, strategies)
+        frames = rows[:, len(self.graph.groups) :]
+        sized = np.stack([self.sized(int(size)) for size in frames[:, -1]])
+        loads = [self.load(self.full[None]), self.load(sized), self.load(frames), self.bounds.load(rows)]
+        steps = -np.diff(
+            np.log(np.maximum(np.stack([np.broadcast_to(load, len(rows)) for load in loads]), 1e-9)), axis=0
+        )
+        return [("size", "depth", "width")[kind] for kind in steps.argmax(0)]
+
     def draw(self, randoms: Sequence[Random]) -> np.ndarray:
         """Random frames; how much each dimension takes of what has to go is uniform on the simplex of such parts.
 

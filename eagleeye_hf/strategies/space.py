@@ -123,6 +123,13 @@ class Space:
         """The parts beside the widths, as rows; None where only widths change."""
         return None if self.frames is None else strategy_rows(self.graph, strategies)[:, len(self.graph.groups) :]
 
+    def kinds(self, strategies: Sequence[Strategy]) -> list[str]:
+        """Which dimension gives each most of what has to go."""
+        frames = self.frames_of(strategies)
+        if frames is None or self.frames is None:
+            return ["width"] * len(strategies)
+        return self.frames.kinds(strategies)
+
     def draw_frames(self, randoms: Sequence[np.random.Generator]) -> np.ndarray | None:
         return None if self.frames is None else self.frames.draw(randoms)
 

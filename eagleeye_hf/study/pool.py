@@ -73,7 +73,7 @@ def choose_subnets(
         EagleEyeError: as `run_search`.
     """
     told: dict[str, Any] = {"seed": seed, "fingerprint": score.fingerprint(), "accelerator": accelerator}
-    all_images = replace(config, method="random", candidates=num, minutes=None, stages=(1.0,))
+    all_images = replace(config, method="random", candidates=num, minutes=None, stages=(1.0,), matched=False)
     pool = run_search(score, score.graph, all_images, output=output / POOL / str(num), **told)
     known = {(c.budget, c.strategy): c for c in pool.candidates}
     others: list[Candidate] = []

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from eagleeye_hf.data.batches import Portion, count_steps, own_randomness, seed_everything
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.evaluation.layers import LayerOutputs, matching_loss
 from eagleeye_hf.evaluation.objective import TrainingObjective
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.networks.running import Batch, scale_images
 from eagleeye_hf.processes import patient_group
 from eagleeye_hf.telling import progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
-from eagleeye_hf.training.layers import LayerOutputs, matching_loss
 from eagleeye_hf.training.loss import make_mixup, mix, objective_loss, training_loss
 
 STATISTICS_BATCH = 128

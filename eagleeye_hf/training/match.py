@@ -8,19 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-from eagleeye_hf.channels.cut import kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.channels.removal import is_removed
 from eagleeye_hf.data.batches import Portion, count_steps
 from eagleeye_hf.data.pairs import TrainingImages
-from eagleeye_hf.evaluation.batchnorm import batch_norms
+from eagleeye_hf.evaluation.layers import matched_layers
 from eagleeye_hf.evaluation.objective import TrainingObjective
-from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.pruning.config import MatchConfig
 from eagleeye_hf.training.config import FinetuneConfig
@@ -97,23 +93,6 @@ def match_length(config: MatchConfig, num_images: int) -> tuple[int, int, int]:
     wanted = min(MOST, max(LEAST, whole)) if config.match_steps is None else config.match_steps
     epochs = math.ceil(wanted / max(1, whole))
     return batch_size, epochs, math.ceil(wanted / epochs) if epochs else 0
-
-
-def matched_layers(
-    full: nn.Module, graph: ChannelGraph, keep: Mapping[str, Any], removed_blocks: Collection[str] = ()
-) -> dict[str, Tensor | None]:
-    """Names of the BatchNorm layers that both have, and which of their channels in the full network the thin one has;
-    None: all."""
-    full = unwrap_model(full)
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(full)}
-    places = kept_places(graph, {name: np.asarray(kept) for name, kept in keep.items()}, shapes)
-    layers = {id(layer) for layer in batch_norms(full)}
-    found: dict[str, Tensor | None] = {}
-    for name, module in full.named_modules():
-        if id(module) in layers and not is_removed(name, removed_blocks):
-            kept = places.get((f"{name}.running_mean", 0))
-            found[name] = None if kept is None else torch.from_numpy(kept)
-    return found
 
 
 class FewSteps:

@@ -19,7 +19,11 @@ from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.scorer import FunctionScorer
+from eagleeye_hf.search.stages import interleave
+from eagleeye_hf.strategies.budget import Bounds
+from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import aligned_divisors
+from tests.helpers import make_model
 from tests.runtimes.predictors import PLACE, per_channel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +115,58 @@ def test_evolution_finds_more_than_chance(graph):
     assert evolved.best.score.loss < random.best.score.loss
     assert len({c.strategy.widths for c in evolved.candidates}) == 120
     assert [c.strategy for c in evolved.candidates[:20]] == [c.strategy for c in random.candidates[:20]]
+
+
+class Trained(FunctionScorer):
+    """What is trained first scores the other way round."""
+
+    def prepare(self, examples, draws=None):
+        return Preparation(matches=True)
+
+    def __call__(self, strategy, fraction=1.0, before=None, matched=False):
+        found = by_sum(strategy, fraction)
+        return replace(found, loss=10_000 - found.loss, matched=True) if matched else found
+
+
+@pytest.mark.parametrize("stages", [(0.25, 1.0), (1.0,)])
+def test_leaders_are_scored_once_more_after_a_little_training(graph, tmp_path, stages):
+    config = replace(CONFIG, candidates=40, stages=stages)
+    result = run_search(Trained(by_sum), graph, config, output=tmp_path)
+    plain = run_search(BY_SUM, graph, config)
+    matched = [candidate for candidate in result.candidates if candidate.score.matched]
+    assert {c.index for c in matched} == {c.index for c in plain.leaders[: len(matched)]}
+    assert 1 < len(matched) < 40
+    assert result.best == max(matched, key=lambda candidate: sum(candidate.strategy.widths))
+    assert result.leaders[: len(matched)] == sorted(matched, key=lambda candidate: candidate.score.loss)
+    assert read_journal(tmp_path).leaders()[0].strategy == result.best.strategy
+    assert run_search(Trained(by_sum), graph, config, output=tmp_path).best == result.best
+    without = run_search(Trained(by_sum), graph, replace(config, matched=False))
+    assert essence(without) == essence(plain)
+
+
+def test_one_candidate_is_not_trained_to_choose_it(graph):
+    result = run_search(Trained(by_sum), graph, replace(CONFIG, method="uniform"))
+    assert not result.best.score.matched
+
+
+def test_networks_that_are_thin_or_short_or_see_small_images_take_turns():
+    """Losses before training favour the smallest images here; at the last stage are all kinds."""
+    graph = trace_model(make_model("resnet56_cifar"), image_sizes=(16, 20, 24, 28))
+
+    class Biased(Trained):
+        def __call__(self, strategy, fraction=1.0, before=None, matched=False):
+            return Score(loss=strategy.image_size or 32, reported=0.0, num_images=1, matched=matched)
+
+    config = replace(CONFIG, candidates=60, stages=(0.25, 1.0), dimensions=("width", "depth", "size"), macs=0.4)
+    result = run_search(Biased(by_sum), graph, config)
+    matched = [candidate.strategy for candidate in result.candidates if candidate.score.matched]
+    kinds = Space(Bounds(graph, config.budgets[0]), dimensions=config.dimensions).kinds(matched)
+    assert sorted(map(kinds.count, ("width", "depth", "size"))) == [2, 3, 3]
+
+
+def test_kinds_take_turns_in_the_order_of_their_best():
+    kinds = ["x", "x", "x", "y", "x", "z", "y"]
+    assert interleave("abcdefg", kinds) == ["a", "d", "f", "b", "g", "c", "e"]
 
 
 def test_baselines(graph):

@@ -63,6 +63,20 @@ def test_each_dimension_takes_its_part_of_what_has_to_go(graph):
     assert spread == pytest.approx([2**-0.5 / 3] * 3, abs=0.06)
 
 
+def test_a_strategy_is_of_the_kind_that_takes_most_of_what_has_to_go(graph):
+    space = Space(Bounds(graph, Budget(macs=0.4)), dimensions=ALL)
+    strategies = sample_strategies(graph, Budget(macs=0.4), 100, seed=3, dimensions=ALL)
+    full, kinds = count_cost(graph, graph.widths).macs, []
+    for strategy in strategies:
+        small = count_cost(graph, Strategy(graph.widths, (), strategy.image_size)).macs
+        short = count_cost(graph, Strategy(graph.widths, strategy.removed_blocks, strategy.image_size)).macs
+        parts = {"size": full / small, "depth": small / short, "width": short / count_cost(graph, strategy).macs}
+        kinds.append(max(parts, key=parts.__getitem__))
+    assert space.kinds(strategies) == kinds
+    assert kinds[:3] == ["width", "depth", "size"]
+    assert Space(Bounds(graph, Budget(macs=0.4))).kinds([Strategy(graph.widths)]) == ["width"]
+
+
 def test_one_dimension_alone_comes_first(graph):
     space = Space(Bounds(graph, Budget(macs=0.5)), 1, 0.7, ALL)
     singles = space.singles()

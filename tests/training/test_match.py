@@ -19,9 +19,9 @@ from eagleeye_hf import (
     trace_model,
 )
 from eagleeye_hf.data.batches import Portion
+from eagleeye_hf.evaluation.layers import LayerOutputs, matched_layers, matching_loss
 from eagleeye_hf.networks.running import scale_images
-from eagleeye_hf.training.layers import LayerOutputs, matching_loss
-from eagleeye_hf.training.match import LEAST, MOST, FewSteps, match_length, matched_layers
+from eagleeye_hf.training.match import LEAST, MOST, FewSteps, match_length
 from tests.helpers import make_model
 
 CONFIG = MatchConfig(match_steps=30, match_batch_size=16, match_lr=0.05)

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eagleeye_hf.channels.cut import kept_places, named_tensors
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.removal import is_removed
+from eagleeye_hf.evaluation.batchnorm import batch_norms
+from eagleeye_hf.networks.description import unwrap_model
+
 EPSILON = 1e-6
 """Added to a variance that is divided by: a layer that gives the same everywhere has none."""
+
+
+def matched_layers(
+    full: nn.Module, graph: ChannelGraph, keep: Mapping[str, Any], removed_blocks: Collection[str] = ()
+) -> dict[str, Tensor | None]:
+    """Names of the BatchNorm layers that both have, and which of their channels in the full network the thin one has;
+    None: all."""
+    full = unwrap_model(full)
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(full)}
+    places = kept_places(graph, {name: np.asarray(kept) for name, kept in keep.items()}, shapes)
+    layers = {id(layer) for layer in batch_norms(full)}
+    found: dict[str, Tensor | None] = {}
+    for name, module in full.named_modules():
+        if id(module) in layers and not is_removed(name, removed_blocks):
+            kept = places.get((f"{name}.running_mean", 0))
+            found[name] = None if kept is None else torch.from_numpy(kept)
+    return found
 
 
 class LayerOutputs:
@@ -19,8 +44,13 @@ class LayerOutputs:
     def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
         self.taken: dict[str, Tensor] = {}
         modules = dict(network.named_modules())
-        for name in names:
-            modules[name].register_forward_hook(partial(self._take, name))
+        self._handles = [modules[name].register_forward_hook(partial(self._take, name)) for name in names]
+
+    def remove(self) -> None:
+        """Look no longer."""
+        for handle in self._handles:
+            handle.remove()
+        self.taken.clear()
 
     def _take(self, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
         self.taken[name] = output
@@ -48,7 +78,7 @@ def matching_loss(
         if channels is not None:
             goal = goal.index_select(1, channels.to(goal.device))
         if goal.shape[2:] != output.shape[2:]:
-            goal = F.adaptive_avg_pool2d(goal, output.shape[2:])
+            goal = F.adaptive_avg_pool2d(goal, (output.shape[2], output.shape[3]))
         errors.append(_relative_error(output, goal))
     layers = torch.stack(errors).mean() if errors else outputs.new_zeros(())
     return layers + _relative_error(outputs, wanted)

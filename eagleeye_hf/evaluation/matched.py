@@ -1,0 +1,76 @@
+"""A candidate after a few steps of training without labels: what training repairs easily does not count against it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.evaluation.batchnorm import batch_norms
+from eagleeye_hf.evaluation.layers import LayerOutputs, matched_layers, matching_loss
+from eagleeye_hf.networks.running import device_of, run_model
+
+RATE, PER = 0.2, 64
+"""The highest learning rate, for so many images a step; in proportion for others."""
+PARTS = 2
+"""Steps that a batch of calibration images makes."""
+MAX_NORM = 1.0
+"""Of the gradient."""
+
+
+def match_briefly(
+    thin: nn.Module,
+    full: nn.Module,
+    graph: ChannelGraph,
+    keep: Mapping[str, Any],
+    removed_blocks: Collection[str],
+    images: Sequence[Tensor],
+    seen: Sequence[Tensor],
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> nn.Module:
+    """Train a pruned network, in place, towards what the full one gives, once over some images (see `match_teacher`).
+
+    Nothing in it is random: dropout is off, images come in their order.
+
+    Args:
+        thin: its statistics recomputed.
+        keep: kept channels, as `choose_channels` gives them.
+        removed_blocks: those that the pruned network lacks.
+        images: batches at the size that the full network takes.
+        seen: the same images at the size that the pruned one takes.
+        autocast: makes a context of the precision of passes.
+    """
+    device, teacher = device_of(thin), copy.deepcopy(full).eval()  # its hooks are this candidate's
+    kept = matched_layers(full, graph, keep, removed_blocks)
+    ours, theirs = LayerOutputs(thin, kept), LayerOutputs(teacher, kept)
+    pairs = [
+        (part.to(device), small.to(device))
+        for batch, smaller in zip(images, seen, strict=True)
+        for part, small in zip(batch.chunk(PARTS), smaller.chunk(PARTS), strict=True)
+        if len(part) > 1
+    ]
+    optimizer = torch.optim.SGD(thin.parameters(), lr=RATE, momentum=0.9, nesterov=True)
+    thin.eval()
+    for layer in batch_norms(thin):
+        layer.train()
+    for step, (part, small) in enumerate(pairs):
+        rate = RATE * len(part) / PER * (1 + math.cos(math.pi * step / len(pairs))) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.no_grad(), autocast():
+            wanted = run_model(teacher, part)
+        with autocast():
+            outputs = run_model(thin, small)
+            loss = matching_loss(ours.taken, theirs.taken, kept, outputs, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(thin.parameters(), MAX_NORM)
+        optimizer.step()
+    ours.remove()
+    return thin.eval()

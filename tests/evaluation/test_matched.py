@@ -1,0 +1,94 @@
+"""Scores after a few steps of training without labels."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import AdaptiveBNScore, Budget, Strategy, recalibrate_bn, sample_strategies, slice_model, trace_model
+from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.evaluation.matched import match_briefly
+from eagleeye_hf.evaluation.memory import training_bytes
+from eagleeye_hf.evaluation.objective import Agreement
+from tests.helpers import make_model
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Smooth images, and the full network's own outputs for labels."""
+    model = make_model("resnet20_cifar", num_classes=10)
+    graph = trace_model(model, image_sizes=(24,))
+    generator = torch.Generator().manual_seed(0)
+    images = nn.functional.interpolate(torch.randn(192, 3, 4, 4, generator=generator), 32, mode="bilinear")
+    with torch.no_grad():
+        batches = [(part, model(part)) for part in images.split(32)]
+    strategies = sample_strategies(graph, Budget(macs=0.6), 12, seed=1, dimensions=("width", "depth", "size"))
+    return model, graph, batches[:4], batches[4:], strategies
+
+
+def score_of(example, **options) -> AdaptiveBNScore:
+    model, graph, calibration, holdout, _ = example
+    return AdaptiveBNScore(model, graph, calibration, holdout, objective=Agreement(), format=Format(), **options)
+
+
+def test_matched_candidates_come_nearer_to_the_full_network(example):
+    score, strategies = score_of(example, compensate=True), example[-1]
+    before = copy.deepcopy(example[0].state_dict())
+    plain, matched = ([score(strategy, matched=given) for strategy in strategies] for given in (False, True))
+    assert all(found.matched and found.num_images == 64 for found in matched)
+    assert not any(found.matched for found in plain)
+    assert sum(found.loss for found in matched) < 0.8 * sum(found.loss for found in plain)
+    for name, tensor in example[0].state_dict().items():
+        assert torch.equal(tensor, before[name]), "the full network stays as it is"
+    assert not any(module._forward_hooks for module in example[0].modules())
+
+
+def test_threads_and_labels_change_nothing(example):
+    model, graph, calibration, holdout, strategies = example
+    score = score_of(example)
+    expected = [score(strategy, matched=True) for strategy in strategies[:4]]
+    other = [(images, torch.zeros_like(wanted)) for images, wanted in calibration]
+    again = AdaptiveBNScore(model, graph, other, holdout, objective=Agreement(), format=Format())
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(partial(again, matched=True), strategies[:4])) == expected
+
+
+def test_nothing_in_it_is_random():
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.norm(self.first(x)).relu()
+            return self.last(nn.functional.dropout(x.mean((2, 3)), 0.5, self.training))
+
+    full, images = Dropped().eval(), [torch.randn(16, 3, 8, 8) for _ in range(3)]
+    graph = trace_model(full, (3, 8, 8))
+    keep = {graph.prunable[0].name: torch.arange(5)}
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        thin = recalibrate_bn(slice_model(full, graph, keep), images)
+        match_briefly(thin, full, graph, keep, (), images, images, lambda: Format().autocast(torch.device("cpu")))
+        results.append(thin.state_dict())
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_a_candidate_that_training_harms_counts_as_it_was(example):
+    """Only the image is smaller, and these images lose nothing by that."""
+    score = score_of(example)
+    small = Strategy(example[1].widths, (), 24)
+    before, after = score(small), score(small, matched=True)
+    assert after.matched
+    assert after.loss == before.loss < 0.01
+
+
+def test_memory_counts_every_layer():
+    """Two maps of 8 channels, 16 x 16 and 8 x 8."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    assert training_bytes(model, (3, 16, 16)) == 5 * 4 * 8 * (256 + 64)
