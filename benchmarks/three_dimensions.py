@@ -20,13 +20,17 @@ import sys
 from pathlib import Path
 
 import datasets
+import timm
 import torch
 
-from eagleeye_hf import from_pretrained
+from eagleeye_hf import SearchConfig
 from eagleeye_hf.networks.description import describe_input
+from eagleeye_hf.pruning.builder import Builder
+from eagleeye_hf.runs.dimensions import trace_network
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import draw_images, take_turns
 from eagleeye_hf.runtimes.runtime import find_runtime
+from eagleeye_hf.strategies.files import read_strategy
 
 HERE, SHARED = Path(__file__).parent, Path(__file__).parents[1] / ".." / "shared"
 OUTPUT = Path("outputs/three_dimensions")
@@ -37,20 +41,22 @@ NETWORKS = {
         "weights": SHARED / "models" / "resnet56_cifar10.safetensors",
         "data": SHARED / "data" / "cifar10",
         "train": 8_000,
+        "test": 10_000,
         "options": "--calibration-images 1024 --holdout-images 2048 --batch-size 128 --lr 0.02",
     },
     "tf_efficientnet_lite0": {
         "weights": SHARED / "models" / "tf_efficientnet_lite0_in1k.safetensors",
         "data": SHARED / "data" / "imagenette",
-        "train": 2_600,
+        "train": 2_000,
+        "test": 1_500,
         "options": "--calibration-images 256 --holdout-images 512 --batch-size 32 --lr 0.01 --adapt-epochs 0",
     },
 }
-COMMON = "--candidates 64 --match-steps 150 --epochs 1 --threads 1 --divisor 8 --seed {seed}"
+COMMON = "--candidates 64 --match-steps 150 --epochs 1 --threads 1 --runtime onnxruntime --divisor 8 --seed {seed}"
 
 
 def take_part(name: str) -> Path:
-    """A dataset of some of the training images, classes in proportion, and of all test images."""
+    """A dataset of some of the training and test images."""
     network, folder = NETWORKS[name], OUTPUT / "data" / name
     if not folder.exists():
         whole = datasets.load_dataset(str(network["data"]))
@@ -58,7 +64,8 @@ def take_part(name: str) -> Path:
         part = whole["train"].shuffle(seed=0).select(range(network["train"]))
         folder.mkdir(parents=True)
         part.to_parquet(folder / "train-00000-of-00001.parquet")
-        whole[test].to_parquet(folder / "test-00000-of-00001.parquet")
+        rest = whole[test].shuffle(seed=0).select(range(network["test"]))
+        rest.to_parquet(folder / "test-00000-of-00001.parquet")
     return folder
 
 
@@ -72,9 +79,10 @@ def arms(seed: int) -> list[tuple[str, str, float, str, Path]]:
     ]
 
 
-def run(names: list[str], parts: list[float], seed: int) -> None:
+def run(names: list[str], bounds: list[str], parts: list[float], kinds: list[str], seed: int) -> None:
     for name, bound, part, kind, folder in arms(seed):
-        if name not in names or part not in parts or (folder / "config.json").exists():
+        wanted = name in names and bound in bounds and part in parts and kind in kinds
+        if not wanted or (folder / "config.json").exists():
             continue
         network = NETWORKS[name]
         command = [sys.executable, "-m", "eagleeye_hf", "compress", name, "--weights", str(network["weights"])]
@@ -108,13 +116,15 @@ def read(folder: Path) -> dict[str, object] | None:
 
 
 def time_rows(name: str, folders: list[Path]) -> dict[str, float]:
-    """Milliseconds of the results of one network, in random turns, one thread of ONNX Runtime; the full one too."""
-    import timm
-
+    """Milliseconds of what was chosen for one network, and of the full one, in random turns, on one thread of ONNX
+    Runtime."""
     torch.set_num_threads(1)
     runtime = find_runtime(LatencyConfig(runtime="onnxruntime", threads=1))
-    first = from_pretrained(folders[0])
-    models = [timm.create_model(name, num_classes=first.num_classes).eval(), *map(from_pretrained, folders)]
+    model = timm.create_model(name, num_classes=10).eval()
+    graph = trace_network(model, SearchConfig(dimensions=("width", "depth", "size")))
+    builder = Builder(model, graph, [])
+    chosen = [read_strategy(graph, str(folder / "strategy.json"), 1) for folder in folders]
+    models = [model, *(builder.build(strategy, compensate=False).eval() for strategy in chosen)]
     programs = [runtime.load(model, draw_images(runtime, describe_input(model))) for model in models]
     turns = take_turns(programs, 150)
     return dict(zip(["full", *(folder.name for folder in folders)], map(min, turns), strict=True))
@@ -151,7 +161,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("step", choices=["run", "table"])
     parser.add_argument("--network", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--bounds", nargs="*", choices=list(BUDGETS), default=list(BUDGETS))
+    parser.add_argument("--kinds", nargs="*", choices=list(DIMENSIONS), default=list(DIMENSIONS))
     parser.add_argument("--parts", nargs="*", type=float, default=[0.5, 0.3], help="of the full network's cost")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
-    run(told.network, told.parts, told.seed) if told.step == "run" else table(told.seed)
+    if told.step == "run":
+        run(told.network, told.bounds, told.parts, told.kinds, told.seed)
+    else:
+        table(told.seed)
