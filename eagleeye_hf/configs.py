@@ -79,7 +79,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if origin is Literal:
         return value in arguments
     if origin in (tuple, Sequence):
-        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+        parts = arguments if origin is tuple and arguments[-1] is not ... else arguments[:1] * _length(value)
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if annotation is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if annotation is int:
@@ -87,6 +88,10 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation in (None, types.NoneType):
         return value is None
     return isinstance(value, annotation)
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, tuple) else 0
 
 
 def describe_type(annotation: Any) -> str:
@@ -99,6 +104,8 @@ def describe_type(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe_type(part) for part in arguments))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple and arguments[-1] is not ...:
+        return f"a pair of {' and '.join(map(describe_type, arguments))}"
     if origin in (tuple, Sequence):
         return f"a list, of which each is {describe_type(arguments[0])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}

@@ -2,7 +2,7 @@
 
 import ast
 import json
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import getsource
 
 import pytest
@@ -21,7 +21,7 @@ from eagleeye_hf import (
     SearchConfig,
 )
 from eagleeye_hf.commands import evaluate, export, finetune, inspect, prune, push, report, search, study
-from eagleeye_hf.configs import Within, annotations_of, flat_dict
+from eagleeye_hf.configs import Within, annotations_of, check_fields, flat_dict
 from eagleeye_hf.runs.arguments import RUN_FILE, parse_config, settings_text
 
 COMMANDS = [evaluate, export, finetune, inspect, prune, push, report, search, study]
@@ -55,6 +55,21 @@ COMMANDS = [evaluate, export, finetune, inspect, prune, push, report, search, st
 def test_a_config_that_exists_is_valid(make, message):
     with pytest.raises(EagleEyeError, match=message):
         make()
+
+
+def test_a_pair_takes_each_of_its_kinds():
+    @dataclass(frozen=True, kw_only=True)
+    class Sized:
+        sizes: tuple[tuple[int, float], ...] = ()
+        names: tuple[str, ...] = ()
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+
+    Sized(sizes=((16, 0.25), (24, 0.5)), names=("a",))
+    for wrong in ((16, 0.25), ((0.25, 16),), ((16, 0.25, 3),), ((16,),)):
+        with pytest.raises(EagleEyeError, match="a list, of which each is a pair of an integer and a number"):
+            Sized(sizes=wrong)
 
 
 @pytest.mark.parametrize(("interval", "inside", "outside"), [("[0, 1)", (0, 0.5), (-0.1, 1)), ("(0, 1]", (1,), (0, 2))])

@@ -11,6 +11,7 @@ from pathlib import Path
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from eagleeye_hf import __version__
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
@@ -25,7 +26,7 @@ TIMM_NAME = re.compile(r"\w+\.\w+")
 """An architecture with the tag of its weights, which timm keeps on the Hub."""
 TIMM_PAGE = "https://github.com/huggingface/pytorch-image-models"
 LICENSE = re.compile(r"[\w.+-]{1,64}")
-PACKAGES = ("eagleeye-hf", "torch", "timm", "transformers", "datasets", "accelerate", "safetensors")
+PACKAGES = ("torch", "timm", "transformers", "datasets", "accelerate", "safetensors")
 
 REQUIRED = {
     "the licence (`license:` in the metadata)": r"^license: \S",
@@ -161,10 +162,15 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         widths=_width_rows(facts),
         image_size=" x ".join(map(str, facts.graph.input_size)),
         removed_blocks=[f"`{name}`" for name in facts.strategy.removed_blocks],
-        versions=", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES),
-        version=importlib.metadata.version("eagleeye-hf"),
+        versions=", ".join(f"{name} {version}" for name, version in _versions().items()),
+        version=__version__,
     )
     return str(card)
+
+
+def _versions() -> dict[str, str]:
+    """Of this package, which may run from a clone that is not installed, and of those that it builds on."""
+    return {"eagleeye-hf": __version__} | {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def _width_rows(facts: CardFacts) -> list[dict[str, object]]:

@@ -89,7 +89,7 @@ class Pool:
 
 
 def _use_device(device: torch.device) -> None:
-    if device.type == "cuda":
+    if device.index is not None:  # "cuda" alone is the one that is current
         torch.cuda.set_device(device)
 
 

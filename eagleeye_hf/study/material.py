@@ -93,7 +93,8 @@ def make_material(score: AdaptiveBNScore, draws: Sequence[Sequence[Batch]]) -> M
     """
     format = score.format or Format()
     first, holdout = score.images.take(format)
-    others = [[format.convert(images) for images, _ in draw] for draw in draws[1:]]
+    home = first[0].device
+    others = [[format.convert(images.to(home)) for images, _ in draw] for draw in draws[1:]]
     builders = [Builder(score.model, score.graph, draw, score.criterion, score.seed) for draw in draws[1:]]
     material = Material(
         model=score.model,

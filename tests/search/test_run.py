@@ -311,6 +311,23 @@ def test_leaders_must_hold_their_latency_when_measured(graph, tmp_path, bound):
     assert record.budget_name(0) == f"latency={bound}"
 
 
+def test_a_search_for_milliseconds_at_several_image_sizes_is_read_back(tmp_path):
+    graph = trace_model(make_model("resnet20_cifar"), image_sizes=(16, 24))
+
+    class Sized(Timed):
+        def prepare(self, examples, draws):
+            return Preparation(latency=replace(per_channel(graph), at_size=((16, 0.3), (24, 0.6))))
+
+        def measure_latency(self, strategies):
+            return [Latency(milliseconds=5.0, full_ms=10.0, place=PLACE) for _ in strategies]
+
+    config = replace(CONFIG, latency=0.5, candidates=12, dimensions=("width", "size"))
+    result = run_search(Sized(by_sum), graph, config, output=tmp_path)
+    assert {candidate.strategy.image_size for candidate in result.candidates} > {None}
+    assert essence(run_search(Sized(by_sum), graph, config, output=tmp_path)) == essence(result)
+    assert read_journal(tmp_path).leaders()[0].strategy == result.best.strategy
+
+
 def test_where_no_candidate_keeps_to_the_bound_the_nearest_is_chosen_and_a_note_says_so(graph, tmp_path):
     class Slow(Timed):
         def measure_latency(self, strategies):
