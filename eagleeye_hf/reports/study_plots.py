@@ -30,10 +30,13 @@ def draw_study(facts: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         "scatter": _draw_scatter(tables["subnets"], tables["correlation"], facts["budgets"]),
         "correlation": _draw_correlation(tables["correlation"], facts["budgets"]),
         "comparators": _draw_comparators(tables["comparators"], tables["subnets"], facts["budgets"]),
-        "batchnorm": _draw_batchnorm(tables["batchnorm"], facts["budgets"]),
-        "weights": _draw_weights(tables["weights"], facts["histograms"], facts["edges"], facts["budgets"]),
-        "images": _draw_images(tables["images"], facts["budgets"]),
     }
+    if tables["images"]:
+        figures |= {
+            "batchnorm": _draw_batchnorm(tables["batchnorm"], facts["budgets"]),
+            "weights": _draw_weights(tables["weights"], facts["histograms"], facts["edges"], facts["budgets"]),
+            "images": _draw_images(tables["images"], facts["budgets"]),
+        }
     for name, figure in figures.items():
         for format in FORMATS:
             with rc_context({"svg.hashsalt": "eagleeye"}):  # the same numbers give the same file

@@ -124,7 +124,8 @@ def run_study(
     lines = divide_work(chosen.subnets, tuner, journal, accelerator, "sub-nets scored and fine-tuned")
     on_phase(ANALYSING)
     notebook = StudyJournal(run.path / DETAILS, settings, Details.from_dict) if main else None
-    examined = chosen.pool.candidates[: len(config.search.budgets) * (config.study.examined or config.study.subnets)]
+    each = config.study.subnets if config.study.examined is None else config.study.examined
+    examined = chosen.pool.candidates[: len(config.search.budgets) * each]
     details = divide_work(examined, look, notebook, accelerator, "sub-nets examined")
     findings: list[str] = []
     with main_process_works():

@@ -50,7 +50,8 @@ def predict_study(config: StudyRunConfig, counts: Counts, rates: Rates, processe
     match_size, match_epochs, match_steps = match_length(config.match, counts.train)
     matched = match_size * match_epochs * match_steps * (rates.train * keep + rates.forward)
     scored = (SCORED * held_out + counts.test) * pass_seconds
-    examined = budgets * study.subnets * EXAMINED * held_out * pass_seconds
+    each = study.subnets if study.examined is None else min(study.examined, study.subnets)
+    examined = budgets * each * EXAMINED * held_out * pass_seconds
     return (
         Phase(
             name=CHOOSING,

@@ -22,6 +22,8 @@ COMBINED_OF = ("adaptive loss", "compensated loss", "matched loss")
 TUNED = "holdout top-1 after fine-tuning"
 """No score, for it is known too late: what accuracy on the holdout images says of that on the test images."""
 CHANCE = "random choice"
+LEADERS, CHOICE = 8, "search choice"
+"""As a search chooses: so many leaders by its score, then by the matched loss; a number is the place in that order."""
 
 
 def subnet_rows(lines: Iterable[Finished], full: Mapping[str, int]) -> list[Row]:
@@ -55,6 +57,11 @@ def pool_scores(pool: Sequence[Finished]) -> dict[str, np.ndarray]:
     if all(name in scores for name in COMBINED_OF):
         parts = [scores[name] for name in COMBINED_OF]
         scores[COMBINED] = np.mean([(part - part.mean()) / max(float(part.std()), 1e-12) for part in parts], axis=0)
+    if "matched loss" in scores:
+        leaders = np.argsort(scores[f"{SEARCH} loss"], kind="stable")[:LEADERS]
+        order = scores[f"{SEARCH} loss"].argsort(kind="stable").argsort(kind="stable").astype(float)
+        order[leaders] = scores["matched loss"][leaders].argsort().argsort()
+        scores[CHOICE] = order
     return {name: values if higher_is_better(name) else -values for name, values in scores.items()}
 
 

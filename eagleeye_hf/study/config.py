@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from eagleeye_hf.configs import Within, check_fields
+from eagleeye_hf.errors import EagleEyeError
 
 Count = Annotated[int, Within("[1, inf)")]
 Comparator = Literal["random", "evolution", "global"]
@@ -27,9 +28,11 @@ class StudyConfig:
     """Parts into which the calibration images are divided; scores are averaged over them."""
     comparators: tuple[Comparator, ...] = COMPARATORS
     """Methods of search of which the choice is fine-tuned beside the pool's uniform strategy."""
-    examined: Annotated[int, Within("[2, inf)")] | None = None
-    """Sub-nets per budget of which statistics, weights and scores on other numbers of images are looked at; None:
-    all."""
+    examined: Annotated[int, Within("[0, inf)")] | None = None
+    """Sub-nets per budget of which statistics, weights and scores on other numbers of images are looked at, at least
+    two; 0: that part is left out; None: all."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.examined == 1:
+            raise EagleEyeError("`examined` is 0 or at least 2, for one sub-net shows no spread; got 1")

@@ -37,16 +37,17 @@ def make_facts(
     """
     budgets = settings["budgets"]
     pools = [[lines[c.index] for c in _pool(chosen, number)] for number in range(len(budgets))]
-    seen = [[details[line.index] for line in pool if line.index in details] for pool in pools]
+    examined = [[details[line.index] for line in pool if line.index in details] for pool in pools]
+    seen = {budget: found for budget, found in zip(budgets, examined, strict=True) if found}
     known = {candidate.index for candidate in chosen.pool.candidates}
     accuracy = {index: line.tuned[TEST].top1 for index, line in lines.items()}
     tables: dict[str, list[Row]] = {
         "subnets": [row | {"in_pool": row["index"] in known} for row in subnet_rows(lines.values(), settings["full"])],
         "correlation": _joined(map(correlation_rows, pools, budgets)),
         "comparators": comparator_rows(chosen.choices, lines, pools, budgets, settings["full"]),
-        "batchnorm": _joined(layer_rows(one, "batchnorm", budget) for one, budget in zip(seen, budgets, strict=True)),
-        "weights": _joined(layer_rows(one, "weights", budget) for one, budget in zip(seen, budgets, strict=True)),
-        "images": _joined(image_rows(one, accuracy, budget) for one, budget in zip(seen, budgets, strict=True)),
+        "batchnorm": _joined(layer_rows(one, "batchnorm", budget) for budget, one in seen.items()),
+        "weights": _joined(layer_rows(one, "weights", budget) for budget, one in seen.items()),
+        "images": _joined(image_rows(one, accuracy, budget) for budget, one in seen.items()),
     }
     return {
         "title": f"Study: {settings['model']} on {settings['dataset']}, {'; '.join(budgets)}",
@@ -56,7 +57,7 @@ def make_facts(
         "budgets": list(budgets),
         "settings": dict(settings),
         "tables": tables,
-        "histograms": {budget: histogram_of(one) for one, budget in zip(seen, budgets, strict=True)},
+        "histograms": {budget: histogram_of(one) for budget, one in seen.items()},
         "edges": EDGES.tolist(),
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eagleeye_hf.study.analysis import CHANCE, TUNED, Row
+from eagleeye_hf.study.analysis import CHANCE, CHOICE, LEADERS, TUNED, Row
 from eagleeye_hf.study.scores import PARAMS, SEARCH
 
 PAPER = "the paper reports about 0.8 and about 0 (MobileNetV1 on ImageNet)"
@@ -31,9 +31,9 @@ def describe_findings(tables: dict[str, list[Row]], budgets: Sequence[str], comp
             *_describe_choices(scores, compensated),
             *_describe_best(scores),
             *_describe_comparators(own["comparators"]),
-            *_describe_statistics(own["batchnorm"]),
-            *_describe_weights(own["weights"]),
-            *_describe_images(own["images"]),
+            *(_describe_statistics(own["batchnorm"]) if own["batchnorm"] else []),
+            *(_describe_weights(own["weights"]) if own["weights"] else []),
+            *(_describe_images(own["images"]) if own["images"] else []),
         ]
     return found
 
@@ -90,12 +90,23 @@ def _describe_choices(scores: dict[str, Row], compensated: bool) -> list[str]:
     search, params = scores[f"{SEARCH} loss"], scores[PARAMS]
     kind = "compensated" if compensated else "adaptive"
     return [
-        f"The score by which a search ranks by default (the {kind} loss, one draw of calibration images) has Spearman "
+        f"The score by which a search ranks (the {kind} loss, one draw of calibration images) has Spearman "
         f"{spread(search, 'spearman')}; the sub-net that it puts first is {spread(search, 'regret')} points below the "
         f"best of the pool, a random one on average {scores[CHANCE]['regret']:.2f}, the one with the most parameters "
         f"{params['regret']:.2f} (parameters alone: Spearman {spread(params, 'spearman')}).",
+        *_describe_leaders(scores),
         f"For comparison: accuracy on the holdout images *after* fine-tuning ranks that on the test images with "
         f"{spread(scores[TUNED], 'spearman')} and a regret of {scores[TUNED]['regret']:.2f}.",
+    ]
+
+
+def _describe_leaders(scores: dict[str, Row]) -> list[str]:
+    if CHOICE not in scores:
+        return []
+    return [
+        f"Chosen as a search does by default, among the {LEADERS} leaders of that score by the matched loss, the first "
+        f"is {spread(scores[CHOICE], 'regret')} points below the best (Spearman of this order "
+        f"{spread(scores[CHOICE], 'spearman')})."
     ]
 
 
