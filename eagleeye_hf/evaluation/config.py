@@ -16,7 +16,7 @@ class ScoringConfig:
 
     scores: Literal["auto", "adaptive", "compensated"] = "auto"
     """Of candidates with recomputed statistics (adaptive), or with the layers that read removed channels repaired by
-    least squares too (compensated); auto: the latter, where the former leaves typical candidates at chance."""
+    least squares too (compensated); auto: the latter, where the former leaves typical candidates near chance."""
     format: FormatName = "auto"
     """Precision of scoring. `auto`: bfloat16 on devices made for it, the same at every start; `measured`: the fastest;
     both only where it ranks like float32."""

@@ -50,8 +50,8 @@ NAMED_FORMATS = {
     "float32": Format(channels_last=True),
     "bfloat16": Format(channels_last=True, bfloat16=True),
 }
-NOISE = 0.1
-"""Part of the way from chance to the full network, below which a score is noise."""
+NOISE = 0.25
+"""Part of the way from chance to the full network, below which scores with repaired readers rank better."""
 LEAST = 1e-3
 """A fraction of the images that is one batch."""
 RECORDED = 3
