@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import math
 import pickle
 from collections.abc import Mapping
 from typing import Any
@@ -179,6 +180,9 @@ def adjust_input(model: nn.Module, given: InputConfig) -> nn.Module:
     size = told.pop("image_size", None)
     if size is not None:
         told["input_size"] = (known.channels, size, size)
+        if config.get("pool_size"):  # the last feature map, which timm's pooling at test time goes by
+            maps = zip(config["pool_size"], known.image_size, strict=True)
+            told["pool_size"] = tuple(math.ceil(size * side / pixels) for side, pixels in maps)
         config.pop("test_input_size", None)
     told.pop("in_chans", None)
     model.pretrained_cfg = model.default_cfg = config | told  # type: ignore[assignment]

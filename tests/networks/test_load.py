@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from eagleeye_hf import EagleEyeError
-from eagleeye_hf.networks.load import load_from_file, load_pretrained
+from eagleeye_hf.networks.config import InputConfig
+from eagleeye_hf.networks.load import adjust_input, load_from_file, load_pretrained
 from tests.helpers import make_model
 
 
@@ -133,3 +134,12 @@ def test_weights_that_can_not_be_had(monkeypatch, error, message):
     monkeypatch.setattr(timm, "create_model", create)
     with pytest.raises(EagleEyeError, match=message):
         load_pretrained("resnet18")
+
+
+@pytest.mark.parametrize(("name", "size"), [("tf_efficientnet_lite0", 160), ("resnet18", 100), ("resnet20_cifar", 24)])
+def test_another_image_size_comes_with_its_last_feature_map(name, size):
+    model = adjust_input(make_model(name), InputConfig(image_size=size))
+    assert model.pretrained_cfg["input_size"] == (3, size, size)
+    with torch.no_grad():
+        features = model.forward_features(torch.zeros(1, 3, size, size))
+    assert model.pretrained_cfg["pool_size"] in (None, tuple(features.shape[2:]))

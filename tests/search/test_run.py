@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 
 from eagleeye_hf import EagleEyeError, SearchConfig, Strategy, run_search, trace_model
 from eagleeye_hf.evaluation.objective import Score
 from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.runtimes.latency import Latency
+from eagleeye_hf.search.pool import _use_device
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.scorer import FunctionScorer
 from eagleeye_hf.search.stages import interleave
@@ -461,3 +463,12 @@ def test_a_search_that_is_killed_finds_the_same_to_the_bit(one, tmp_path):
     process.communicate()
     assert 8 < len(journal.read_text().splitlines()) < 1 + len(one)
     assert finish(start(folder, 1, threads=1), folder) == one
+
+
+def test_threads_use_the_device_that_has_a_number(monkeypatch):
+    """`cuda` alone, as accelerate names it in one process, is no device that can be set."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        _use_device(torch.device(name))
+    assert used == [torch.device("cuda:1")]
