@@ -36,7 +36,7 @@ class Config:
     network: NetworkConfig
     data: DatasetConfig = DatasetConfig()
     held_out: HeldOutConfig = HeldOutConfig()
-    search: SearchConfig = SearchConfig()
+    search: SearchConfig = SearchConfig(dimensions=("width", "depth", "size"))
     scoring: ScoringConfig = ScoringConfig()
     importance: ImportanceConfig = ImportanceConfig()
     measuring: LatencyConfig = LatencyConfig()

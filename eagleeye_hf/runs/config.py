@@ -84,7 +84,7 @@ class RunConfig:
     held_out: HeldOutConfig = HeldOutConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     adapt: AdaptConfig = AdaptConfig()
-    search: SearchConfig = SearchConfig()
+    search: SearchConfig = SearchConfig(dimensions=("width", "depth", "size"))
     scoring: ScoringConfig = ScoringConfig()
     importance: ImportanceConfig = ImportanceConfig()
     repair: RepairConfig = RepairConfig()

@@ -80,7 +80,7 @@ class SearchConfig:
         if self.image_sizes and "size" not in self.dimensions:
             raise EagleEyeError("`image_sizes` needs `size` among `dimensions`")
         if self.dimensions != ("width",) and (self.sampler == "paper" or self.method == "global"):
-            raise EagleEyeError("`sampler=paper` and `method=global` change widths alone; leave `dimensions` out")
+            raise EagleEyeError("`sampler=paper` and `method=global` change widths alone; give `--dimensions width`")
         _ = self.budgets, parse_keep(self.keep)
 
     @property
