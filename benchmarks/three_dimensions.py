@@ -157,7 +157,7 @@ def time_networks(name: str, folders: list[Path]) -> list[float]:
 
 
 def draw(networks: dict[str, list[tuple[str, float, str, float, float]]], file: Path) -> None:
-    """Top-1 after training over milliseconds, a panel per network; rows of (bound, budget, what may change, milliseconds
+    """Top-1 over milliseconds, a panel per network; rows of (bound, budget, what may change, milliseconds
     as a part of the full network's, top-1)."""
     figure = Figure(figsize=(5.6 * len(networks), 4.0), layout="constrained", dpi=130)
     for axes, (name, rows) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks.items(), strict=True):

@@ -191,9 +191,12 @@ class AdaptiveBNScore:
             keep = self.builder.importance.choose(strategy.widths)
             autocast = partial(format.autocast, self.device)
             match_briefly(thin, self.model, self.graph, keep, strategy.removed_blocks, images, seen, autocast)
-            with format.autocast(self.device):
-                recalibrate_bn(thin, seen, self.momentum)
-                after = self.objective.measure(thin, holdout)
+            try:
+                with format.autocast(self.device):
+                    recalibrate_bn(thin, seen, self.momentum)
+                    after = self.objective.measure(thin, holdout)
+            except FloatingPointError:  # it diverged
+                after = before
         return replace(after if after.loss < before.loss else before, matched=True)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -86,6 +87,15 @@ def test_a_candidate_that_training_harms_counts_as_it_was(example):
     before, after = score(small), score(small, matched=True)
     assert after.matched
     assert after.loss == before.loss < 0.01
+
+
+def test_a_training_that_diverges_counts_for_nothing(example, monkeypatch):
+    def explode(thin, *others):
+        nn.init.constant_(next(thin.parameters()), float("inf"))
+
+    score, strategy = score_of(example), example[-1][1]
+    monkeypatch.setattr("eagleeye_hf.evaluation.score.match_briefly", explode)
+    assert score(strategy, matched=True) == replace(score(strategy), matched=True)
 
 
 def test_memory_counts_every_layer():
