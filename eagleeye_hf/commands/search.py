@@ -59,6 +59,7 @@ def run(config: Config) -> None:
 
     from eagleeye_hf.data.splits import open_splits
     from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
+    from eagleeye_hf.runs.compress import teach
     from eagleeye_hf.runs.dimensions import trace_network
     from eagleeye_hf.runs.folder import check_output, open_run
     from eagleeye_hf.runs.front import format_front, search_front
@@ -73,9 +74,11 @@ def run(config: Config) -> None:
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights, config.network.inputs)
     arguments = split_arguments(config.data, config.held_out, seed=config.seed)
-    data = open_splits(like=model, **arguments, needs_test=False, accelerator=accelerator)
+    data = open_splits(like=model, **arguments, needs_test=False, needs_labels=False, accelerator=accelerator)
     model = model.to(accelerator.device).eval()
     graph = trace_network(model, config.search)
+    if not data.labelled:
+        data = teach(data, model)
     score = make_score(model, graph, data, config, accelerator)
     folder = open_run(config.output, "search")
     if accelerator.is_main_process:

@@ -53,10 +53,11 @@ class TaughtImages:
 
     Args:
         teacher: the full network, on the device where it is to run.
+        shown: the same images as the teacher wants them, where that is otherwise.
     """
 
-    def __init__(self, images: ImageSet, teacher: nn.Module) -> None:
-        self.images, self.teacher = images, teacher
+    def __init__(self, images: ImageSet, teacher: nn.Module, shown: ImageSet | None = None) -> None:
+        self.images, self.teacher, self.shown = images, teacher, shown or images
         self.name, self.seed, self.split = images.name, images.seed, images.split
         self._outputs: Tensor | None = None
 
@@ -71,8 +72,8 @@ class TaughtImages:
         return self.images.count_steps(batch_size)
 
     def seen_through(self, preprocessing: Preprocessing) -> TaughtImages:
-        """These images as another network wants them; so the teacher sees them, too."""
-        return TaughtImages(self.images.seen_through(preprocessing), self.teacher)
+        """These images as another network wants them; the teacher sees them as before."""
+        return TaughtImages(self.images.seen_through(preprocessing), self.teacher, self.shown)
 
     def seen_as(self, other: TrainingImages) -> TrainingImages:
         return self.images.seen_as(other)
@@ -89,8 +90,13 @@ class TaughtImages:
         num_workers: int = 0,
         device: torch.device | None = None,
     ) -> Iterator[Batch]:
-        for pixels, _ in self.images.batches(batch_size, part, num_workers, device):
-            yield pixels, self._run(pixels).argmax(1)
+        how = batch_size, part, num_workers, device
+        if self.shown is self.images:
+            for pixels, _ in self.images.batches(*how):
+                yield pixels, self._run(pixels).argmax(1)
+        else:
+            for (pixels, _), (shown, _) in zip(self.images.batches(*how), self.shown.batches(*how), strict=True):
+                yield pixels, self._run(shown).argmax(1)
 
     def cached_batches(
         self,
@@ -112,7 +118,8 @@ class TaughtImages:
         """The images with all outputs of the network, computed once."""
         found = self.images.cached_batches(batch_size, device, accelerator, num_workers)
         if self._outputs is None:
-            self._outputs = torch.cat([self._run(pixels) for pixels, _ in found])
+            shown = self.shown.cached_batches(batch_size, device, accelerator, num_workers)
+            self._outputs = torch.cat([self._run(pixels) for pixels, _ in shown])
         return replace(found, targets=self._outputs.split([len(pixels) for pixels in found.pixels]))
 
     def _run(self, pixels: Tensor) -> Tensor:

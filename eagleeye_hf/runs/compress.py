@@ -178,10 +178,10 @@ def _finish(run: RunFolder, config: RunConfig) -> None:
 
 def teach(data: Splits, model: nn.Module) -> Splits:
     """The same images with the full network's decisions for labels."""
-    holdout, test = data.holdout, data.test
+    holdout, test = data.holdout, data.found_test
     assert isinstance(holdout, ImageSet)
-    assert isinstance(test, ImageSet)
-    return replace(data, holdout=TaughtImages(holdout, model), found_test=TaughtImages(test, model))
+    assert test is None or isinstance(test, ImageSet)
+    return replace(data, holdout=TaughtImages(holdout, model), found_test=test and TaughtImages(test, model))
 
 
 def test_model(network: nn.Module, data: Splits, accelerator: Accelerator, num_workers: int) -> Metrics:

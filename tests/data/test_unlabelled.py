@@ -1,6 +1,7 @@
 """Images without labels: the full network's outputs stand for them."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -12,6 +13,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 from eagleeye_hf import EagleEyeError, from_pretrained, open_splits
 from eagleeye_hf.data.unlabelled import TaughtImages
 from eagleeye_hf.evaluation.objective import Agreement
+from eagleeye_hf.networks.config import InputConfig
+from eagleeye_hf.networks.load import adjust_input
 from tests.helpers import digits_dataset, make_model, run_command
 
 
@@ -67,6 +70,31 @@ def test_decisions_stand_for_labels(photographs):
         assert torch.equal(found, expected.argmax(1))
         torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
     assert sum(len(labels) for _, labels in TaughtImages(data.test, model).batches(8)) == data.test.count()
+
+
+def test_the_full_network_decides_on_images_of_its_own_size(photographs):
+    model = make_model("resnet20_cifar")
+    data = open_splits(photographs, model, calibration_images=10, holdout_images=20, needs_labels=False)
+    taught = replace(data, holdout=TaughtImages(data.holdout, model), found_test=TaughtImages(data.test, model))
+    small = taught.seen_by(adjust_input(make_model("resnet20_cifar"), InputConfig(image_size=20)))
+    for kind in ("holdout", "test"):
+        expected = torch.cat([model(images).argmax(1) for images, _ in getattr(data, kind).batches(8)])
+        images, found = map(torch.cat, zip(*getattr(small, kind).batches(8), strict=True))
+        assert images.shape[2:] == (20, 20)
+        assert torch.equal(found, expected)
+        if kind == "holdout":
+            outputs = torch.cat([outputs for _, outputs in small.holdout.taught_batches(8)])
+            assert torch.equal(outputs.argmax(1), expected)
+
+
+def test_a_search_without_a_label(photographs, weights, tmp_path, capsys):
+    command = ["search", "resnet20_cifar", "--weights", weights, "--dataset", photographs, "--num-workers", "0"]
+    command += ["--candidates", "4", "--runtime", "torch", "--output", str(tmp_path / "search")]
+    code, out, err = run_command(capsys, *command)
+    assert code == 0, err
+    assert '"ranks": "divergence"' in (tmp_path / "search" / "search.jsonl").read_text()
+    assert "agreement" in out
+    assert "top-1" not in out
 
 
 def test_agreement_is_the_divergence_from_the_full_networks_outputs():
