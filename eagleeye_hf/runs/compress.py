@@ -116,9 +116,7 @@ def _compress(
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
 
     seen = data
-    if (
-        strategy.image_size is not None
-    ):  # it is measured on images as it wants them, and trained beside the full network
+    if strategy.image_size is not None:  # measured on images of its size, trained on those of the full network's
         seen = data.seen_by(score.build(strategy, compensate=False))
 
     def hold(network: nn.Module) -> Metrics:

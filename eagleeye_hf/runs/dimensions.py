@@ -13,7 +13,7 @@ from eagleeye_hf.networks.description import describe_model, unwrap_model
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.files import read_image_size
 from eagleeye_hf.telling import say
-from eagleeye_hf.tracing.trace import trace_model
+from eagleeye_hf.tracing.trace import trace_model, with_image_sizes
 
 LEAST_MAP = 4
 """Side of the last feature map, below which default sizes don't go."""
@@ -27,16 +27,24 @@ def trace_network(model: nn.Module, search: SearchConfig | None = None, strategy
     Raises:
         EagleEyeError: the network can't be traced, or takes no images of a size that is asked for.
     """
-    sizes: tuple[int, ...] = ()
     if strategy:
         found = read_image_size(strategy)
-        sizes = () if found is None else (found,)
-    elif search is not None and "size" in search.dimensions:
-        sizes = search.image_sizes or default_sizes(model)
-        largest = describe_model(model).image_size[0]
-        if max(sizes, default=0) > largest:
-            raise EagleEyeError(f"`image_sizes` are at most the network's own {largest} pixels; got {max(sizes)}")
-    return trace_model(model, image_sizes=sizes)
+        return trace_model(model, image_sizes=() if found is None else (found,))
+    if search is None or "size" not in search.dimensions:
+        return trace_model(model)
+    largest = describe_model(model).image_size[0]
+    if max(search.image_sizes, default=0) > largest:
+        raise EagleEyeError(
+            f"`image_sizes` are at most the network's own {largest} pixels; got {max(search.image_sizes)}"
+        )
+    if search.image_sizes:
+        return trace_model(model, image_sizes=search.image_sizes)
+    left_out = list[int]()
+    graph = with_image_sizes(model, trace_model(model), default_sizes(model), left_out)
+    if left_out:
+        sizes = ", ".join(map(str, left_out))
+        say(f"image sizes that are left out, for the network does not run there, or as another one: {sizes} px")
+    return graph
 
 
 def default_sizes(model: nn.Module) -> tuple[int, ...]:

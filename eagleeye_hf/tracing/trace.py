@@ -68,28 +68,42 @@ def trace_model(
     return with_image_sizes(model, best, image_sizes) if image_sizes else best
 
 
-def with_image_sizes(model: nn.Module, graph: ChannelGraph, image_sizes: Sequence[int]) -> ChannelGraph:
+def with_image_sizes(
+    model: nn.Module, graph: ChannelGraph, image_sizes: Sequence[int], left_out: list[int] | None = None
+) -> ChannelGraph:
     """The graph with the model's cost at other sizes of the image.
 
+    Args:
+        left_out: takes the sizes at which that can't be told, instead of an error.
     Raises:
         EagleEyeError: the forward pass fails at one of them, or does something else there.
     """
     factors = []
     for size in sorted({int(size) for size in image_sizes} - {graph.image_size}):
         try:
-            other = trace_model(model, (graph.input_size[0], size, size))
-        except EagleEyeError as error:
-            raise EagleEyeError(f"`image_sizes`: the network takes no images of {size} pixels: {error}") from error
-        terms = [term[1:] for term in other.cost.macs]
-        if (
-            other.blocks != graph.blocks
-            or terms != [term[1:] for term in graph.cost.macs]
-            or not np.array_equal(other.cost.coefficients, graph.cost.coefficients)
-            or not np.array_equal(other.cost.constants, graph.cost.constants)
-        ):
-            raise EagleEyeError(f"`image_sizes`: at {size} pixels the network has other channel groups; leave it out")
-        factors.append((size, tuple(factor for factor, _, _ in other.cost.macs)))
+            factors.append((size, _factors_at(model, graph, size)))
+        except EagleEyeError:
+            if left_out is None:
+                raise
+            left_out.append(size)
     return replace(graph, cost=replace(graph.cost, macs_at=tuple(factors)))
+
+
+def _factors_at(model: nn.Module, graph: ChannelGraph, size: int) -> tuple[int, ...]:
+    """Of each term of the MACs, at another size of the image."""
+    try:
+        other = trace_model(model, (graph.input_size[0], size, size))
+    except EagleEyeError as error:
+        raise EagleEyeError(f"`image_sizes`: the network takes no images of {size} pixels: {error}") from error
+    terms = [term[1:] for term in other.cost.macs]
+    if (
+        other.blocks != graph.blocks
+        or terms != [term[1:] for term in graph.cost.macs]
+        or not np.array_equal(other.cost.coefficients, graph.cost.coefficients)
+        or not np.array_equal(other.cost.constants, graph.cost.constants)
+    ):
+        raise EagleEyeError(f"`image_sizes`: at {size} pixels the network has other channel groups; leave it out")
+    return tuple(factor for factor, _, _ in other.cost.macs)
 
 
 def _build_graph(full: Shadow, grouping: Grouping, input_size: tuple[int, int, int]) -> ChannelGraph:
