@@ -89,7 +89,7 @@ class Pool:
 
 
 def _use_device(device: torch.device) -> None:
-    if device.index is not None:  # "cuda" alone is the one that is current
+    if device.type == "cuda" and device.index is not None:  # "cuda" alone is the one that is current
         torch.cuda.set_device(device)
 
 

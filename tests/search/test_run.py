@@ -138,7 +138,7 @@ def test_leaders_are_scored_once_more_after_a_little_training(graph, tmp_path, s
     matched = [candidate for candidate in result.candidates if candidate.score.matched]
     assert {c.index for c in matched} == {c.index for c in plain.leaders[: len(matched)]}
     assert 1 < len(matched) < 40
-    assert result.best == max(matched, key=lambda candidate: sum(candidate.strategy.widths))
+    assert result.best == min(matched, key=lambda candidate: sum(candidate.strategy.widths))
     assert result.leaders[: len(matched)] == sorted(matched, key=lambda candidate: candidate.score.loss)
     assert read_journal(tmp_path).leaders()[0].strategy == result.best.strategy
     assert run_search(Trained(by_sum), graph, config, output=tmp_path).best == result.best
@@ -469,6 +469,6 @@ def test_threads_use_the_device_that_has_a_number(monkeypatch):
     """`cuda` alone, as accelerate names it in one process, is no device that can be set."""
     used = []
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    for name in ("cpu", "cuda", "cuda:1"):
+    for name in ("cpu", "cpu:0", "cuda", "cuda:1"):
         _use_device(torch.device(name))
     assert used == [torch.device("cuda:1")]
