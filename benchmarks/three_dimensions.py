@@ -46,6 +46,7 @@ DIMENSIONS = {"width": ["width"], "depth": ["depth"], "size": ["size"], "all": [
 TITLES = {"width": "channels", "depth": "blocks", "size": "image size", "all": "all three, one search"}
 COLORS = {"width": "#9aa5b1", "depth": "#3caea3", "size": "#edae49", "all": "#d1495b"}
 MARKERS = {0.5: "o", 0.3: "^"}
+HOLLOW = " of MACs; hollow: of ms"
 BUDGETS = {"macs": (0.5, 0.3), "latency": (0.5, 0.3)}
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet56_cifar": {
@@ -163,15 +164,17 @@ def draw(networks: dict[str, list[tuple[str, float, str, float, float]]], file: 
     for axes, (name, rows) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks.items(), strict=True):
         for kind, color in COLORS.items():
             own = sorted(row for row in rows if row[2] == kind)
-            for _, budget, _, part, top1 in own:
-                axes.plot(100 * part, 100 * top1, MARKERS[budget], color=color, markersize=9 if kind == "all" else 7)
+            for bound, budget, _, part, top1 in own:
+                inside = color if bound == "macs" else "none"
+                how = {"color": color, "markerfacecolor": inside, "markersize": 9 if kind == "all" else 7}
+                axes.plot(100 * part, 100 * top1, MARKERS[budget], **how)
             if own:
                 axes.plot([], [], "s", color=color, label=TITLES[kind])
         full = rows[-1]
         axes.plot(100, 100 * full[4], "*", color="black", markersize=12)
         axes.annotate("full network", (100, 100 * full[4]), (-8, -14), textcoords="offset points", ha="right")
         for budget, marker in MARKERS.items():
-            axes.plot([], [], marker, color="gray", markerfacecolor="none", label=f"budget {budget:g}")
+            axes.plot([], [], marker, color="gray", markerfacecolor="none", label=f"budget {budget:g}" + HOLLOW)
         axes.set(title=name, xlabel="milliseconds, % of the full network's", ylabel="top-1 after a short training, %")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
