@@ -19,6 +19,7 @@ from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, split_a
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.files import describe_strategy
+from eagleeye_hf.strategies.space import DIMENSIONS
 from eagleeye_hf.telling import warn
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Config:
     network: NetworkConfig
     data: DatasetConfig = DatasetConfig()
     held_out: HeldOutConfig = HeldOutConfig()
-    search: SearchConfig = SearchConfig(dimensions=("width", "depth", "size"))
+    search: SearchConfig = SearchConfig(dimensions=DIMENSIONS)
     scoring: ScoringConfig = ScoringConfig()
     importance: ImportanceConfig = ImportanceConfig()
     measuring: LatencyConfig = LatencyConfig()

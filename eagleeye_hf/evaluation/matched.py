@@ -15,9 +15,10 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.batchnorm import batch_norms
 from eagleeye_hf.evaluation.layers import LayerOutputs, matched_layers, matching_loss
 from eagleeye_hf.networks.running import device_of, run_model
+from eagleeye_hf.pruning.config import MatchConfig
 
-RATE, PER = 0.2, 64
-"""The highest learning rate, for so many images a step; in proportion for others."""
+LIKE = MatchConfig()
+"""The highest learning rate is that of `match_teacher` for its images a step; in proportion for others."""
 PARTS = 2
 """Steps that a batch of calibration images makes."""
 MAX_NORM = 1.0
@@ -55,12 +56,12 @@ def match_briefly(
         for part, small in zip(batch.chunk(PARTS), smaller.chunk(PARTS), strict=True)
         if len(part) > 1
     ]
-    optimizer = torch.optim.SGD(thin.parameters(), lr=RATE, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(thin.parameters(), lr=LIKE.match_lr, momentum=0.9, nesterov=True)
     thin.eval()
     for layer in batch_norms(thin):
         layer.train()
     for step, (part, small) in enumerate(pairs):
-        rate = RATE * len(part) / PER * (1 + math.cos(math.pi * step / len(pairs))) / 2
+        rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / len(pairs))) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.no_grad(), autocast():

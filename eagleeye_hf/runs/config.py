@@ -15,6 +15,7 @@ from eagleeye_hf.networks.config import InputConfig
 from eagleeye_hf.pruning.config import ImportanceConfig, MatchConfig, RepairConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.strategies.space import DIMENSIONS
 from eagleeye_hf.study.config import StudyConfig
 from eagleeye_hf.training.config import FinetuneConfig, SizedFinetuneConfig
 
@@ -84,7 +85,7 @@ class RunConfig:
     held_out: HeldOutConfig = HeldOutConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     adapt: AdaptConfig = AdaptConfig()
-    search: SearchConfig = SearchConfig(dimensions=("width", "depth", "size"))
+    search: SearchConfig = SearchConfig(dimensions=DIMENSIONS)
     scoring: ScoringConfig = ScoringConfig()
     importance: ImportanceConfig = ImportanceConfig()
     repair: RepairConfig = RepairConfig()

@@ -87,6 +87,8 @@ def run_study(
     on_phase = on_phase or (lambda _: None)
     check_held_out(config.held_out)
     find_runtime(config.measuring)
+    if "size" in config.search.dimensions:
+        raise EagleEyeError("`dimensions`: a study changes widths and blocks; leave `size` out")
     if not data.labelled:
         raise EagleEyeError(f"`dataset={data.name}` has no labels; a study needs them to fine-tune and to measure")
     accelerator = Accelerator()
@@ -95,8 +97,6 @@ def run_study(
         run.write(RUN_FILE, settings_text(config))
         run.claim(JOURNAL, DETAILS, POOL, *config.study.comparators, "training", "weights")
     model = model.to(accelerator.device).eval()
-    if "size" in config.search.dimensions:
-        raise EagleEyeError("`dimensions`: a study changes widths and blocks; leave `size` out")
     graph = trace_model(model)
     draws = divide_draws(data.calibration.cached_batches(), config.study.draws)
     score = make_score(model, graph, data, config, calibration=draws[0])

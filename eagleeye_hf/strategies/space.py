@@ -125,10 +125,7 @@ class Space:
 
     def kinds(self, strategies: Sequence[Strategy]) -> list[str]:
         """Which dimension gives each most of what has to go."""
-        frames = self.frames_of(strategies)
-        if frames is None or self.frames is None:
-            return ["width"] * len(strategies)
-        return self.frames.kinds(strategies)
+        return ["width"] * len(strategies) if self.frames is None else self.frames.kinds(strategies)
 
     def draw_frames(self, randoms: Sequence[np.random.Generator]) -> np.ndarray | None:
         return None if self.frames is None else self.frames.draw(randoms)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 
 from eagleeye_hf.channels.graph import Block, ChannelGroup
+from eagleeye_hf.tracing.listening import heard_modules
 from eagleeye_hf.tracing.values import Values
 
 OTHER_SHAPE = "its output has another shape than its input"
@@ -39,15 +39,8 @@ class BlockFinder:
             id(child) for module in self.model.modules() if isinstance(module, (nn.Sequential, nn.ModuleList))
             for child in module.children() if not _is_container(child)
         }  # fmt: skip
-        handles = [
-            hooks.register_module_forward_pre_hook(self._enter),
-            hooks.register_module_forward_hook(self._leave),
-        ]
-        try:
+        with heard_modules(self._enter, self._leave):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @property
     def running(self) -> str:

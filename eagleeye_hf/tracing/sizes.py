@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from eagleeye_hf.channels.resizing import Path, integer_attributes
 from eagleeye_hf.tracing.ids import Dim, Dims
+from eagleeye_hf.tracing.listening import heard_modules
 
 INPUT_SIZES = ("in_channels", "in_chs", "in_features", "in_dim", "inplanes", "dim_in")
 OUTPUT_SIZES = ("out_channels", "out_chs", "out_features", "out_dim", "outplanes", "dim_out", "num_features")
@@ -54,15 +54,10 @@ class SizeFinder:
                 return features
 
             self.model.forward_features = recorded
-        handles = [
-            hooks.register_module_forward_pre_hook(self._enter),
-            hooks.register_module_forward_hook(self._leave),
-        ]
         try:
-            yield
+            with heard_modules(self._enter, self._leave):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             del self._dims  # it knows who listens: nothing of a cycle is to stay
             if forward_features is not None:
                 del self.model.forward_features
