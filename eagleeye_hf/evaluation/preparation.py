@@ -10,6 +10,7 @@ from eagleeye_hf.evaluation.format import FormatChoice
 from eagleeye_hf.evaluation.objective import Score
 from eagleeye_hf.runtimes.latency_model import LatencyModel
 from eagleeye_hf.strategies.budget import Budget
+from eagleeye_hf.strategies.frames import Dimension
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,11 @@ class Preparation:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """How a search draws widths."""
+    """How a search draws strategies."""
 
     divisor: int | tuple[int, ...]
     max_ratio: float | Sequence[float]
+    dimensions: tuple[Dimension, ...]
+    spared: tuple[str, ...]
+    """Blocks that stay."""
     budgets: tuple[Budget, ...]

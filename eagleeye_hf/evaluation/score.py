@@ -254,7 +254,7 @@ class AdaptiveBNScore:
 
         Args:
             examples: strategies to measure on, typical ones of this search.
-            draws: how it draws widths; also fit a model of milliseconds to such.
+            draws: how it draws; also fit a model of milliseconds to such.
         """
         if self.device.type == "cuda":
             self.record_passes(examples[:RECORDED])
@@ -283,9 +283,7 @@ class AdaptiveBNScore:
                 self.graph,
                 importance,
                 self.runtime,
-                divisor=draws.divisor,
-                max_ratio=draws.max_ratio,
-                budgets=draws.budgets,
+                **vars(draws),
             )
             if draws
             else None,

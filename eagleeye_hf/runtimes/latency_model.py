@@ -101,36 +101,75 @@ class LayerTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeTime:
+    """Milliseconds of whole networks at one image size: from the sum of their layers' at the full one.
+
+    Profiling takes time for each layer, and so does a runtime, whatever the image size: what the layers' sum is wrong
+    by goes by how many there are, and is gone with those of a removed block.
+    """
+
+    image_size: int
+    factor: float = 1.0
+    per_layer: float = 0.0
+    offset: float = 0.0
+
+    def __call__(self, layers_ms: np.ndarray, num_layers: np.ndarray) -> np.ndarray:
+        return self.factor * layers_ms + self.per_layer * num_layers + self.offset
+
+    def scaled(self, factor: float, offset: float) -> WholeTime:
+        """What it gives, times a factor and shifted."""
+        return WholeTime(
+            image_size=self.image_size,
+            factor=self.factor * factor,
+            per_layer=self.per_layer * factor,
+            offset=self.offset * factor + offset,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyModel:
     """Milliseconds as a sum over layers, each a function of its own channels and of their alignment."""
 
     place: Place
     layers: tuple[LayerTime, ...]
     constant: float = 0.0
-    """Milliseconds of what no layer tells of."""
+    """Milliseconds before the first layer."""
+    whole: tuple[WholeTime, ...]
+    """Per image size."""
     full_ms: float
     """Measured on the full network."""
     error: float
     """Mean relative error on networks that were not fitted to."""
-    at_size: tuple[tuple[int, float], ...] = ()
-    """(image size, part of the full network's milliseconds that it takes there), measured."""
     seconds: float = 0.0
     """That profiling, measuring and fitting took."""
 
     def predict(self, graph: ChannelGraph, rows: np.ndarray) -> np.ndarray:
         """Milliseconds of strategies: widths of shape `(num_candidates, num_groups)`, or rows of `strategy_rows`."""
-        widths, removed, image_sizes = split_rows(graph, rows)
-        numbers = {block.name: number for number, block in enumerate(graph.blocks)}
-        total = np.full(len(widths), self.constant)
-        for layer in self.layers:
-            taken, block = layer.predict(widths), block_of(numbers, layer.weight)
-            total += taken if removed is None or block < 0 else np.where(removed[:, block], 0.0, taken)
-        return total if image_sizes is None else total * self._part_of_size(graph, image_sizes)
+        layers_ms, num_layers = self.sum_layers(graph, rows)
+        image_sizes = split_rows(graph, rows)[2]
+        if image_sizes is None:
+            image_sizes = np.full(len(rows), graph.image_size)
+        total = np.empty(len(rows))
+        for size in np.unique(image_sizes):
+            at_size = image_sizes == size
+            total[at_size] = self.at_size(int(size))(layers_ms[at_size], num_layers[at_size])
+        return total
 
-    def _part_of_size(self, graph: ChannelGraph, image_sizes: np.ndarray) -> np.ndarray:
-        """What is left of the milliseconds at other image sizes."""
-        known = {graph.image_size: 1.0, **dict(self.at_size)}
-        return np.array([known[int(size)] for size in image_sizes])
+    def at_size(self, image_size: int) -> WholeTime:
+        """Of networks at an image size; `KeyError` where none was measured there."""
+        return {whole.image_size: whole for whole in self.whole}[image_size]
+
+    def sum_layers(self, graph: ChannelGraph, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Milliseconds of the layers that are left, profiled at the full image size, and how many these are."""
+        widths, removed, _ = split_rows(graph, rows)
+        numbers = {block.name: number for number, block in enumerate(graph.blocks)}
+        total, left = np.full(len(widths), self.constant), np.zeros(len(widths))
+        for layer in self.layers:
+            block = block_of(numbers, layer.weight)
+            there = 1.0 if removed is None or block < 0 else 1.0 - removed[:, block]
+            total += layer.predict(widths) * there
+            left += there
+        return total, left
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,18 +177,12 @@ class LatencyModel:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> LatencyModel:
         layers = tuple(map(LayerTime.from_dict, data["layers"]))
-        at_size = tuple((int(size), float(part)) for size, part in data["at_size"])
-        return LatencyModel(**{**data, "place": Place.from_dict(data["place"]), "layers": layers, "at_size": at_size})
+        whole = tuple(WholeTime(**one) for one in data["whole"])
+        return LatencyModel(**{**data, "place": Place.from_dict(data["place"]), "layers": layers, "whole": whole})
 
     def adjusted(self, factor: float, offset: float, full_ms: float) -> LatencyModel:
         """The same, its milliseconds times a factor and shifted."""
-        layers = [
-            LayerTime(**{**vars(layer), "coefficients": tuple(c * factor for c in layer.coefficients)})
-            for layer in self.layers
-        ]
-        return LatencyModel(
-            **{**vars(self), "layers": tuple(layers), "constant": self.constant * factor + offset, "full_ms": full_ms}
-        )
+        return replace(self, whole=tuple(one.scaled(factor, offset) for one in self.whole), full_ms=full_ms)
 
 
 def layer_features(outputs: np.ndarray, inputs: np.ndarray, depthwise: bool) -> np.ndarray:

@@ -7,25 +7,26 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 from torch import nn
 
-from eagleeye_hf.channels.cost import count_cost
+from eagleeye_hf.channels.cost import count_cost, strategy_rows
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import evaluation_mode
 from eagleeye_hf.pruning.importance import Importance
 from eagleeye_hf.runtimes.cache import cache_folder, identify, read_cache, write_cache
 from eagleeye_hf.runtimes.latency import draw_images, take_turns
-from eagleeye_hf.runtimes.latency_model import LatencyModel, fit_layers
+from eagleeye_hf.runtimes.latency_model import LatencyModel, WholeTime, fit_layers
 from eagleeye_hf.runtimes.runtime import Loader, Place, Program, Runtime
 from eagleeye_hf.strategies.budget import Bounds, Budget
+from eagleeye_hf.strategies.frames import Dimension
 from eagleeye_hf.strategies.space import Space
-from eagleeye_hf.strategies.strategy import widths_from_ratios
+from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import progress_bar, say
 
 PROFILED = 72
@@ -41,6 +42,8 @@ MEASURED = 18
 TOGETHER = 6
 """Of these at a time."""
 TURNS = 12
+AT_SIZE = 8
+"""Sub-nets measured at each other image size."""
 AT_BUDGET = 8
 """Sub-nets measured at each budget on milliseconds."""
 BUDGETS = 6
@@ -49,18 +52,34 @@ BUDGETS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """The network whose thin versions are measured, and how they are drawn."""
+    """The network whose smaller versions are measured, and how they are drawn."""
 
     model: nn.Module
     graph: ChannelGraph
     importance: Importance
-    load_thin: Loader
+    runtime: Runtime
     divisor: int | Sequence[int]
     max_ratio: float | Sequence[float]
     seed: int
+    loaders: dict[int, Loader] = field(default_factory=dict)
+    """Per image size."""
 
-    def load(self, widths: Sequence[int] | np.ndarray) -> Program:
-        return self.load_thin(self.importance.choose(tuple(map(int, widths))))
+    @property
+    def full(self) -> Strategy:
+        return Strategy(self.graph.widths)
+
+    def load(self, strategy: Strategy) -> Program:
+        size = strategy.image_size or self.graph.image_size
+        if size not in self.loaders:
+            shape = self.graph.input_size if size == self.graph.image_size else (self.graph.input_size[0], size, size)
+            self.loaders[size] = self.runtime.load_thin(self.model, self.graph, draw_images(self.runtime, shape))
+        return self.loaders[size](self.importance.choose(strategy.widths), strategy.removed_blocks)
+
+    def draw(self, num: int) -> list[Strategy]:
+        return [
+            Strategy(tuple(map(int, widths)))
+            for widths in draw_widths(self.graph, self.divisor, self.max_ratio, num, self.seed)
+        ]
 
 
 def fit_latency(
@@ -71,18 +90,20 @@ def fit_latency(
     *,
     divisor: int | Sequence[int] = 1,
     max_ratio: float | Sequence[float] = 0.7,
+    dimensions: Sequence[Dimension] = ("width",),
+    spared: Sequence[str] = (),
     budgets: Sequence[Budget] = (),
     seed: int = 0,
 ) -> LatencyModel:
     """Profile random sub-nets between a budget's least and the full network, and fit a model of each layer to them.
 
     Profiling itself takes time for each operator, so the sum over layers is then brought to the milliseconds of whole
-    networks, measured beside the full one, by a factor and an offset; those that half of the networks give tell the
-    error on the others. At last the same is done with networks drawn at each budget. Layers that were fitted for the
-    same network, runtime, device and threads before are used again.
+    networks, measured beside the full one, at each image size by a factor and by so much a layer; those that half of
+    the networks give tell the error on the others. At last the same is done with networks drawn at each budget, by a
+    factor and an offset. What was fitted for the same network, runtime, device and threads before is used again.
 
     Args:
-        divisor, max_ratio: as in `Space`: how the search will draw widths.
+        divisor, max_ratio, dimensions, spared: as in `Space`: how the search will draw.
         budgets: of the search; those on milliseconds count.
     """
     started = time.perf_counter()
@@ -92,12 +113,12 @@ def fit_latency(
             model=model,
             graph=graph,
             importance=importance,
-            load_thin=runtime.load_thin(model, graph, draw_images(runtime, graph.input_size)),
+            runtime=runtime,
             divisor=divisor,
             max_ratio=max_ratio,
             seed=seed,
         )
-        full_ms = min(take_turns([subject.load(graph.widths)], TURNS)[0])
+        full_ms = min(take_turns([subject.load(subject.full)], TURNS)[0])
         found = _known(file)
         if found is not None:
             say(f"milliseconds in {found.place}: layers as fitted before, in {file}")
@@ -105,52 +126,71 @@ def fit_latency(
         else:
             found = _fit(subject, runtime.place, full_ms)
             write_cache(file, replace(found, seconds=round(time.perf_counter() - started, 1)).to_dict())
-        found = replace(_fit_to_budgets(subject, found, budgets), at_size=_measure_sizes(model, graph, runtime))
+        for budget in budgets:
+            if "latency" in budget.limits:
+                found = _fit_to_budget(subject, found, budget, dimensions, spared)
     return replace(found, seconds=round(time.perf_counter() - started, 1))
 
 
 def _fit(subject: _Subject, place: Place, full_ms: float) -> LatencyModel:
-    """From profiles and measurements of sub-nets of all sizes."""
+    """From profiles and measurements of sub-nets of all widths."""
     started, graph = time.perf_counter(), subject.graph
-    widths = draw_widths(graph, subject.divisor, subject.max_ratio, PROFILED + MEASURED, subject.seed)
+    drawn = subject.draw(PROFILED + MEASURED)
     rounds = int(np.clip(1000 * SECONDS / PROFILED / (1.2 * full_ms) - 2, *ROUNDS))
-    profiles = [subject.load(graph.widths).profile(rounds)]
+    profiles = [subject.load(subject.full).profile(rounds)]
     for number in progress_bar(range(PROFILED), "profiling", unit="sub-net", delay=2, leave=False):
         if number >= LEAST and time.perf_counter() - started > SECONDS:
             break
-        profiles.append(subject.load(widths[number]).profile(rounds))
-    profiled = np.vstack([graph.widths, widths[: len(profiles) - 1]])
+        profiles.append(subject.load(drawn[number]).profile(rounds))
+    profiled = np.array([graph.widths, *(one.widths for one in drawn[: len(profiles) - 1])])
     layers, constant = fit_layers(subject.model, graph, profiled, profiles)
-    raw = LatencyModel(place=place, layers=tuple(layers), constant=constant, full_ms=full_ms, error=float("inf"))
-    predicted, truth = _measure(subject, raw, widths[PROFILED:])
+    bare = WholeTime(image_size=graph.image_size)
+    raw = LatencyModel(
+        place=place, layers=tuple(layers), constant=constant, whole=(bare,), full_ms=full_ms, error=float("inf")
+    )
+    chosen = [subject.full, *drawn[PROFILED:]]
+    truth = _measure(subject, chosen)
     held_out = np.arange(len(truth)) % 2 == 0
     held_out[0] = False  # the full network is what fractions are of
-    factor, offset = _fit_line(predicted[~held_out], truth[~held_out])
-    guess = predicted[held_out] * factor + offset
-    error = float(np.mean(np.abs(guess / truth[held_out] - 1)))
+    layers_ms, num_layers = raw.sum_layers(graph, strategy_rows(graph, chosen))
+    guess = _fit_whole(bare, layers_ms[~held_out], num_layers[~held_out], truth[~held_out])(layers_ms, num_layers)
+    error = float(np.mean(np.abs(guess / truth - 1)[held_out]))
     say(
         f"milliseconds in {place}: {len(profiles)} profiles in {time.perf_counter() - started:.0f} s; error "
-        f"{error:.1%}, rank correlation {spearmanr(guess, truth[held_out]).statistic:.2f} on {held_out.sum()} sub-nets "
-        "that were not fitted to"
+        f"{error:.1%}, rank correlation {spearmanr(guess[held_out], truth[held_out]).statistic:.2f} on "
+        f"{held_out.sum()} sub-nets that were not fitted to"
     )
-    return replace(raw.adjusted(*_fit_line(predicted, truth), float(truth[0])), error=error)
+    whole = [_fit_whole(bare, layers_ms, num_layers, truth)]
+    for size in graph.image_sizes:
+        if size != graph.image_size:
+            resized = [replace(one, image_size=size) for one in chosen[: 1 + AT_SIZE]]
+            sums = layers_ms[: 1 + AT_SIZE], num_layers[: 1 + AT_SIZE]
+            whole.append(_fit_whole(WholeTime(image_size=size), *sums, _measure(subject, resized)))
+    return replace(raw, whole=tuple(whole), full_ms=float(truth[0]), error=error)
 
 
-def _fit_to_budgets(subject: _Subject, found: LatencyModel, budgets: Sequence[Budget]) -> LatencyModel:
-    """Brought to the milliseconds of networks at the budgets, for the model is the best there where it is fitted."""
-    random, drawn = np.random.default_rng((subject.seed, 1)), list[np.ndarray]()
-    for budget in budgets:
-        if "latency" not in budget.limits:
-            continue
-        try:
-            space = Space(Bounds(subject.graph, budget, found), subject.divisor, subject.max_ratio)
-        except EagleEyeError:  # out of reach, which the search says once the model is final
-            continue
-        drawn += [space.widths(space.shift(space.draw(random)[None]))[0] for _ in range(AT_BUDGET)]
-    if not drawn:
+def _fit_whole(bare: WholeTime, layers_ms: np.ndarray, num_layers: np.ndarray, truth: np.ndarray) -> WholeTime:
+    factor, per_layer = _fit_sum([layers_ms, num_layers], truth)
+    return replace(bare, factor=factor, per_layer=per_layer)
+
+
+def _fit_to_budget(
+    subject: _Subject, found: LatencyModel, budget: Budget, dimensions: Sequence[Dimension], spared: Sequence[str]
+) -> LatencyModel:
+    """Brought to the milliseconds of networks at a budget, for the model is the best there where it is fitted."""
+    random = np.random.default_rng((subject.seed, 1))
+    try:
+        bounds = Bounds(subject.graph, budget, found)
+        space = Space(bounds, subject.divisor, subject.max_ratio, dimensions, spared)
+    except EagleEyeError:  # out of reach, which the search says once the model is final
         return found
-    predicted, truth = _measure(subject, found, np.array(drawn))
-    return found.adjusted(*_fit_line(predicted, truth), float(truth[0]))
+    drawn = [subject.full]
+    for _ in range(AT_BUDGET):
+        frames = space.draw_frames([random])
+        drawn.append(space.strategy(space.widths(space.shift(space.draw(random)[None], frames), frames)[0]))
+    predicted, truth = found.predict(subject.graph, strategy_rows(subject.graph, drawn)), _measure(subject, drawn)
+    factor, offset = _fit_sum([predicted, np.ones(len(drawn))], truth)
+    return found.adjusted(factor, offset, float(truth[0]))
 
 
 def draw_widths(
@@ -166,43 +206,30 @@ def draw_widths(
     return np.array(chosen)
 
 
-def _fit_line(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Factor and offset from predicted to measured milliseconds: least squares of relative errors, then once more
-    without what something else disturbed."""
-    columns = np.stack([predicted, np.ones(len(predicted))], axis=1) / truth[:, None]
+def _fit_sum(columns: Sequence[np.ndarray], truth: np.ndarray) -> tuple[float, float]:
+    """The factors of two columns whose sum is the measured milliseconds: least squares of relative errors, then once
+    more without what something else disturbed."""
+    parts = np.stack(columns, axis=1) / truth[:, None]
     sound = np.ones(len(truth), dtype=bool)
     for _ in range(2):
-        line = np.linalg.lstsq(columns[sound], np.ones(sound.sum()), rcond=None)[0]
-        misses = np.abs(columns @ line - 1)
+        factors = np.linalg.lstsq(parts[sound], np.ones(sound.sum()), rcond=None)[0]
+        misses = np.abs(parts @ factors - 1)
         sound = misses <= 3 * np.median(misses) + 1e-3
-    return float(line[0]), float(line[1])
+    return float(factors[0]), float(factors[1])
 
 
-def _measure(subject: _Subject, fitted: LatencyModel, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds of whole networks, the full one first: predicted, and measured.
+def _measure(subject: _Subject, strategies: Sequence[Strategy]) -> np.ndarray:
+    """Milliseconds of whole networks.
 
-    Networks take turns with the full one, a few at a time; what counts is their part of its milliseconds.
+    They take turns with the full one, a few at a time; what counts is their part of its milliseconds.
     """
-    graph = subject.graph
-    full, relative, full_times = subject.load(graph.widths), [1.0], list[float]()
-    for start in range(0, len(widths), TOGETHER):
-        programs = [subject.load(row) for row in widths[start : start + TOGETHER]]
+    full, relative, full_times = subject.load(subject.full), list[float](), list[float]()
+    for start in range(0, len(strategies), TOGETHER):
+        programs = [subject.load(one) for one in strategies[start : start + TOGETHER]]
         full_ms, *times = (min(turns) for turns in take_turns([full, *programs], TURNS))
         relative += [ms / full_ms for ms in times]
         full_times.append(full_ms)
-    return fitted.predict(graph, np.vstack([graph.widths, widths])), np.array(relative) * min(full_times)
-
-
-def _measure_sizes(model: nn.Module, graph: ChannelGraph, runtime: Runtime) -> tuple[tuple[int, float], ...]:
-    """The part of its milliseconds that the full network takes at each other image size."""
-    others = [size for size in graph.image_sizes if size != graph.image_size]
-    if not others:
-        return ()
-    channels = graph.input_size[0]
-    shapes = [graph.input_size, *((channels, size, size) for size in others)]
-    programs = [runtime.load(model, draw_images(runtime, shape)) for shape in shapes]
-    full, *taken = (min(turns) for turns in take_turns(programs, TURNS))
-    return tuple((size, ms / full) for size, ms in zip(others, taken, strict=True))
+    return np.array(relative) * min(full_times)
 
 
 def _cache_file(

@@ -31,7 +31,7 @@ from eagleeye_hf.search.stages import size_stages, with_matching
 from eagleeye_hf.search.timing import MEASURED, measure_leaders
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.budget import Bounds
-from eagleeye_hf.strategies.keeping import largest_ratios
+from eagleeye_hf.strategies.keeping import largest_ratios, spared_blocks
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
 
@@ -178,9 +178,12 @@ def _prepare(
     def prepare(alignment: int | None, timed: bool) -> Preparation:
         divisor = divisor_of(graph, config, alignment)
         limits = largest_ratios(graph, config.max_ratio, config.keep)
-        draws = Draws(divisor=divisor, max_ratio=limits, budgets=config.budgets) if timed else None
+        spared = spared_blocks(graph, config.keep)
+        draws = Draws(
+            divisor=divisor, max_ratio=limits, dimensions=config.dimensions, spared=spared, budgets=config.budgets
+        )
         with named_errors("scoring the full network", remedy_of(output)):
-            return score.prepare(_draw_examples(graph, config, seed), draws)
+            return score.prepare(_draw_examples(graph, config, seed), draws if timed else None)
 
     prepared = prepared or make_in_main(accelerator, measure)
     score.adopt(prepared)

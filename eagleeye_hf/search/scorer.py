@@ -42,7 +42,7 @@ class Scorer(Protocol):
 
         Args:
             examples: strategies like those that the search will score.
-            draws: how the search draws widths, where its budget bounds milliseconds.
+            draws: how the search draws, where its budget bounds milliseconds.
         """
 
     def adopt(self, prepared: Preparation) -> None:
