@@ -85,6 +85,36 @@ def matching_loss(
 
 
 def _relative_error(output: Tensor, goal: Tensor) -> Tensor:
-    output, goal = output.float(), goal.float()
-    others = [dim for dim in range(goal.ndim) if dim != 1]
-    return F.mse_loss(output, goal) / (goal.var(others, correction=0).mean() + EPSILON)
+    return _SquaredError.apply(output, goal) / (_variance(goal).mean() + EPSILON)
+
+
+class _SquaredError(torch.autograd.Function):
+    """The mean squared error in float32 or better, from maps of any precision without copies of them in float32: maps
+    of a whole network are large, and copies took three quarters of a step of training on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, goal: Tensor) -> Tensor:
+        if torch.float16 in (output.dtype, goal.dtype):  # the gradient of one value would round to zero
+            output, goal = output.float(), goal.float()
+        difference = output - goal
+        ctx.save_for_backward(difference)
+        return torch.linalg.vector_norm(difference, dtype=_precise(difference)).square() / difference.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2 / difference.numel() * gradients[0]), None
+
+
+@torch.no_grad()
+def _variance(maps: Tensor) -> Tensor:
+    """Of each channel over images and places, as BatchNorm computes it, which is the fastest way."""
+    count = maps.numel() // maps.shape[1]
+    mean, variance = maps.new_zeros(2, maps.shape[1], dtype=_precise(maps))
+    if count > 1:
+        F.batch_norm(maps, mean, variance, training=True, momentum=1.0)
+    return variance * (1 - 1 / count)
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -103,6 +103,23 @@ def test_the_loss_compares_kept_channels_layer_by_layer():
     assert float(whole) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_gradient_of_the_loss_is_that_of_the_squared_error(dtype):
+    output, goal = torch.randn(2, 4, 6, 16, 16).to(dtype)
+    output = output.to(memory_format=torch.channels_last).requires_grad_()
+    found = matching_loss({"a": output}, {"a": goal}, {"a": None}, output[:, :, 0, 0], goal[:, :, 0, 0])
+    found.backward()
+    again = output.detach().double().requires_grad_()
+    wanted = goal.double()
+    parts = [(again, wanted, (0, 2, 3)), (again[:, :, 0, 0], wanted[:, :, 0, 0], 0)]
+    loss = sum((a - b).square().mean() / b.var(over, correction=0).mean() for a, b, over in parts)
+    loss.backward()
+    precision = {torch.float64: 1e-5, torch.float32: 1e-5}.get(dtype, 2e-2)
+    assert found.item() == pytest.approx(loss.item(), rel=precision)
+    assert output.grad.dtype == dtype
+    assert torch.allclose(output.grad.double(), again.grad, rtol=precision, atol=precision * float(again.grad.abs().max()))
+
+
 def test_a_network_of_smaller_images_learns_from_what_the_full_one_sees_in_larger_ones():
     full = make_model("resnet20_cifar", num_classes=10)
     graph, images, size = trace_model(full, (3, 32, 32)), pairs(32), 20
