@@ -117,7 +117,9 @@ def test_the_gradient_of_the_loss_is_that_of_the_squared_error(dtype):
     precision = {torch.float64: 1e-5, torch.float32: 1e-5}.get(dtype, 2e-2)
     assert found.item() == pytest.approx(loss.item(), rel=precision)
     assert output.grad.dtype == dtype
-    assert torch.allclose(output.grad.double(), again.grad, rtol=precision, atol=precision * float(again.grad.abs().max()))
+    assert torch.allclose(
+        output.grad.double(), again.grad, rtol=precision, atol=precision * float(again.grad.abs().max())
+    )
 
 
 def test_a_network_of_smaller_images_learns_from_what_the_full_one_sees_in_larger_ones():
