@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -60,18 +60,42 @@ class Search:
         """Per stage: what is known of each candidate."""
         self._open: list[dict[int, int]] = [{} for _ in stages]
         """Per stage: how many of each wave are not finished."""
-        self._ended = False
+        self._ended = self._closing = False
         self._bar: tqdm | None = None
         self._best: list[Candidate] = []
 
-    def run(self) -> None:
-        """In every process; each knows all candidates at the end."""
+    def run(self, before_last: Callable[[], object] | None = None) -> None:
+        """In every process; each knows all candidates at the end.
+
+        Args:
+            before_last: called in every process once all candidates but those of the last stage are known; what it
+                finds to be beyond a bound does not come to that stage.
+        """
         with self._progress() as self._bar:
-            self.candidates = self.workers.run(self.follow, lambda: self.candidates)
+            self._closing = before_last is None
+            self._score()
+            if before_last is not None:
+                before_last()
+                self._closing = True
+                self._score()
+
+    def _score(self) -> None:
+        self.candidates = self.workers.run(self.follow, lambda: self.candidates)
         self._places = {candidate.index: place for place, candidate in enumerate(self.candidates)}
 
     def leaders(self, budget: int) -> list[Candidate]:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
+
+    def finalists(self, budget: int) -> list[Candidate]:
+        """Those that come to the last stage, by what is known: as many as without a bound on milliseconds. For those
+        that were measured beyond it others come, but where all are."""
+        own = self.leaders(budget)
+        most = max((c.score.num_images for c in own if c.score), default=0)
+        before_last = {c.index for c in own if c.score and c.score.num_images == most}
+        num = min(len(before_last), count_finalists(len(own), self.config.promote, len(self.stages) - 1))
+        fitting = [c for c in own if not c.beyond] or own
+        first, others = ([c for c in fitting if (c.index in before_last) == there] for there in (True, False))
+        return [*self._in_turns(first), *self._in_turns(others)][:num]
 
     def take(self, line: Line) -> None:
         """Write a line of the journal into its candidate; candidates are in the order of their index."""
@@ -110,15 +134,11 @@ class Search:
     def _finish(self) -> list[Task]:
         """Those that come to the last stage, once all else is finished."""
         last, waves = len(self.stages) - 1, len(self._open[0])
-        if not last or self._open[last] or not self._ended:
+        if not last or self._open[last] or not (self._ended and self._closing):
             return []
         if not all(self._is_done(stage, waves - 1) for stage in range(last)):
             return []
-        chosen = []
-        for budget in range(len(self.spaces)):
-            ranked = self._in_turns(self._ranked(budget, last - 1, waves))
-            num = sum(candidate.budget == budget for candidate in self.candidates)
-            chosen += ranked[: count_finalists(num, self.config.promote, last)]
+        chosen = [candidate for budget in range(len(self.spaces)) for candidate in self.finalists(budget)]
         self.matched &= len(chosen) > len(self.spaces)  # otherwise there is nothing to choose
         return self._enter(chosen, last, 0)
 
@@ -127,9 +147,14 @@ class Search:
         self._open[stage][wave] = len(candidates)
         tasks = []
         for candidate in sorted(candidates, key=lambda candidate: candidate.index):
-            line = self._lines[stage - 1][candidate.index] if stage else None
+            known = [
+                (number, lines[candidate.index])
+                for number, lines in enumerate(self._lines[:stage])
+                if candidate.index in lines
+            ]
+            seen, line = known[-1] if known else (0, None)
             matched = self.matched and stage == len(self.stages) - 1
-            before = Seen(self.stages[stage - 1], line.score) if line and line.score and not matched else None
+            before = Seen(self.stages[seen], line.score) if line and line.score and not matched else None
             proposed = line.candidate if line else candidate
             fraction = self.stages[stage]
             tasks.append(Task(candidate=proposed, stage=stage, fraction=fraction, before=before, matched=matched))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,14 +29,14 @@ from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.search.scorer import Scorer, check_scorer
 from eagleeye_hf.search.stages import size_stages, with_matching
-from eagleeye_hf.search.timing import MEASURED, measure_leaders
+from eagleeye_hf.search.timing import MEASURED, measure_finalists, measure_leaders
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.budget import Bounds
 from eagleeye_hf.strategies.keeping import largest_ratios, spared_blocks
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
 
-RULES = 3
+RULES = 4
 """How candidates follow from scores; a journal of other rules can't be gone on with."""
 EXAMPLES = 6
 """Random strategies on which formats are compared."""
@@ -96,7 +97,8 @@ def run_search(
         )
     if notes[0] and accelerator.is_main_process:
         warn(notes[0])
-    search.run()
+    timed = _bounds_latency(config) and len(stages) > 1
+    search.run(functools.partial(measure_finalists, search, workers) if timed else None)
     notes += measure_leaders(search, workers)
     notes += _diagnose(search, prepared)
     return SearchResult(
@@ -106,6 +108,10 @@ def run_search(
         full=prepared.full,
         notes=tuple(note for note in notes if note),
     )
+
+
+def _bounds_latency(config: SearchConfig) -> bool:
+    return any("latency" in budget.limits for budget in config.budgets)
 
 
 def _describe_graph(graph: ChannelGraph, config: SearchConfig) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def _prepare(
     """What is measured once per search: by the first life, in the main process, for all."""
 
     def measure() -> Preparation:
-        alignment, timed = None, any("latency" in budget.limits for budget in config.budgets)
+        alignment, timed = None, _bounds_latency(config)
         if config.divisor == "auto":
             with named_errors("measuring milliseconds", remedy_of(output)):
                 alignment = score.measure_alignment() or UNMEASURED

@@ -20,6 +20,18 @@ LATENCY_SLACK = 0.02
 """By how much a measured latency may exceed its bound, for measurements are noisy."""
 
 
+def measure_finalists(search: Search, workers: Workers) -> None:
+    """Measure the milliseconds of those that would come to the last stage under a bound on them, so that none is
+    trained there that is beyond it: predictions of single networks are some percent off."""
+    for number in range(len(search.spaces)):
+        known = set[int]()
+        for _ in range(ROUNDS):
+            fresh = [candidate for candidate in search.finalists(number) if candidate.index not in known]
+            known |= {candidate.index for candidate in fresh}
+            if _limit(search, number) is None or not fresh or not _measure(search, workers, number, fresh):
+                break
+
+
 def measure_leaders(search: Search, workers: Workers) -> list[str]:
     """Measure the milliseconds of the best candidates; those beyond their bound go behind all others.
 
@@ -30,17 +42,10 @@ def measure_leaders(search: Search, workers: Workers) -> list[str]:
     """
     notes = []
     for number, space in enumerate(search.spaces):
-        limit = space.bounds.budget.limits.get("latency")
         for _ in range(ROUNDS):
-            leaders = search.leaders(number)[:MEASURED]
-            pending = [candidate for candidate in leaders if candidate.index not in workers.timed]
-            lines = [workers.timed[c.index] for c in leaders if c.index in workers.timed]
-            if pending:
-                lines += workers.record_times(functools.partial(_time_candidates, workers, pending, limit))
-            for line in lines:
-                search.take(line)
+            _measure(search, workers, number, search.leaders(number)[:MEASURED])
             first = search.leaders(number)[:1]
-            if limit is None or not first or first[0].index in workers.timed:
+            if _limit(search, number) is None or not first or first[0].index in workers.timed:
                 break
         best = search.leaders(number)[:1]
         if best and best[0].beyond and best[0].latency:
@@ -50,6 +55,22 @@ def measure_leaders(search: Search, workers: Workers) -> list[str]:
                 "a little less, or measure on a quieter machine."
             )
     return notes
+
+
+def _limit(search: Search, budget: int) -> Limit | None:
+    return search.spaces[budget].bounds.budget.limits.get("latency")
+
+
+def _measure(search: Search, workers: Workers, budget: int, candidates: Sequence[Candidate]) -> bool:
+    """Know the milliseconds of some candidates of a budget: as they are on record, or measured; whether that can be."""
+    limit = _limit(search, budget)
+    pending = [candidate for candidate in candidates if candidate.index not in workers.timed]
+    if pending:
+        workers.record_times(functools.partial(_time_candidates, workers, pending, limit))
+    lines = [workers.timed[c.index] for c in candidates if c.index in workers.timed]
+    for line in lines:
+        search.take(line)
+    return len(lines) == len(candidates)
 
 
 def _time_candidates(workers: Workers, candidates: Sequence[Candidate], limit: Limit | None) -> list[Timed]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from eagleeye_hf import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.runtimes.latency_model import ChannelCount, LatencyModel, LayerTime, layer_features
+from eagleeye_hf.runtimes.latency_model import ChannelCount, LatencyModel, LayerTime, WholeTime, layer_features
 from eagleeye_hf.runtimes.runtime import Place
 
 PLACE = Place(runtime="torch", device="CPU", threads=1)
@@ -23,7 +23,7 @@ class LinearLaw:
 
 
 def per_channel(graph: ChannelGraph, full_ms: float = 10.0) -> LatencyModel:
-    """A model whose milliseconds grow with the channels of each prunable group alike."""
+    """A model whose milliseconds grow with the channels of each prunable group alike, and with pixels."""
     column = np.flatnonzero(layer_features(np.array([2]), np.array([1]), True)[0] == 2)[0]  # outputs, not filled up
     layers = []
     for number, group in enumerate(graph.groups):
@@ -39,4 +39,8 @@ def per_channel(graph: ChannelGraph, full_ms: float = 10.0) -> LatencyModel:
                     coefficients=tuple(coefficients.tolist()),
                 )
             )
-    return LatencyModel(place=PLACE, layers=tuple(layers), full_ms=full_ms, error=0.0)
+    whole = tuple(
+        WholeTime(image_size=size, factor=(size / graph.image_size) ** 2)
+        for size in {graph.image_size, *graph.image_sizes}
+    )
+    return LatencyModel(place=PLACE, layers=tuple(layers), whole=whole, full_ms=full_ms, error=0.0)

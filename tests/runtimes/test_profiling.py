@@ -10,6 +10,8 @@ import torch
 from scipy.stats import spearmanr
 
 from eagleeye_hf import Budget, sample_strategies, trace_model
+from eagleeye_hf.channels.cost import strategy_rows
+from eagleeye_hf.channels.removal import is_removed
 from eagleeye_hf.pruning.importance import Importance
 from eagleeye_hf.runtimes import alignment, latency, profiling
 from eagleeye_hf.runtimes.latency_model import LatencyModel
@@ -24,10 +26,14 @@ class Law:
         padded: the multiple.
         overhead: of profiling, milliseconds per operator.
         odd: extra time, as a fraction, of channels that are no multiple.
+        launch: milliseconds per operator, whatever the image size.
     """
 
-    def __init__(self, padded: int, noise: float = 0.0, overhead: float = 0.0, odd: float = 0.0) -> None:
-        self.padded, self.noise, self.overhead, self.odd, self.loads = padded, noise, overhead, odd, 0
+    def __init__(
+        self, padded: int, noise: float = 0.0, overhead: float = 0.0, odd: float = 0.0, launch: float = 0.0
+    ) -> None:
+        self.padded, self.noise, self.overhead, self.odd, self.launch = padded, noise, overhead, odd, launch
+        self.loads = 0
         self.device = torch.device("cpu")
         self.place = Place(runtime="onnxruntime", device=f"law of {padded}", threads=1)
         self.random = np.random.default_rng(0)
@@ -36,15 +42,17 @@ class Law:
         tensors = dict(model.named_parameters())
         weights = [name for name, tensor in tensors.items() if tensor.ndim >= 2]
 
-        def load(keep):
+        pixels = (images.shape[-1] / graph.image_size) ** 2
+
+        def load(keep, removed_blocks=()):
             self.loads += 1
-            sizes = {name: list(tensors[name].shape) for name in weights}
+            sizes = {name: list(tensors[name].shape) for name in weights if not is_removed(name, removed_blocks)}
             for group in graph.groups:
                 for member in group.members if group.name in keep else ():
                     if member.tensor in sizes:
                         lost = group.channels - len(keep[group.name])
                         sizes[member.tensor][member.dim] -= lost * member.index.shape[1]
-            return Fake(self, {name: self.milliseconds(size) for name, size in sizes.items()})
+            return Fake(self, {name: self.launch + pixels * self.milliseconds(size) for name, size in sizes.items()})
 
         return load
 
@@ -98,7 +106,7 @@ def test_the_model_predicts_and_ranks_sub_nets_that_it_never_saw(network, padded
     law, importance = Law(padded, noise=0.03, overhead=overhead), Importance(model, graph)
     fitted = profiling.fit_latency(model, graph, importance, law, divisor=4)
     strategies = sample_strategies(graph, Budget(macs=0.5), 21, seed=9, divisor=4)[1:]
-    load = law.load_thin(model, graph, None)
+    load = law.load_thin(model, graph, torch.empty(1, *graph.input_size))
     truth = np.array([sum(load(importance.choose(s.widths)).layers.values()) for s in strategies])
     predicted = fitted.predict(graph, np.array([s.widths for s in strategies]))
     assert np.mean(np.abs(predicted / truth - 1)) < 0.02
@@ -106,6 +114,26 @@ def test_the_model_predicts_and_ranks_sub_nets_that_it_never_saw(network, padded
     assert fitted.error < 0.03
     assert fitted.full_ms == pytest.approx(sum(load({}).layers.values()), rel=0.02)
     assert LatencyModel.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+
+
+@pytest.mark.parametrize("budgets", [[], [Budget(latency=0.4)]])
+def test_fewer_layers_and_smaller_images_are_predicted_too(budgets):
+    """Each layer is launched, which takes as long for small images, and profiled, which takes time of its own."""
+    model, sizes = make_model("resnet56_cifar"), (16, 24)
+    graph, importance = trace_model(model, image_sizes=sizes), Importance(model, trace_model(model))
+    law, how = Law(1, noise=0.02, overhead=0.02, launch=0.015), ("width", "depth", "size")
+    fitted = profiling.fit_latency(
+        model, graph, importance, law, divisor=8, dimensions=how, spared=("layer1.0",), budgets=budgets
+    )
+    drawn = sample_strategies(graph, Budget(latency=0.4), 30, seed=5, divisor=8, latency=fitted, dimensions=how)[1:]
+    truth = []
+    for strategy in drawn:
+        size = strategy.image_size or graph.image_size
+        load = law.load_thin(model, graph, torch.empty(1, 3, size, size))
+        truth.append(sum(load(importance.choose(strategy.widths), strategy.removed_blocks).layers.values()))
+    predicted = fitted.predict(graph, strategy_rows(graph, drawn))
+    assert {strategy.image_size for strategy in drawn} == {None, *sizes}
+    assert np.abs(predicted / truth - 1).max() < 0.04
 
 
 def test_another_algorithm_for_some_sizes_is_noticed_where_it_is_clear(network, monkeypatch):
@@ -153,7 +181,7 @@ def test_budgets_are_met_where_the_whole_is_no_sum_of_its_layers(network, monkey
     monkeypatch.setattr(profiling, "take_turns", caches)
     budget = Budget(latency=0.5)
     fitted = profiling.fit_latency(model, graph, importance, law, divisor=8, budgets=[budget])
-    load = law.load_thin(model, graph, None)
+    load = law.load_thin(model, graph, torch.empty(1, *graph.input_size))
     (whole,) = caches([load({})], 1)[0]
     for strategy in sample_strategies(graph, budget, 10, divisor=8, latency=fitted)[1:]:
         (taken,) = caches([load(importance.choose(strategy.widths))], 1)[0]

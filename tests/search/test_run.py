@@ -318,7 +318,7 @@ def test_a_search_for_milliseconds_at_several_image_sizes_is_read_back(tmp_path)
 
     class Sized(Timed):
         def prepare(self, examples, draws):
-            return Preparation(latency=replace(per_channel(graph), at_size=((16, 0.3), (24, 0.6))))
+            return Preparation(latency=per_channel(graph))
 
         def measure_latency(self, strategies):
             return [Latency(milliseconds=5.0, full_ms=10.0, place=PLACE) for _ in strategies]
