@@ -330,6 +330,27 @@ def test_a_search_for_milliseconds_at_several_image_sizes_is_read_back(tmp_path)
     assert read_journal(tmp_path).leaders()[0].strategy == result.best.strategy
 
 
+@pytest.mark.parametrize("stages", [(0.25, 0.5, 1.0), (1.0,)])
+def test_what_is_measured_beyond_the_bound_is_not_trained(graph, tmp_path, stages):
+    class Both(Timed, Trained):
+        def prepare(self, examples, draws):
+            return Preparation(latency=per_channel(graph), matches=True)
+
+    config = replace(CONFIG, latency=0.5, candidates=60, stages=stages, promote=0.1)
+    result = run_search(Both(by_sum), graph, config, output=tmp_path)
+    matched = [candidate for candidate in result.candidates if candidate.score.matched]
+    unbound = run_search(Trained(by_sum), graph, replace(config, latency=None, macs=0.5))
+    assert len(matched) == sum(candidate.score.matched for candidate in unbound.candidates)
+    assert all(candidate.latency.milliseconds == 5.0 for candidate in matched)
+    assert result.best in matched
+    slow = [candidate for candidate in result.candidates if candidate.beyond]
+    assert slow, "those that were scored best were measured first"
+    lines = (tmp_path / "search.jsonl").read_text().splitlines(keepends=True)
+    for killed in (len(lines) // 2, len(lines) - len(matched) - 4, len(lines) - 3):
+        (tmp_path / "search.jsonl").write_text("".join(lines[:killed]))
+        assert essence(run_search(Both(by_sum), graph, config, output=tmp_path)) == essence(result)
+
+
 def test_where_no_candidate_keeps_to_the_bound_the_nearest_is_chosen_and_a_note_says_so(graph, tmp_path):
     class Slow(Timed):
         def measure_latency(self, strategies):
