@@ -48,13 +48,13 @@ def batches(images: Tensor, labels: Tensor, size: int = BATCH) -> list[tuple[Ten
     return list(zip(map(normalize, images.split(size)), labels.split(size), strict=True))
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator, pixels: int = PIXELS) -> Tensor:
     """Random crops, half of them mirrored, normalised."""
     count = len(images)
     dy, dx = torch.randint(0, MARGIN + 1, (2, count, 1), generator=generator)
-    columns = torch.arange(PIXELS) + dx
+    columns = torch.arange(pixels) + dx
     mirrored = torch.rand(count, 1, generator=generator) < 0.5
-    columns, rows = torch.where(mirrored, columns.flip(1), columns), torch.arange(PIXELS) + dy
+    columns, rows = torch.where(mirrored, columns.flip(1), columns), torch.arange(pixels) + dy
     cropped = images[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return normalize(cropped.permute(0, 3, 1, 2))
 

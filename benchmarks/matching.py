@@ -14,7 +14,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -45,7 +45,10 @@ class TensorImages:
     exact_steps, name = True, "tensors"
 
     def __init__(self, task: str, images: Tensor, seed: int) -> None:
-        self.task, self.images, self.seed = task, images, seed
+        self.images, self.seed = images, seed
+        self.augment: Callable[[Tensor, torch.Generator], Tensor] = (
+            cifar.augment if task == "cifar10" else imagenette.augment
+        )
 
     def count(self, accelerator: Accelerator | None = None) -> int:
         return len(self.images)
@@ -63,9 +66,11 @@ class TensorImages:
         self, epoch: int, portion: Portion, num_workers: int = 0, device: torch.device | None = None
     ) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(1000 * self.seed + epoch)
-        augment = (cifar if self.task == "cifar10" else imagenette).augment
         for chosen in plan_epoch(self.count(), 1000 * self.seed + epoch, portion):
-            yield augment(self.images[torch.as_tensor(chosen)], generator), torch.zeros(len(chosen), dtype=torch.long)
+            yield (
+                self.augment(self.images[torch.as_tensor(chosen)], generator),
+                torch.zeros(len(chosen), dtype=torch.long),
+            )
 
 
 def run(arguments: argparse.Namespace) -> None:
