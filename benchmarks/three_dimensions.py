@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -142,6 +143,13 @@ def read(folder: Path) -> dict[str, Any] | None:
     }
 
 
+def least(folder: Path) -> str | None:
+    """What is left at least, where a budget was out of reach."""
+    log = folder.parent / f"{folder.name}.log"
+    found = re.search(r"is out of reach: .* still has ([\d.]+ of \w+ \w+)", log.read_text()) if log.exists() else None
+    return found and found[1]
+
+
 def time_networks(name: str, folders: list[Path]) -> list[float]:
     """Milliseconds of the full network and of what was chosen for it, in random turns, on one thread of ONNX
     Runtime."""
@@ -188,10 +196,13 @@ def table() -> None:
     lines = ["# Width, depth and image size", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), ""]
     for name in NETWORKS:
         found: dict[tuple[str, float, str], list[tuple[Path, dict[str, Any]]]] = {}
+        beyond: dict[tuple[str, float, str], str] = {}
         for seed in SEEDS:
             for network, bound, part, kind, folder in arms(seed):
                 if network == name and (row := read(folder)):
                     found.setdefault((bound, part, kind), []).append((folder, row))
+                elif network == name and (left := least(folder)):
+                    beyond[bound, part, kind] = left
         if not found:
             continue
         folders = [folder for rows in found.values() for folder, _ in rows]
@@ -202,10 +213,17 @@ def table() -> None:
             "| budget | may change | seeds | blocks gone | image | milliseconds | untrained | matched | trained |"
         ]
         lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
-        for (bound, part, kind), rows in found.items():
+        every = [(arm[1:4]) for arm in arms(0) if arm[0] == name]
+        for bound, part, kind in every:
+            what = f"{part:g} of the {'MACs' if bound == 'macs' else 'milliseconds'}"
+            rows = found.get((bound, part, kind), [])
+            if not rows:
+                if left := beyond.get((bound, part, kind)):
+                    lines.append(f"| {what} | {kind} | out of reach: at least {left} stay | | | | | | |")
+                continue
             ms = statistics.mean(times[folder] for folder, _ in rows)
             mean = {k: statistics.mean(row[k] for _, row in rows) for k in ("untrained", "matched", "trained")}
-            cells = [f"{part:g} of the {'MACs' if bound == 'macs' else 'milliseconds'}", kind, str(len(rows))]
+            cells = [what, kind, str(len(rows))]
             cells += [", ".join(str(row["blocks"]) for _, row in rows)]
             cells += [", ".join(str(row["size"] or "full") for _, row in rows), f"{ms:.3f} ({ms / times['full']:.0%})"]
             cells += [f"{mean['untrained']:.2%}", f"{mean['matched']:.2%}", f"**{mean['trained']:.2%}**"]
