@@ -43,6 +43,7 @@ from eagleeye_hf import (
 )
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.evaluation.prepare import record_passes
 from eagleeye_hf.runs.plan import Counts, Rates, about, predict_phases, time_steps
 from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig, RuntimeName
@@ -120,7 +121,7 @@ def scoring(folder: Path) -> Iterator[Row]:
             for title, format in FORMATS.items():
                 score = AdaptiveBNScore(model, graph, *images, format=format)
                 for recorded in (False, True):
-                    if recorded and not score.record_passes(strategies[:3]):
+                    if recorded and not record_passes(score, strategies[:3]):
                         yield {"model": name, "batch": size, "format": title, "failed": True}
                         continue
                     found = _time_score(score, strategies[3:] if recorded else strategies[3:5])

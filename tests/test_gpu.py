@@ -20,6 +20,7 @@ from eagleeye_hf import (
     trace_model,
 )
 from eagleeye_hf.evaluation.format import Format, rank_correlation
+from eagleeye_hf.evaluation.prepare import record_passes
 from tests.helpers import digits_dataset, make_model, random_keep, run_command
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -94,9 +95,9 @@ def test_recorded_passes_score_as_thin_networks_do(name, options):
     score = AdaptiveBNScore(model, graph, [*batches[3:], batches[0]], batches[1:3], format=Format(), **options)
     strategies = sample_strategies(graph, Budget(macs=0.6), 4, divisor=1)
     expected = [score(strategy).loss for strategy in strategies]
-    assert score.record_passes(strategies)
-    assert score._network is not None
-    assert all(played.graph is not None for played in score._network.passes.values())
+    assert record_passes(score, strategies)
+    assert score.network is not None
+    assert all(played.graph is not None for played in score.network.passes.values())
     for _ in range(2):
         assert [score(strategy).loss for strategy in strategies] == pytest.approx(expected, rel=5e-3)
 

@@ -18,20 +18,13 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import batch_norms, recalibrate_bn
 from eagleeye_hf.evaluation.config import FormatName
-from eagleeye_hf.evaluation.format import (
-    Format,
-    FormatChoice,
-    check_format,
-    choose_format,
-    native_format,
-    time_formats,
-)
+from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.evaluation.images import ScoringImages
 from eagleeye_hf.evaluation.matched import PARTS, match_briefly
 from eagleeye_hf.evaluation.memory import activation_bytes, affordable_threads, training_bytes
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score, Seen
-from eagleeye_hf.evaluation.pace import measure_pace
-from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
+from eagleeye_hf.evaluation.preparation import Draws, Preparation
+from eagleeye_hf.evaluation.prepare import prepare_scoring
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from eagleeye_hf.evaluation.timing import StrategyTimer
 from eagleeye_hf.networks.description import unwrap_model
@@ -41,23 +34,13 @@ from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import Latency
-from eagleeye_hf.runtimes.profiling import fit_latency
 from eagleeye_hf.runtimes.runtime import Runtime, find_runtime
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
-from eagleeye_hf.telling import say
 
 NAMED_FORMATS = {
     "float32": Format(channels_last=True),
     "bfloat16": Format(channels_last=True, bfloat16=True),
 }
-NOISE = 0.25
-"""Part of the way from chance to the full network, below which scores with repaired readers rank better."""
-LEAST = 1e-3
-"""A fraction of the images that is one batch."""
-RECORDED = 3
-"""Examples that tell whether recorded passes score as thin networks do."""
-SAME_SCORE = {False: 1e-3, True: 2e-2}
-"""How far losses may differ, relatively, that count as the same; in float32 and in bfloat16."""
 
 
 class AdaptiveBNScore:
@@ -101,8 +84,8 @@ class AdaptiveBNScore:
         batch_norms(model)  # refuses a network without any
         self.model, self.graph = model, graph
         self.criterion, self.momentum, self.seed = criterion, momentum, seed
-        self._wanted_compensation, self.compensate = compensate, compensate is True
-        self._wanted_format = format
+        self.wanted_compensation, self.compensate = compensate, compensate is True
+        self.wanted_format = format
         self.format: Format | None = format if isinstance(format, Format) else NAMED_FORMATS.get(format)
         self.objective: Objective = objective or Classification()
         self.device = device_of(model)
@@ -114,7 +97,7 @@ class AdaptiveBNScore:
         self._timer = StrategyTimer(model, graph, self.builder.importance, self.runtime)
         self.recorded = False
         """Whether candidates are scored in the full network's shapes, from recorded passes."""
-        self._network: RecordedNetwork | None = None
+        self.network: RecordedNetwork | None = None
 
     @property
     def workers(self) -> int:
@@ -165,9 +148,9 @@ class AdaptiveBNScore:
         """
         if matched:
             return self._score_matched(as_strategy(strategy), self.format or Format())
-        return self._score(as_strategy(strategy), fraction, self.format or Format(), before)
+        return self.score_part(as_strategy(strategy), fraction, self.format or Format(), before)
 
-    def _score(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
+    def score_part(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
         after, size = before.fraction if before else 0.0, strategy.image_size
         calibration, holdout = self.images.take(format, fraction, after, size)
         if self.momentum is not None:  # a moving average forgets slowly: it needs the batches before, too
@@ -179,11 +162,11 @@ class AdaptiveBNScore:
 
     def _score_matched(self, strategy: Strategy, format: Format) -> Score:
         """The better one of before and after: training goes back to its start, too, where that was better."""
-        before = self._score(strategy, 1.0, format)
+        before = self.score_part(strategy, 1.0, format)
         with self._matching, one_thread():
             images, _ = self.images.take(format)
             seen, holdout = self.images.take(format, size=strategy.image_size)
-            thin = self.builder.build(strategy, self._wanted_compensation is not False)
+            thin = self.builder.build(strategy, self.wanted_compensation is not False)
             if format.channels_last:
                 thin = thin.to(memory_format=torch.channels_last)
             with format.autocast(self.device):
@@ -222,27 +205,12 @@ class AdaptiveBNScore:
     def _score_recorded(
         self, strategy: Strategy, calibration: Sequence[Tensor], holdout: Sequence[Batch], format: Format
     ) -> Score:
-        if self._network is None or self._network.format != format:
-            self._network = RecordedNetwork(self.model, self.graph, format)
-        network = self._network.fill(*self.builder.choose(strategy, self.compensate))
+        if self.network is None or self.network.format != format:
+            self.network = RecordedNetwork(self.model, self.graph, format)
+        network = self.network.fill(*self.builder.choose(strategy, self.compensate))
         with format.autocast(self.device):
             network.recalibrate(calibration, self.momentum)
             return self.objective.measure(network, holdout)
-
-    def record_passes(self, examples: Sequence[Strategy]) -> bool:
-        """Score in the full network's shapes from now on, its passes recorded, where that gives the same scores."""
-        format, self.recorded = self.format or Format(channels_last=True), False
-        expected = [self._score(example, LEAST, format).loss for example in examples]
-        self.recorded = True
-        try:
-            found = [self._score(example, LEAST, format).loss for example in examples]
-        except RuntimeError as error:  # what can't be recorded, as a pass that waits for the CPU
-            say(f"passes are not recorded: {str(error).splitlines()[0]}")
-            found = []
-        self.recorded = len(found) > 0 and np.allclose(found, expected, rtol=SAME_SCORE[format.bfloat16], atol=0)
-        if not self.recorded:
-            self._network = None
-        return self.recorded
 
     def measure_alignment(self) -> int:
         """The multiple of channels at which the runtime is fast, on one thread: so it does not depend on how processes
@@ -256,38 +224,7 @@ class AdaptiveBNScore:
             examples: strategies to measure on, typical ones of this search.
             draws: how it draws; also fit a model of milliseconds to such.
         """
-        if self.device.type == "cuda":
-            self.record_passes(examples[:RECORDED])
-        if self._wanted_compensation == "auto":
-            self.compensate = self._must_compensate(examples)
-        choice = None if self.format else self._choose_format(examples)
-        if choice is not None:
-            self.format = choice.chosen
-            say(f"scoring in {choice}")
-        say(
-            f"scoring {self.workers} at a time, about {self.thread_bytes / 1e9:.2f} GB each beside "
-            f"{self.images.num_bytes / 1e9:.2f} GB of images, per process"
-        )
-        importance = self.builder.importance
-        return Preparation(
-            ranks=self.objective.ranks,
-            reports=self.objective.reports,
-            full=self._full_scores(),
-            compensate=self.compensate,
-            format=choice,
-            recorded=self.recorded,
-            matches=True,
-            pace=measure_pace(self, examples[0]) if self.device.type != "cpu" else None,
-            latency=fit_latency(
-                self.model,
-                self.graph,
-                importance,
-                self.runtime,
-                **vars(draws),
-            )
-            if draws
-            else None,
-        )
+        return prepare_scoring(self, examples, draws)
 
     def adopt(self, prepared: Preparation) -> None:
         """Score as another process has prepared it.
@@ -311,54 +248,6 @@ class AdaptiveBNScore:
         """Milliseconds of one forward pass, each beside the full model."""
         return self._timer.measure(strategies)
 
-    def _choose_format(self, examples: Sequence[Strategy]) -> FormatChoice:
-        def build(format: Format) -> nn.Module:
-            return self.builder.fill(examples[0], self.compensate, format.channels_last)
-
-        def losses(format: Format) -> list[float]:
-            return [self._score(example, LEAST, format).loss for example in examples]
-
-        if self._wanted_format == "auto":
-            native = native_format(self.device)
-            return check_format(native, Format(channels_last=native.channels_last), losses)
-        with one_thread():
-            speeds = time_formats(build, self.images.calibration[0][0][:32], self.device)
-        return choose_format(speeds, losses)
-
-    def _must_compensate(self, examples: Sequence[Strategy]) -> bool:
-        """Whether what typical candidates report is noise, but not with repaired readers."""
-        format, full = Format(), Strategy(self.graph.widths)
-        model = self.builder.fill(full, False, format.channels_last)
-        _, holdout = self.images.take(format, LEAST)
-        with one_thread():
-            chance = self.objective.chance(model, holdout[0]).reported
-            span = self.objective.measure(model, holdout).reported - chance
-
-        def typical(compensate: bool) -> float:
-            self.compensate = compensate
-            return float(np.median([self._score(example, LEAST, format).reported for example in examples]))
-
-        plain = typical(False)
-        if not span > 0 or plain - chance > NOISE * span:
-            return False
-        repaired = typical(True)
-        chosen = repaired - plain > NOISE / 2 * span
-        if chosen:
-            say(
-                f"candidates are scored compensated: {self.objective.reports} of a typical one is "
-                f"{repaired:.3g} so, {plain:.3g} with recomputed statistics alone (chance is {chance:.3g})"
-            )
-        return chosen
-
-    def _full_scores(self) -> FullScores:
-        format, full = self.format or Format(), Strategy(self.graph.widths)
-        model = self.builder.fill(full, self.compensate, format.channels_last)
-        _, holdout = self.images.take(format)
-        with one_thread(), format.autocast(self.device):
-            chance = self.objective.chance(model, holdout[0])
-            unchanged = self.objective.measure(model, holdout)
-        return FullScores(unchanged=unchanged, adaptive=self._score(full, 1.0, format), chance=chance)
-
     def fingerprint(self) -> dict[str, object]:
         """Everything here that determines a score."""
         weights = hashlib.sha256()
@@ -370,9 +259,9 @@ class AdaptiveBNScore:
             "images": self.images.fingerprint(),
             "criterion": self.criterion,
             "momentum": self.momentum,
-            "compensate": self._wanted_compensation,
+            "compensate": self.wanted_compensation,
             "score_seed": self.seed if self.criterion == "random" else None,
-            "format": str(self._wanted_format),
+            "format": str(self.wanted_format),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }

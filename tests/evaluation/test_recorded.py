@@ -6,6 +6,7 @@ from torch import nn
 
 from eagleeye_hf import AdaptiveBNScore, Budget, Strategy, recalibrate_bn, sample_strategies, trace_model
 from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.evaluation.prepare import record_passes
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from tests.helpers import make_model, randomise
 
@@ -51,17 +52,17 @@ def test_passes_are_recorded_only_where_scores_stay(monkeypatch):
     graph, batches = trace_model(model), make_batches(32)
     score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format())
     examples = sample_strategies(graph, Budget(macs=0.5), 3)
-    assert score.record_passes(examples)
+    assert record_passes(score, examples)
     fill = RecordedNetwork.fill
     monkeypatch.setattr(RecordedNetwork, "fill", lambda self, keep, changed, removed: fill(self, {}))
-    assert not score.record_passes(examples)
+    assert not record_passes(score, examples)
     assert not score.recorded
 
     def fails(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(RecordedNetwork, "fill", fails)
-    assert not score.record_passes(examples)
+    assert not record_passes(score, examples)
     assert score(examples[0]).num_images == 16
 
 

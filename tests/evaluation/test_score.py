@@ -164,7 +164,7 @@ def test_compensation_is_chosen_where_plain_scores_are_noise(example, hopeless, 
         return Score(loss=1.0, reported=reported, num_images=8)
 
     monkeypatch.setattr(score.objective, "measure", lambda model, batches: Score(loss=0, reported=0.9, num_images=8))
-    monkeypatch.setattr(score, "_score", typical)
+    monkeypatch.setattr(score, "score_part", typical)
     prepared = score.prepare(strategies)
     assert prepared.compensate is score.compensate is hopeless
     assert ("candidates are scored compensated" in capsys.readouterr().err) == hopeless
