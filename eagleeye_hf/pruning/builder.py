@@ -27,7 +27,7 @@ class Builder:
     """Builds the candidates of one network; importance and moments are computed once.
 
     Args:
-        calibration: batches of training images, for compensation and the criterion `taylor`.
+        calibration: batches of training images, for compensation and the criteria that look at images.
         seed: of the criterion `random`.
     """
 
@@ -41,9 +41,8 @@ class Builder:
     ) -> None:
         self.model, self.graph, self.calibration = model, graph, calibration
         with one_thread():
-            batches = calibration if criterion == "taylor" else None
-            self.importance = Importance(model, graph, criterion, batches, seed)
-        self._moments: dict[str, Moments] | None = None
+            self.importance = Importance(model, graph, criterion, calibration, seed)
+        self._moments: dict[str, Moments] | None = self.importance.moments
         self._of_thread = threading.local()
         self._lock = threading.Lock()
 

@@ -7,6 +7,7 @@ from the full network.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,14 +111,13 @@ def compensate_readers(
     tensors = {name: tensor.detach() for name, tensor in named_tensors(unwrap_model(model))}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     places = kept_places(graph, {name: np.asarray(kept) for name, kept in keep.items()}, shapes)
-    normed = _followed_by_norm(graph)
     changed: dict[str, Tensor] = {}
     for name, moment in moments.items():
         weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
         kept = places.get((f"{name}.weight", 1))
         if kept is None or len(kept) == weight.shape[1]:
             continue
-        constant = bias is not None or f"{name}.weight" in normed
+        constant = takes_constant(graph, tensors, name)
         removed = np.setdiff1d(np.arange(weight.shape[1]), kept)
         kept_index, removed_index = (torch.from_numpy(i).to(weight.device) for i in (kept, removed))
         mixing, offset = _solve(moment, kept_index, removed_index, constant)
@@ -134,10 +134,8 @@ def compensate_readers(
 
 def _solve(moments: Moments, kept: Tensor, removed: Tensor, constant: bool) -> tuple[Tensor, Tensor]:
     """Mixing, shape `(kept, removed)`, and offset, shape `(removed,)`, in float64."""
-    products, mean = to_float64(moments.products) / moments.count, to_float64(moments.total) / moments.count
+    products, mean = central_moments(moments, constant)
     kept, removed = kept.to(mean.device), removed.to(mean.device)
-    if constant:  # least squares with a free constant is least squares on what is left without the means
-        products = products - torch.outer(mean, mean)
     gram = products.index_select(0, kept).index_select(1, kept)
     ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
     gram = gram + ridge * torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
@@ -146,6 +144,22 @@ def _solve(moments: Moments, kept: Tensor, removed: Tensor, constant: bool) -> t
     return mixing, offset if constant else torch.zeros_like(offset)
 
 
+def central_moments(moments: Moments, constant: bool) -> tuple[Tensor, Tensor]:
+    """Mean products of a reader's inputs, shape `(channels, channels)`, and their means, in float64.
+
+    Args:
+        constant: least squares have a free constant, which is least squares on what is left without the means.
+    """
+    products, mean = to_float64(moments.products) / moments.count, to_float64(moments.total) / moments.count
+    return (products - torch.outer(mean, mean) if constant else products), mean
+
+
+def takes_constant(graph: ChannelGraph, tensors: Mapping[str, Tensor], name: str) -> bool:
+    """Whether a reader can store a constant, in its own bias, or a BatchNorm that follows takes it out again."""
+    return f"{name}.bias" in tensors or f"{name}.weight" in _followed_by_norm(graph)
+
+
+@functools.lru_cache(maxsize=4)
 def _followed_by_norm(graph: ChannelGraph) -> set[str]:
     """Weights whose output channels pass a BatchNorm, as far as the groups tell."""
     found = set()

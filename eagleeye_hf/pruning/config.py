@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from eagleeye_hf.configs import Within, check_fields
 
-Criterion = Literal["l1", "l2", "bn_scale", "geometric_median", "taylor", "random"]
+Criterion = Literal["l1", "l2", "bn_scale", "geometric_median", "taylor", "reconstruction", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,9 @@ from eagleeye_hf.networks.running import (
     run_model,
     to_float64,
 )
+from eagleeye_hf.pruning.compensate import collect_moments
 from eagleeye_hf.pruning.config import Criterion
+from eagleeye_hf.pruning.reconstruction import find_group_readers, removal_costs
 
 
 class Importance:
@@ -37,9 +39,11 @@ class Importance:
     Args:
         criterion: `"l1"` (sum of absolute weights; paper, section 3.2), `"l2"`, `"bn_scale"` (absolute BatchNorm
             weight), `"geometric_median"` (summed distance to the layer's other filters, He et al. 2019), `"taylor"`
-            (expected squared change of the loss without the filter, to first order: Molchanov et al. 2019, eq. 8) or
-            `"random"`.
-        batches: images and labels, for `"taylor"` only.
+            (expected squared change of the loss without the filter, to first order: Molchanov et al. 2019, eq. 8),
+            `"reconstruction"` (the error of the layers that read the channel once they are repaired by least squares,
+            channels removed one by one: see `reconstruction`; by `"l1"` where only layers read it that can't be
+            repaired) or `"random"`.
+        batches: images and labels, for `"taylor"`; images for `"reconstruction"`.
         seed: for `"random"` only.
     Raises:
         EagleEyeError: the criterion is unknown, or has no batches to go by.
@@ -55,11 +59,13 @@ class Importance:
     ) -> None:
         if criterion not in CRITERIA:
             raise EagleEyeError(f"`criterion={criterion!r}` is unknown; choose one of {', '.join(CRITERIA)}")
-        if criterion == "taylor" and batches is None:
-            raise EagleEyeError("`criterion='taylor'` needs `batches` of images and labels for its gradients")
+        if criterion in NEED_IMAGES and batches is None:
+            raise EagleEyeError(f"`criterion={criterion!r}` needs `batches`: {NEED_IMAGES[criterion]}")
         self.graph, self.criterion, self.seed = graph, criterion, seed
         model = unwrap_model(model)
         self._tensors = dict(named_tensors(model))
+        self.moments = collect_moments(model, graph, batches) if criterion == "reconstruction" and batches else None
+        """Of the readers' inputs, where the criterion goes by them."""
         self._effects = filter_effects(model, batches) if criterion == "taylor" and batches is not None else {}
         self._units: dict[int, np.ndarray] = {}
 
@@ -67,7 +73,9 @@ class Importance:
         """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""
         if number not in self._units:
             group = self.graph.groups[number]
-            self._units[number] = self._channel_scores(group)[group.units].mean(1)
+            readers = find_group_readers(self._tensors, self.graph, number, self.moments) if self.moments else []
+            costs = removal_costs(readers, len(group.units)) / group.step if readers else None
+            self._units[number] = self._channel_scores(group)[group.units].mean(1) if costs is None else costs
         return self._units[number]
 
     def choose(self, widths: Sequence[int]) -> dict[str, np.ndarray]:
@@ -184,6 +192,8 @@ CRITERIA: dict[Criterion, Callable[[Tensor], Tensor]] = {
     "bn_scale": lambda weight: weight.abs(),
     "geometric_median": lambda weight: torch.cdist(weight[None], weight[None])[0].sum(1),
     "taylor": lambda effect: effect,
+    "reconstruction": lambda weight: weight.abs().sum(1),
     "random": lambda weight: weight,
 }
-"""How a layer's filters, one per row, are scored; the last two don't look at a layer's weights alone."""
+"""How a layer's filters, one per row, are scored, as far as that is seen from its weights alone."""
+NEED_IMAGES = {"taylor": "images and labels, for gradients", "reconstruction": "images, for what layers read"}

@@ -1,0 +1,126 @@
+"""The criterion that knows of repair: beside least squares on the images themselves."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eagleeye_hf import EagleEyeError, choose_channels, trace_model
+from eagleeye_hf.pruning.compensate import collect_moments
+from eagleeye_hf.pruning.importance import Importance
+from eagleeye_hf.pruning.reconstruction import Reader, find_group_readers, removal_costs
+from tests.helpers import make_model
+
+
+class Chain(nn.Module):
+    """A convolution whose outputs depend on each other, and two layers that read them."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 1)
+        self.left, self.right = nn.Conv2d(channels, 4, 1), nn.Conv2d(channels, 2, 1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        y = torch.tanh(self.first(x))
+        return self.head(torch.cat([self.left(y), self.right(y)], 1).mean((2, 3)))
+
+
+def residuals(inputs: np.ndarray, weight: np.ndarray, removed: list[int]) -> float:
+    """The relative squared error of a reader without some inputs, its weights and bias fitted anew."""
+    kept = [c for c in range(inputs.shape[1]) if c not in removed]
+    known = np.hstack([inputs[:, kept], np.ones((len(inputs), 1))])
+    wanted = inputs @ weight.T
+    error = wanted - known @ np.linalg.lstsq(known, wanted, rcond=None)[0]
+    return float(np.square(error).sum() / np.square(wanted - wanted.mean(0)).sum())
+
+
+@pytest.fixture
+def chain():
+    torch.manual_seed(0)
+    model, images = Chain(), torch.randn(8, 3, 16, 16)
+    with torch.no_grad():
+        given = torch.tanh(model.first(images)).movedim(1, -1).reshape(-1, 6).double().numpy()
+    graph = trace_model(model, (3, 16, 16))
+    number = next(n for n, group in enumerate(graph.groups) if group.name.startswith("first"))
+    return model.eval(), graph, number, images, given
+
+
+def test_costs_are_what_least_squares_leave(chain):
+    model, graph, number, images, given = chain
+    moments = collect_moments(model, graph, [images])
+    readers = find_group_readers(dict(model.named_parameters()), graph, number, moments)
+    weights = [getattr(model, name).weight.detach().double().flatten(1).numpy() for name in ("left", "right")]
+    assert len(readers) == 2
+
+    def error(removed):
+        return sum(residuals(given, weight, removed) for weight in weights)
+
+    assert np.sum([reader.costs() for reader in readers], axis=0) == pytest.approx(
+        [error([channel]) for channel in range(6)], rel=2e-2, abs=1e-4
+    )
+    for reader in readers:
+        reader.remove(np.array([1, 4]))
+    left = [0, 2, 3, 5]
+    expected = [error([1, 4, channel]) - error([1, 4]) for channel in left]
+    assert np.sum([reader.costs() for reader in readers], axis=0) == pytest.approx(expected, rel=2e-2, abs=1e-4)
+
+
+def test_channels_go_greedily_and_the_rest_can_tell_most_of_what_is_gone(chain):
+    model, graph, number, images, given = chain
+    importance = Importance(model, graph, "reconstruction", [images])
+    scores = importance.unit_scores(number)
+    order = list(np.argsort(scores))
+    weights = [getattr(model, name).weight.detach().double().flatten(1).numpy() for name in ("left", "right")]
+    removed: list[int] = []
+    for channel in order[:-1]:
+        left = [c for c in range(6) if c not in removed]
+        errors = {c: sum(residuals(given, w, [*removed, c]) for w in weights) for c in left}
+        assert errors[channel] <= 1.02 * min(errors.values()) + 1e-3
+        removed.append(int(channel))
+    best = min(
+        itertools.combinations(range(6), 3), key=lambda gone: sum(residuals(given, w, list(gone)) for w in weights)
+    )
+    assert sum(residuals(given, w, removed[:3]) for w in weights) <= 2 * sum(
+        residuals(given, w, list(best)) for w in weights
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenetv3_small_050", "ghostnet_050"])
+def test_every_group_of_a_network_is_scored(name):
+    model, images = make_model(name), torch.randn(2, 3, 64, 64)
+    graph = trace_model(model, (3, 64, 64))
+    importance = Importance(model, graph, "reconstruction", [images])
+    for number, group in enumerate(graph.groups):
+        if group.prunable:
+            scores = importance.unit_scores(number)
+            assert scores.shape == (len(group.units),)
+            assert np.isfinite(scores).all()
+            assert len(set(scores)) > 1
+    widths = [max(group.step, group.channels // 2 // group.step * group.step) for group in graph.groups]
+    widths = [w if group.prunable else group.channels for w, group in zip(widths, graph.groups, strict=True)]
+    keep = choose_channels(model, graph, widths, "reconstruction", batches=[images])
+    for group, width in zip(graph.groups, widths, strict=True):
+        if width < group.channels:
+            assert len(keep[group.name]) == width
+
+
+def test_units_of_several_columns_and_many_units_at_a_time():
+    random = np.random.default_rng(0)
+    data = random.normal(size=(4000, 300)) @ random.normal(size=(300, 300))
+    gram = random.normal(size=(20, 300))
+    products = data.T @ data / len(data)
+    reader = Reader(gram.T @ gram, np.linalg.inv(products), 2)
+    costs = removal_costs([reader], 150)
+    assert np.isfinite(costs).all()
+    assert (costs > 0).all()
+    assert len(np.unique(costs)) == 150
+
+
+def test_without_images_it_is_refused():
+    model = make_model("resnet18")
+    graph = trace_model(model, (3, 64, 64))
+    with pytest.raises(EagleEyeError, match="criterion='reconstruction'` needs `batches`: images, for what layers"):
+        choose_channels(model, graph, graph.widths, "reconstruction")
