@@ -74,6 +74,7 @@ class Task:
     full: nn.Module
     train: tuple[Tensor, Tensor]
     calibration: Tensor
+    calibration_labels: Tensor
     holdout: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     augment: Callable[[Tensor, torch.Generator], Tensor]
@@ -111,6 +112,7 @@ def open_task(name: str, cache: Path) -> Task:
         full=full.eval(),
         train=(whole[0][chosen], whole[1][chosen]),
         calibration=images[:CALIBRATION],
+        calibration_labels=labels[:CALIBRATION],
         holdout=(images[CALIBRATION:], labels[CALIBRATION:]),
         test=(tested[0][test], tested[1][test]),
         augment=augment,
@@ -159,23 +161,44 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 class Run:
     """One training: a choice with a seed."""
 
-    def __init__(self, task: Task, pruned: Pruned, lr: float, teaching: str, seed: int) -> None:
-        self.task, self.lr, self.teaching = task, lr, teaching
-        self.network = copy.deepcopy(pruned.model).train().to(memory_format=torch.channels_last)
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        lr: float,
+        teaching: str,
+        seed: int,
+        epochs: int = EPOCHS,
+        pruned: Pruned | None = None,
+    ) -> None:
+        self.task, self.lr, self.teaching, self.epochs = task, lr, teaching, epochs
+        self.network = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
         self.averages = {decay: copy.deepcopy(self.network) for decay in DECAYS}
         self.teacher = copy.deepcopy(task.full).eval().to(memory_format=torch.channels_last)
         self.generator = torch.Generator().manual_seed(seed)
         self.layers: tuple[LayerOutputs, LayerOutputs] | None = None
-        if "layers" in teaching:
+        if "layers" in teaching and pruned is not None:
             self.kept = matched_layers(task.full, pruned.graph, pruned.keep)
             self.layers = LayerOutputs(self.network, self.kept), LayerOutputs(self.teacher, self.kept)
 
     def train(self) -> dict[str, Any]:
+        """Scores of the weights at the end of each epoch, and of averages of them."""
+        epochs, ends = [], []
+        for _ in self.train_epochs():
+            epochs.append(score_network(self.task, self.network))
+            ends.append(copy.deepcopy(self.network.state_dict()))
+        found = {"epochs": epochs, "last": epochs[-1]}
+        found |= {f"average {decay}": score_network(self.task, network) for decay, network in self.averages.items()}
+        mean = copy.deepcopy(self.network)
+        mean.load_state_dict({k: sum(end[k] for end in ends[-2:]) / 2 if v.ndim else v for k, v in ends[-1].items()})
+        return found | {"mean of two": score_network(self.task, mean)}
+
+    def train_epochs(self) -> Iterator[None]:
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
-        steps, epochs, ends = EPOCHS * (len(self.task.train[0]) // BATCH), [], []
+        steps = self.epochs * (len(self.task.train[0]) // BATCH)
         for step, (images, labels) in enumerate(self._batches()):
             rate = self.lr * min(1.0, (step + 1) / (0.02 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
             for group in optimizer.param_groups:
@@ -185,18 +208,12 @@ class Run:
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
             optimizer.step()
             self._average(step + 1)
-            if (step + 1) % (steps // EPOCHS) == 0:
-                epochs.append(self._score(self.network))
-                ends.append(copy.deepcopy(self.network.state_dict()))
-        found = {"epochs": epochs, "last": epochs[-1]}
-        found |= {f"average {decay}": self._score(network) for decay, network in self.averages.items()}
-        mean = copy.deepcopy(self.network)
-        mean.load_state_dict({k: sum(end[k] for end in ends[-2:]) / 2 if v.ndim else v for k, v in ends[-1].items()})
-        return found | {"mean of two": self._score(mean)}
+            if (step + 1) % (steps // self.epochs) == 0:
+                yield
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.task.train
-        for _ in range(EPOCHS):
+        for _ in range(self.epochs):
             order = torch.randperm(len(images), generator=self.generator)
             for chosen in order[: len(order) // BATCH * BATCH].split(BATCH):
                 yield self.task.augment(images[chosen], self.generator), labels[chosen]
@@ -224,21 +241,30 @@ class Run:
             for mean, now in zip(network.parameters(), self.network.parameters(), strict=True):
                 mean.data.lerp_(now.data, weight)
 
-    @torch.no_grad()
-    def _score(self, network: nn.Module) -> dict[str, float]:
-        network, found = copy.deepcopy(network).eval(), {}
-        for module in network.modules():
-            module._forward_hooks.clear()
-        generator = torch.Generator().manual_seed(7)
-        crops = (self.task.augment(part, generator) for part in self.task.train[0][:2048].split(128))
-        with torch.autocast("cpu", torch.bfloat16):
-            recalibrate_bn(network, list(crops))
-            for which, (images, labels) in (("holdout", self.task.holdout), ("test", self.task.test)):
-                parts = [network(self.task.normalize(part)).float() for part in images.split(250)]
-                outputs = torch.cat(parts)
-                found[which] = float((outputs.argmax(1) == labels).float().mean())
-                found[f"{which}_loss"] = float(F.cross_entropy(outputs, labels))
-        return found
+
+def train_network(task: Task, model: nn.Module, lr: float, teaching: str, seed: int, epochs: int) -> nn.Module:
+    """Trained as all here are; the last weights."""
+    run = Run(task, model, lr, teaching, seed, epochs)
+    for _ in run.train_epochs():
+        pass
+    return run.network
+
+
+@torch.no_grad()
+def score_network(task: Task, network: nn.Module) -> dict[str, float]:
+    """With statistics recomputed from images that are cropped as in training."""
+    network, found = copy.deepcopy(network).eval(), {}
+    for module in network.modules():
+        module._forward_hooks.clear()
+    generator = torch.Generator().manual_seed(7)
+    crops = (task.augment(part, generator) for part in task.train[0][:2048].split(128))
+    with torch.autocast("cpu", torch.bfloat16):
+        recalibrate_bn(network, list(crops))
+        for which, (images, labels) in (("holdout", task.holdout), ("test", task.test)):
+            outputs = torch.cat([network(task.normalize(part)).float() for part in images.split(250)])
+            found[which] = float((outputs.argmax(1) == labels).float().mean())
+            found[f"{which}_loss"] = float(F.cross_entropy(outputs, labels))
+    return found
 
 
 def choices() -> dict[str, tuple[float, str]]:
@@ -258,7 +284,7 @@ def run(name: str, output: Path) -> None:
             file = folder / f"{choice}-{seed}.json"
             if not file.exists():
                 started = time.perf_counter()
-                found = Run(task, pruned, lr, teaching, seed).train()
+                found = Run(task, pruned.model, lr, teaching, seed, pruned=pruned).train()
                 file.write_text(json.dumps(found | {"seconds": time.perf_counter() - started}, indent=1))
                 print(name, choice, seed, found["last"], f"{time.perf_counter() - started:.0f} s", flush=True)
 
