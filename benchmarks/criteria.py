@@ -3,7 +3,7 @@
     python -m benchmarks.criteria run --network resnet20_cifar        # about 25 minutes of one core
     python -m benchmarks.criteria table                               # writes criteria.md
 
-Needs ../shared. Every criterion chooses among the channels of the same uniform strategy, at half and at 30% of the MACs.
+Needs ../shared. Every criterion chooses among the channels of one uniform strategy, at half and at 30% of the MACs.
 Readers of what is gone are repaired; then 100 steps without labels (`match_teacher`), then one epoch on a part of
 the training images (`training_choices.py` has the sizes). Top-1, means of two seeds: of what is random in a criterion
 and of the order and crops of images. Defaults are chosen by the holdout images. Results stay in --output.

@@ -39,7 +39,9 @@ class Sleeper(FunctionScorer):
     def __init__(self) -> None:
         super().__init__(lambda strategy, fraction: Score(loss=1e5 - sum(strategy.widths), reported=0, num_images=1))
 
-    def __call__(self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None) -> Score:
+    def __call__(
+        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: bool = False
+    ) -> Score:
         time.sleep(CANDIDATE + IMAGES * (fraction - (before.fraction if before else 0)))
         return super().__call__(strategy, fraction)
 

@@ -98,7 +98,9 @@ class _SquaredError(torch.autograd.Function):
             output, goal = output.float(), goal.float()
         difference = output - goal
         ctx.save_for_backward(difference)
-        return torch.linalg.vector_norm(difference, dtype=_precise(difference)).square() / difference.numel()
+        over = tuple(range(1, difference.ndim))  # one sum over all images would lose small terms
+        norms = torch.linalg.vector_norm(difference, dim=over, dtype=_precise(difference))
+        return norms.square().sum() / difference.numel()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

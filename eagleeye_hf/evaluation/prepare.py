@@ -18,7 +18,7 @@ from eagleeye_hf.evaluation.format import (
 )
 from eagleeye_hf.evaluation.pace import measure_pace
 from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
-from eagleeye_hf.pruning.builder import one_thread
+from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.runtimes.profiling import fit_latency
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import say

@@ -26,15 +26,16 @@ from eagleeye_hf.evaluation.objective import Classification, Objective, Score, S
 from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.evaluation.prepare import prepare_scoring
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
-from eagleeye_hf.evaluation.timing import StrategyTimer
 from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, device_of
-from eagleeye_hf.pruning.builder import Builder, one_thread
+from eagleeye_hf.networks.threads import one_thread
+from eagleeye_hf.pruning.builder import Builder
 from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.runtimes.runtime import Runtime, find_runtime
+from eagleeye_hf.runtimes.timing import StrategyTimer
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
 
 NAMED_FORMATS = {

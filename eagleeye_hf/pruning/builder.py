@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
@@ -17,6 +15,7 @@ from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.networks.config import InputConfig
 from eagleeye_hf.networks.load import adjust_input
 from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
 from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.pruning.importance import Importance
@@ -83,31 +82,3 @@ class Builder:
             return keep, {}, removed
         moments = {name: found for name, found in self.moments.items() if not is_removed(name, removed)}
         return keep, compensate_readers(self.model, self.graph, keep, moments), removed
-
-
-class _Alone:
-    """How many blocks of `one_thread` are running in this process, and the number of threads to go back to."""
-
-    lock = threading.Lock()
-    count = 0
-    threads = 1
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums of floating point numbers depend on how many threads share them, and scores must not.
-
-    Part of the setting is the process's, so it is taken back when the last of several such blocks ends.
-    """
-    with _Alone.lock:
-        if not _Alone.count:
-            _Alone.threads = torch.get_num_threads()
-        _Alone.count += 1
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _Alone.lock:
-            _Alone.count -= 1
-            if not _Alone.count:
-                torch.set_num_threads(_Alone.threads)

@@ -64,7 +64,9 @@ class Importance:
         self.graph, self.criterion, self.seed = graph, criterion, seed
         model = unwrap_model(model)
         self._tensors = dict(named_tensors(model))
-        self.moments = collect_moments(model, graph, batches) if criterion == "reconstruction" and batches else None
+        self.moments = (
+            collect_moments(model, graph, batches) if criterion == "reconstruction" and batches is not None else None
+        )
         """Of the readers' inputs, where the criterion goes by them."""
         self._effects = filter_effects(model, batches) if criterion == "taylor" and batches is not None else {}
         self._units: dict[int, np.ndarray] = {}

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.compensate import RIDGE, Moments, central_moments, takes_constant
 
 TOGETHER = 64
@@ -30,47 +32,48 @@ class Reader:
         inverse: of the moments of the channels that are left.
     """
 
-    weights: np.ndarray
-    inverse: np.ndarray
+    weights: Tensor
+    inverse: Tensor
     num_columns: int
 
-    def costs(self) -> np.ndarray:
+    def costs(self) -> Tensor:
         """What the loss of each unit alone would add to the relative squared error; shape `(num_units,)`."""
-        weights, inverse = (self._blocks(matrix) for matrix in (self.weights, self.inverse))
+        weights, inverse = self._blocks(self.weights), self._blocks(self.inverse)
         if self.num_columns == 1:
-            return weights[:, 0, 0] / inverse[:, 0, 0]
-        return np.trace(np.linalg.solve(inverse, weights), axis1=1, axis2=2)
+            return (weights / inverse).flatten()
+        return torch.linalg.solve(inverse, weights).diagonal(dim1=1, dim2=2).sum(1)
 
-    def remove(self, units: np.ndarray) -> None:
+    def remove(self, units: Tensor) -> None:
         """Repair for the loss of some units, and forget them."""
-        gone = (units[:, None] * self.num_columns + np.arange(self.num_columns)).ravel()
-        left = np.setdiff1d(np.arange(len(self.weights)), gone)
-        told = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[np.ix_(gone, left)])
-        moved = self.weights[np.ix_(left, gone)] @ told
-        self.weights = (
-            self.weights[np.ix_(left, left)] - moved - moved.T + told.T @ self.weights[np.ix_(gone, gone)] @ told
-        )
-        self.inverse = self.inverse[np.ix_(left, left)] - self.inverse[np.ix_(left, gone)] @ told
+        gone = (units[:, None] * self.num_columns + torch.arange(self.num_columns)).flatten()
+        stays = torch.ones(len(self.weights), dtype=torch.bool)
+        stays[gone] = False
+        left = stays.nonzero().flatten()
+        told = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone][:, left])
+        moved = self.weights[left][:, gone] @ told
+        self.weights = self.weights[left][:, left] - moved - moved.T + told.T @ self.weights[gone][:, gone] @ told
+        self.inverse = self.inverse[left][:, left] - self.inverse[left][:, gone] @ told
 
-    def _blocks(self, matrix: np.ndarray) -> np.ndarray:
+    def _blocks(self, matrix: Tensor) -> Tensor:
         """Those of units along the diagonal, shape `(num_units, num_columns, num_columns)`."""
         num = len(matrix) // self.num_columns
-        units = np.arange(num)
+        units = torch.arange(num)
         return matrix.reshape(num, self.num_columns, num, self.num_columns)[units, :, units, :]
 
 
 def removal_costs(readers: Sequence[Reader], num_units: int) -> np.ndarray:
     """What each unit's loss costs in the order in which they go, never less than one before; shape `(num_units,)`."""
     costs, left, highest = np.zeros(num_units), np.arange(num_units), 0.0
-    while len(left):
-        now = np.sum([reader.costs() for reader in readers], axis=0)
-        cheapest = np.argsort(now, kind="stable")[: max(1, len(left) // TOGETHER)]
-        for place in cheapest:
-            highest = np.nextafter(max(highest, now[place]), np.inf)  # the order stays where costs fall
-            costs[left[place]] = highest
-        for reader in readers:
-            reader.remove(np.sort(cheapest))
-        left = np.delete(left, cheapest)
+    with one_thread():
+        while len(left):
+            now = torch.stack([reader.costs() for reader in readers]).sum(0).numpy()
+            cheapest = np.sort(np.argsort(now, kind="stable")[: max(1, len(left) // TOGETHER)])
+            for place in cheapest[np.argsort(now[cheapest], kind="stable")]:
+                highest = np.nextafter(max(highest, now[place]), np.inf)  # the order stays where costs fall
+                costs[left[place]] = highest
+            for reader in readers:
+                reader.remove(torch.from_numpy(cheapest))
+            left = np.delete(left, cheapest)
     return costs
 
 
@@ -83,29 +86,24 @@ def find_group_readers(
         name = member.tensor.removesuffix(".weight")
         if member.dim != 1 or name not in moments or not member.tensor.endswith(".weight"):
             continue
-        weight = tensors[member.tensor].detach()
-        products = central_moments(moments[name], takes_constant(graph, tensors, name))[0].cpu().numpy()
         columns = member.index[group.units].reshape(len(group.units), -1)
-        if np.unique(columns).size != columns.size:  # a channel that is read twice
-            continue
-        found.append(_reader(weight, products, columns))
+        if np.unique(columns).size == columns.size:  # no channel that is read twice
+            products, _ = central_moments(moments[name], takes_constant(graph, tensors, name))
+            with one_thread():
+                found.append(make_reader(tensors[member.tensor].detach(), products, torch.from_numpy(columns)))
     return found
 
 
-def _reader(weight: Tensor, products: np.ndarray, columns: np.ndarray) -> Reader:
-    rows = weight.double().flatten(2).movedim(2, 1).flatten(0, 1) if weight.ndim > 2 else weight.double()
-    gram = (rows.T @ rows).cpu().numpy()
-    energy = max(float(np.sum(gram * products)), 1e-30)
-    order = columns.ravel()
-    own = products[np.ix_(order, order)]
-    others = np.setdiff1d(np.arange(len(products)), order)
-    if len(others):  # other groups' channels stay, and tell of these
-        cross = products[np.ix_(others, order)]
-        ridge = _ridge(products[np.ix_(others, others)])
-        own = own - cross.T @ np.linalg.solve(products[np.ix_(others, others)] + ridge, cross)
-    inverse = np.linalg.inv(own + _ridge(own))
-    return Reader(gram[np.ix_(order, order)] / energy, inverse, columns.shape[1])
-
-
-def _ridge(products: np.ndarray) -> np.ndarray:
-    return RIDGE * max(float(np.diag(products).mean()), 1e-12) * np.eye(len(products))
+def make_reader(weight: Tensor, products: Tensor, columns: Tensor) -> Reader:
+    """
+    Args:
+        products: moments of all inputs.
+        columns: inputs of each unit; shape `(num_units, num_columns)`. Other inputs stay, and tell of these.
+    """
+    weight, products = weight.cpu().double(), products.cpu().double()
+    rows = weight.flatten(2).movedim(2, 1).flatten(0, 1) if weight.ndim > 2 else weight
+    gram, order = rows.T @ rows, columns.flatten()
+    energy = (gram * products).sum().clamp_min(1e-30)
+    ridge = RIDGE * products.diagonal().mean().clamp_min(1e-12) * torch.eye(len(products), dtype=torch.float64)
+    inverse = torch.linalg.inv(products + ridge)
+    return Reader(gram[order][:, order] / energy, inverse[order][:, order], columns.shape[1])

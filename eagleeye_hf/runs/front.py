@@ -8,10 +8,10 @@ from typing import Any
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
-from eagleeye_hf.evaluation.timing import StrategyTimer
 from eagleeye_hf.runs.measuring import deployments, left_out, warn_noisy
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import Latency
+from eagleeye_hf.runtimes.timing import StrategyTimer
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.strategies.strategy import Strategy
 

@@ -110,8 +110,11 @@ class WholeTime:
 
     image_size: int
     factor: float = 1.0
+    """On the layers' sum."""
     per_layer: float = 0.0
+    """Milliseconds for each layer that is left; negative where profiling adds more than the runtime itself."""
     offset: float = 0.0
+    """Milliseconds, of either sign."""
 
     def __call__(self, layers_ms: np.ndarray, num_layers: np.ndarray) -> np.ndarray:
         return self.factor * layers_ms + self.per_layer * num_layers + self.offset

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import evaluation_mode
 from eagleeye_hf.pruning.importance import Importance
 from eagleeye_hf.runtimes.cache import cache_folder, identify, read_cache, write_cache
-from eagleeye_hf.runtimes.latency import draw_images, take_turns
+from eagleeye_hf.runtimes.latency import take_turns
 from eagleeye_hf.runtimes.latency_model import LatencyModel, WholeTime, fit_layers
-from eagleeye_hf.runtimes.runtime import Loader, Place, Program, Runtime
+from eagleeye_hf.runtimes.runtime import Place, Program, Runtime
+from eagleeye_hf.runtimes.timing import StrategyTimer
 from eagleeye_hf.strategies.budget import Bounds, Budget
 from eagleeye_hf.strategies.frames import Dimension
 from eagleeye_hf.strategies.space import Space
@@ -56,24 +57,14 @@ class _Subject:
 
     model: nn.Module
     graph: ChannelGraph
-    importance: Importance
-    runtime: Runtime
+    load: Callable[[Strategy], Program]
     divisor: int | Sequence[int]
     max_ratio: float | Sequence[float]
     seed: int
-    loaders: dict[int, Loader] = field(default_factory=dict)
-    """Per image size."""
 
     @property
     def full(self) -> Strategy:
         return Strategy(self.graph.widths)
-
-    def load(self, strategy: Strategy) -> Program:
-        size = strategy.image_size or self.graph.image_size
-        if size not in self.loaders:
-            shape = self.graph.input_size if size == self.graph.image_size else (self.graph.input_size[0], size, size)
-            self.loaders[size] = self.runtime.load_thin(self.model, self.graph, draw_images(self.runtime, shape))
-        return self.loaders[size](self.importance.choose(strategy.widths), strategy.removed_blocks)
 
     def draw(self, num: int) -> list[Strategy]:
         return [
@@ -98,9 +89,10 @@ def fit_latency(
     """Profile random sub-nets between a budget's least and the full network, and fit a model of each layer to them.
 
     Profiling itself takes time for each operator, so the sum over layers is then brought to the milliseconds of whole
-    networks, measured beside the full one, at each image size by a factor and by so much a layer; those that half of
-    the networks give tell the error on the others. At last the same is done with networks drawn at each budget, by a
-    factor and an offset. What was fitted for the same network, runtime, device and threads before is used again.
+    networks, measured beside the full one: at each image size by a factor and a constant for each layer that is left.
+    What half of the networks give tells the error on the others. At last all is brought to networks drawn at the
+    budgets, which may lack blocks and see smaller images, by one more factor and an offset. What was fitted for the
+    same network, runtime, device and threads before is used again.
 
     Args:
         divisor, max_ratio, dimensions, spared: as in `Space`: how the search will draw.
@@ -112,8 +104,7 @@ def fit_latency(
         subject = _Subject(
             model=model,
             graph=graph,
-            importance=importance,
-            runtime=runtime,
+            load=StrategyTimer(model, graph, importance, runtime).load,
             divisor=divisor,
             max_ratio=max_ratio,
             seed=seed,
@@ -126,9 +117,7 @@ def fit_latency(
         else:
             found = _fit(subject, runtime.place, full_ms)
             write_cache(file, replace(found, seconds=round(time.perf_counter() - started, 1)).to_dict())
-        for budget in budgets:
-            if "latency" in budget.limits:
-                found = _fit_to_budget(subject, found, budget, dimensions, spared)
+        found = _fit_to_budgets(subject, found, budgets, dimensions, spared)
     return replace(found, seconds=round(time.perf_counter() - started, 1))
 
 
@@ -174,20 +163,28 @@ def _fit_whole(bare: WholeTime, layers_ms: np.ndarray, num_layers: np.ndarray, t
     return replace(bare, factor=factor, per_layer=per_layer)
 
 
-def _fit_to_budget(
-    subject: _Subject, found: LatencyModel, budget: Budget, dimensions: Sequence[Dimension], spared: Sequence[str]
+def _fit_to_budgets(
+    subject: _Subject,
+    found: LatencyModel,
+    budgets: Sequence[Budget],
+    dimensions: Sequence[Dimension],
+    spared: Sequence[str],
 ) -> LatencyModel:
-    """Brought to the milliseconds of networks at a budget, for the model is the best there where it is fitted."""
-    random = np.random.default_rng((subject.seed, 1))
-    try:
-        bounds = Bounds(subject.graph, budget, found)
-        space = Space(bounds, subject.divisor, subject.max_ratio, dimensions, spared)
-    except EagleEyeError:  # out of reach, which the search says once the model is final
+    """Brought to the milliseconds of networks at the budgets, for the model is the best there where it is fitted."""
+    random, drawn = np.random.default_rng((subject.seed, 1)), [subject.full]
+    for budget in budgets:
+        if "latency" not in budget.limits:
+            continue
+        try:
+            bounds = Bounds(subject.graph, budget, found)
+            space = Space(bounds, subject.divisor, subject.max_ratio, dimensions, spared)
+        except EagleEyeError:  # out of reach, which the search says once the model is final
+            continue
+        for _ in range(AT_BUDGET):
+            frames = space.draw_frames([random])
+            drawn.append(space.strategy(space.widths(space.shift(space.draw(random)[None], frames), frames)[0]))
+    if len(drawn) == 1:
         return found
-    drawn = [subject.full]
-    for _ in range(AT_BUDGET):
-        frames = space.draw_frames([random])
-        drawn.append(space.strategy(space.widths(space.shift(space.draw(random)[None], frames), frames)[0]))
     predicted, truth = found.predict(subject.graph, strategy_rows(subject.graph, drawn)), _measure(subject, drawn)
     factor, offset = _fit_sum([predicted, np.ones(len(drawn))], truth)
     return found.adjusted(factor, offset, float(truth[0]))
@@ -224,7 +221,8 @@ def _measure(subject: _Subject, strategies: Sequence[Strategy]) -> np.ndarray:
     They take turns with the full one, a few at a time; what counts is their part of its milliseconds.
     """
     full, relative, full_times = subject.load(subject.full), list[float](), list[float]()
-    for start in range(0, len(strategies), TOGETHER):
+    starts = range(0, len(strategies), TOGETHER)
+    for start in progress_bar(starts, "measuring sub-nets", unit="turn", delay=2, leave=False):
         programs = [subject.load(one) for one in strategies[start : start + TOGETHER]]
         full_ms, *times = (min(turns) for turns in take_turns([full, *programs], TURNS))
         relative += [ms / full_ms for ms in times]

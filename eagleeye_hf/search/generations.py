@@ -87,13 +87,15 @@ class Search:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
 
     def finalists(self, budget: int) -> list[Candidate]:
-        """Those that come to the last stage, by what is known: as many as without a bound on milliseconds. For those
-        that were measured beyond it others come, but where all are."""
+        """Those that come to the last stage, by what is known: as many as without a bound on milliseconds. Those that
+        were measured beyond it are replaced by the next best; where all are beyond it, the nearest stay."""
         own = self.leaders(budget)
         most = max((c.score.num_images for c in own if c.score), default=0)
         before_last = {c.index for c in own if c.score and c.score.num_images == most}
         num = min(len(before_last), count_finalists(len(own), self.config.promote, len(self.stages) - 1))
-        fitting = [c for c in own if not c.beyond] or own
+        if self._closing and any(c.latency for c in own):  # those that were asked for, and could be measured
+            own = [c for c in own if c.latency]
+        fitting = [c for c in own if not c.beyond] or own[:num]
         first, others = ([c for c in fitting if (c.index in before_last) == there] for there in (True, False))
         return [*self._in_turns(first), *self._in_turns(others)][:num]
 

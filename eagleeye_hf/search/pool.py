@@ -72,8 +72,7 @@ class Pool:
         started = time.perf_counter()
         with named_errors(f"scoring candidate {task.candidate.index}", remedy_of(self.output)):
             try:
-                how = {"matched": True} if task.matched else {}
-                score = self.score(task.candidate.strategy, task.fraction, task.before, **how)
+                score = self.score(task.candidate.strategy, task.fraction, task.before, task.matched)
             except FloatingPointError:
                 score = None
         if score is not None and not (math.isfinite(score.loss) and math.isfinite(score.reported)):

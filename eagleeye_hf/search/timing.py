@@ -25,10 +25,10 @@ def measure_finalists(search: Search, workers: Workers) -> None:
     trained there that is beyond it: predictions of single networks are some percent off."""
     for number in range(len(search.spaces)):
         known = set[int]()
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if _limit(search, number) else 0):
             fresh = [candidate for candidate in search.finalists(number) if candidate.index not in known]
             known |= {candidate.index for candidate in fresh}
-            if _limit(search, number) is None or not fresh or not _measure(search, workers, number, fresh):
+            if not fresh or not _measure(search, workers, number, fresh):
                 break
 
 
@@ -63,10 +63,9 @@ def _limit(search: Search, budget: int) -> Limit | None:
 
 def _measure(search: Search, workers: Workers, budget: int, candidates: Sequence[Candidate]) -> bool:
     """Know the milliseconds of some candidates of a budget: as they are on record, or measured; whether that can be."""
-    limit = _limit(search, budget)
-    pending = [candidate for candidate in candidates if candidate.index not in workers.timed]
-    if pending:
-        workers.record_times(functools.partial(_time_candidates, workers, pending, limit))
+    for start in range(0, len(candidates), MEASURED):
+        some = candidates[start : start + MEASURED]
+        workers.record_times(functools.partial(_time_candidates, workers, some, _limit(search, budget)))
     lines = [workers.timed[c.index] for c in candidates if c.index in workers.timed]
     for line in lines:
         search.take(line)
@@ -74,6 +73,10 @@ def _measure(search: Search, workers: Workers, budget: int, candidates: Sequence
 
 
 def _time_candidates(workers: Workers, candidates: Sequence[Candidate], limit: Limit | None) -> list[Timed]:
+    """In the main process, of those that are not on record there."""
+    candidates = [candidate for candidate in candidates if candidate.index not in workers.timed]
+    if not candidates:
+        return []
     lines = []
     with named_errors("measuring milliseconds", remedy_of(workers.output)):
         times = workers.score.measure_latency([candidate.strategy for candidate in candidates])

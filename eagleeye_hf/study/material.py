@@ -16,7 +16,8 @@ from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.networks.running import Batch, evaluation_mode, run_model
-from eagleeye_hf.pruning.builder import Builder, one_thread
+from eagleeye_hf.networks.threads import one_thread
+from eagleeye_hf.pruning.builder import Builder
 from eagleeye_hf.strategies.strategy import Strategy
 
 

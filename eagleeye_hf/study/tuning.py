@@ -18,8 +18,8 @@ from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.networks.running import Batch
+from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.processes import alone
-from eagleeye_hf.pruning.builder import one_thread
 from eagleeye_hf.pruning.config import MatchConfig
 from eagleeye_hf.search.candidate import Candidate
 from eagleeye_hf.strategies.strategy import Strategy

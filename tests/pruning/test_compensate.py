@@ -102,7 +102,7 @@ def test_threads_are_what_they_were_when_the_last_of_many_is_done():
     from concurrent.futures import ThreadPoolExecutor
     from time import sleep
 
-    from eagleeye_hf.pruning.builder import one_thread
+    from eagleeye_hf.networks.threads import one_thread
 
     def work(seconds: float) -> int:
         with one_thread():

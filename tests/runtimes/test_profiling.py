@@ -170,7 +170,8 @@ def test_layers_are_fitted_once_and_used_again_for_the_same_network_and_place(ne
     assert elsewhere.loads > 60
 
 
-def test_budgets_are_met_where_the_whole_is_no_sum_of_its_layers(network, monkeypatch):
+@pytest.mark.parametrize("parts", [(0.5,), (0.35, 0.5, 0.65)])
+def test_budgets_are_met_where_the_whole_is_no_sum_of_its_layers(network, monkeypatch, parts):
     """Half of the full network's milliseconds are half of what was measured, not of what layers add up to."""
     model, graph = network
     law, importance = Law(8), Importance(model, graph)
@@ -179,13 +180,14 @@ def test_budgets_are_met_where_the_whole_is_no_sum_of_its_layers(network, monkey
         return [[sum(p.layers.values()) ** 1.3] * rounds for p in programs]
 
     monkeypatch.setattr(profiling, "take_turns", caches)
-    budget = Budget(latency=0.5)
-    fitted = profiling.fit_latency(model, graph, importance, law, divisor=8, budgets=[budget])
+    budgets = [Budget(latency=part) for part in parts]
+    fitted = profiling.fit_latency(model, graph, importance, law, divisor=8, budgets=budgets)
     load = law.load_thin(model, graph, torch.empty(1, *graph.input_size))
     (whole,) = caches([load({})], 1)[0]
-    for strategy in sample_strategies(graph, budget, 10, divisor=8, latency=fitted)[1:]:
-        (taken,) = caches([load(importance.choose(strategy.widths))], 1)[0]
-        assert taken / whole == pytest.approx(0.5, abs=0.015)
+    for part, budget in zip(parts, budgets, strict=True):
+        for strategy in sample_strategies(graph, budget, 10, divisor=8, latency=fitted)[1:]:
+            (taken,) = caches([load(importance.choose(strategy.widths))], 1)[0]
+            assert taken / whole == pytest.approx(part, abs=0.015)
 
 
 @pytest.mark.parametrize("padded", [1, 4, 8, 16])

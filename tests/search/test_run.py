@@ -82,7 +82,7 @@ def test_a_stage_goes_on_where_the_one_before_ended(graph):
     seen = []
 
     class GoesOn(FunctionScorer):
-        def __call__(self, strategy, fraction=1.0, before=None):
+        def __call__(self, strategy, fraction=1.0, before=None, matched=False):
             if before is not None:
                 assert before.score == by_sum(strategy, before.fraction)
             seen.append((fraction, before and before.fraction))

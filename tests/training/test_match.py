@@ -103,6 +103,14 @@ def test_the_loss_compares_kept_channels_layer_by_layer():
     assert float(whole) == 0
 
 
+def test_the_loss_of_large_maps_is_precise():
+    """A sum of as many float32 values, one after the other, loses half a per mille."""
+    output, goal = torch.rand(2, 8, 2, 720, 720)
+    found = matching_loss({"a": output}, {"a": goal}, {"a": None}, output[:, :, 0, 0], output[:, :, 0, 0])
+    wanted = (output - goal).double().square().mean() / goal.double().var((0, 2, 3), correction=0).mean()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_gradient_of_the_loss_is_that_of_the_squared_error(dtype):
     output, goal = torch.randn(2, 4, 6, 16, 16).to(dtype)
