@@ -93,7 +93,8 @@ class Proposer:
         space, frames = self.space, self.space.frames_of(parents)
         if space.frames is not None and frames is not None:
             one, other = np.array(pairs).T
-            frames = space.frames.breed(frames[one], frames[other], randoms)
+            whole = (ratios_of_parents == 0).all(1)
+            frames = space.frames.breed(frames[one], frames[other], randoms, whole[one] & whole[other])
         met = space.project(np.stack(rows), randoms, frames)
         return [None if row is None else space.strategy(row) for row in met]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -17,6 +18,8 @@ FLIPPED = 1.5
 """Blocks of a child, on average, that come or go."""
 RESIZED = 0.25
 """Part of the children whose image grows or shrinks by one step."""
+PARTIAL = 0.5
+"""Part of the draws that leaves some dimensions as they are."""
 
 Random = np.random.Generator
 
@@ -74,9 +77,11 @@ class Frames:
     def draw(self, randoms: Sequence[Random]) -> np.ndarray:
         """Random frames; how much each dimension takes of what has to go is uniform on the simplex of such parts.
 
-        What has to go is the logarithm of the full network's load, so that parts of several dimensions add up.
+        What has to go is the logarithm of the full network's load, so that parts of several dimensions add up. Half of
+        the draws are of a random face of the simplex, all dimensions or some: what one or two of them can do alone is a
+        small part of what all can, and often the best of it.
         """
-        parts = np.stack([random.dirichlet(np.ones(len(self.dimensions))) for random in randoms])
+        parts = np.stack([self._draw_parts(random) for random in randoms])
         share = {name: parts[:, place] for place, name in enumerate(self.dimensions)}
         none = np.zeros(len(randoms))
         total = np.log(max(float(self.load(self.full[None])[0]), 1.0))
@@ -85,13 +90,34 @@ class Frames:
         sizes = self.roomy[np.abs(roomy - wanted[:, None]).argmin(1)]
         orders = [random.permutation(self.removable) for random in randoms]
         rest = share.get("width", none) / np.maximum(share.get("width", none) + share.get("depth", none), 1e-9)
-        return self._remove(orders, sizes, rest if "width" in self.dimensions else None)
+        return self._remove(orders, sizes, np.where(rest > 0, rest, np.nan))
 
-    def breed(self, first: np.ndarray, second: np.ndarray, randoms: Sequence[Random]) -> np.ndarray:
+    def _draw_parts(self, random: Random) -> np.ndarray:
+        """Those of each dimension; zero where one stays as it is."""
+        taking_part = np.ones(len(self.dimensions), dtype=bool)
+        if random.random() < PARTIAL:
+            faces = [face for face in itertools.product([False, True], repeat=len(self.dimensions)) if any(face)]
+            faces = [face for face in faces if len(face) == 1 or not self._is_single(face)]
+            taking_part = np.array(faces[random.integers(len(faces))])
+        parts = np.zeros(len(self.dimensions))
+        parts[taking_part] = random.dirichlet(np.ones(taking_part.sum()))
+        return parts
+
+    def _is_single(self, face: Sequence[bool]) -> bool:
+        """Whether only the image would change: there is one such network, and it is tried in any case."""
+        return [name for name, taking_part in zip(self.dimensions, face, strict=True) if taking_part] == ["size"]
+
+    def breed(
+        self, first: np.ndarray, second: np.ndarray, randoms: Sequence[Random], whole: Sequence[bool]
+    ) -> np.ndarray:
         """Children of pairs of frames: each block and the size from either, then changed a little and brought to where
-        widths can meet the budget."""
+        widths can meet the budget.
+
+        Args:
+            whole: whether a child is to meet it without widths, as both of its parents do.
+        """
         sizes, orders = [], []
-        for random, *pair in zip(randoms, first, second, strict=True):
+        for random, alone, *pair in zip(randoms, whole, first, second, strict=True):
             frame = np.where(random.random(len(self.full)) < 0.5, *pair)
             flips = self.removable[random.random(len(self.removable)) < FLIPPED / max(len(self.removable), 1)]
             frame[flips] = 1 - frame[flips]
@@ -101,15 +127,14 @@ class Frames:
             sizes.append(self.roomy[place])
             shuffled = random.permutation(self.removable)
             gone = frame[shuffled] == 1
-            orders.append(shuffled[gone] if "width" in self.dimensions else np.append(shuffled[gone], shuffled[~gone]))
-        rest = np.zeros(len(sizes)) if "width" in self.dimensions else None
-        return self._remove(orders, np.array(sizes), rest)
+            orders.append(np.append(shuffled[gone], shuffled[~gone]) if alone else shuffled[gone])
+        return self._remove(orders, np.array(sizes), np.where(whole, np.nan, 0.0))
 
     def singles(self) -> dict[str, np.ndarray]:
         """The frames that meet the budget by one dimension alone: blocks removed evenly, or a smaller image."""
         found = {}
         if len(self.removable):
-            frame = self._remove([self._evenly()], np.array([self.graph.image_size]), None)[0]
+            frame = self._remove([self._evenly()], np.array([self.graph.image_size]), np.array([np.nan]))[0]
             found["depth"] = frame
         if len(self.sizes) > 1:
             fits = [size for size in self.sizes if self.bounds.meets(self._row(self.sized(size)))[0]]
@@ -132,12 +157,12 @@ class Frames:
         }
         return np.array(sorted(ranks, key=lambda number: (ranks[number], -number)), dtype=int)
 
-    def _remove(self, orders: Sequence[np.ndarray], sizes: np.ndarray, rest: np.ndarray | None) -> np.ndarray:
+    def _remove(self, orders: Sequence[np.ndarray], sizes: np.ndarray, rest: np.ndarray) -> np.ndarray:
         """Frames of these sizes without the first blocks of each order.
 
         Args:
             rest: the part of what has to go that is left to widths, per frame: as many blocks go as come nearest to
-                that without falling below the budget. None: as few as meet it, or all.
+                that without falling below the budget. Not a number: as few as meet it, or all.
         """
         longest = max((len(order) for order in orders), default=0)
         steps = np.tile(self.full, (len(orders), longest + 1, 1))
@@ -146,11 +171,9 @@ class Frames:
             for place, block in enumerate(order, 1):
                 frames[place:, block] = 1
         loads = self.load(steps.reshape(-1, len(self.full))).reshape(steps.shape[:2])
-        if rest is None:
-            meets = loads <= 1 + self.bounds.slack
-            chosen = np.where(meets.any(1), meets.argmax(1), longest)
-        else:
-            logs = np.log(np.maximum(loads, 1e-9))
-            misses = np.abs(logs - rest[:, None] * logs[:, :1])
-            chosen = np.where(loads >= 1, misses, np.inf).argmin(1)
+        meets = loads <= 1 + self.bounds.slack
+        alone = np.where(meets.any(1), meets.argmax(1), longest)
+        logs = np.log(np.maximum(loads, 1e-9))
+        misses = np.abs(logs - np.nan_to_num(rest)[:, None] * logs[:, :1])
+        chosen = np.where(np.isnan(rest), alone, np.where(loads >= 1, misses, np.inf).argmin(1))
         return steps[np.arange(len(orders)), chosen]

@@ -173,7 +173,10 @@ class Space:
             return self.max_ratio * _tilted(place, t[:, None] * self._tilt)
 
         limit = np.full(len(ratios), MAX_TILT)
-        return along(self.bisect(along, -limit, limit, frames))
+        shifted = along(self.bisect(along, -limit, limit, frames))
+        if frames is not None:
+            shifted[self.bounds.meets(self.widths(np.zeros_like(ratios), frames))] = 0.0
+        return shifted
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """Ratios uniform in `[0, max_ratio]` (paper, section 3.2), not yet projected."""
@@ -211,9 +214,10 @@ class Space:
         return found
 
     def misses(self, rows: np.ndarray) -> np.ndarray:
-        """How far rows are from the budget's surface; where no width can change, how far they exceed it."""
+        """How far rows are from the budget's surface; where no width can grow, how far they exceed it."""
         excess = self.bounds.excess(rows)
-        return np.abs(excess) if self.has_widths else np.maximum(excess, 0.0)
+        whole = (rows[..., : len(self.full)] == self.full).all(-1)
+        return np.where(whole, np.maximum(excess, 0.0), np.abs(excess))
 
     def _step(
         self,
