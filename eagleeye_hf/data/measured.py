@@ -17,6 +17,7 @@ from eagleeye_hf.data.rows import MapRows
 from eagleeye_hf.data.source import find_columns
 from eagleeye_hf.data.splits import PARTED, TEST_SPLITS, Source, labelled_rows, open_any
 from eagleeye_hf.data.transforms import build_preprocessing
+from eagleeye_hf.data.unlabelled import PLACEHOLDER, TaughtImages, fill_labels
 from eagleeye_hf.errors import EagleEyeError
 
 RENAMED = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
@@ -27,7 +28,7 @@ RENAMED = {"val": "validation", "valid": "validation", "dev": "validation", "eva
 class MeasuredSplit:
     """One split, to measure a network on."""
 
-    images: ImageSet
+    images: ImageSet | TaughtImages
     """All of it, under the evaluation transform."""
     split: str
     """Its name in the dataset."""
@@ -53,6 +54,7 @@ def open_test(
     label_names: Sequence[str] | None = None,
     streaming: bool | None = None,
     name: str | None = None,
+    teacher: nn.Module | None = None,
 ) -> MeasuredSplit:
     """Open one split of an image classification dataset, to measure a network on; no training images are needed.
 
@@ -61,6 +63,7 @@ def open_test(
         split: its name; None takes the first of `validation`, `test`, `val`, `valid`, `dev` and `eval` that there is,
             or the only split. `test`, where there is but a training split: the fifth that `open_splits` sets apart.
         like, config, revision, image_column, label_column, label_names, streaming, name: as for `open_splits`.
+        teacher: a network whose decisions stand for labels, which the dataset need not have.
     Raises:
         EagleEyeError: the dataset can't be opened, there is no such split, it is unlabelled, or its classes are others
             than those of the model.
@@ -69,6 +72,8 @@ def open_test(
     if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         dataset = {str(dataset.split or split or "test"): dataset}
     source = open_any(dataset, config, revision, streaming, name)
+    if teacher is not None:
+        source, label_column = fill_labels(source), PLACEHOLDER
     opened, name, commit = source.splits, source.name, source.commit
     parted = split == PARTED and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset)
     notes: tuple[str, ...] = ()
@@ -83,7 +88,9 @@ def open_test(
     if parted and isinstance(rows, MapRows):
         split, rows = PARTED, part_off_test(rows)[1]
     short = Path(name).resolve().name if Path(name).exists() else name
-    images = ImageSet(rows, build_preprocessing(like)[1], name=short, split=split)
+    images: ImageSet | TaughtImages = ImageSet(rows, build_preprocessing(like)[1], name=short, split=split)
+    if teacher is not None and isinstance(images, ImageSet):
+        images = TaughtImages(images, teacher, images.seen_through(build_preprocessing(teacher)[1]))
     return MeasuredSplit(images=images, split=split, label_names=names, name=short, revision=commit or "", notes=notes)
 
 

@@ -219,7 +219,8 @@ def find_columns(name: str, features: Any, image: str | None, label: str | None)
     if len(images) == 1 and label is None and list(features) == images:
         raise EagleEyeError(
             f"`dataset={name}` has images alone and no class labels; in an image folder, every class needs a folder "
-            "of its own, and there have to be two or more. Without labels: `eagleeye compress --epochs 0`"
+            "of its own, and there have to be two or more. Without labels: `eagleeye compress --epochs 0`, or, to "
+            "compare with another network, `eagleeye evaluate --teacher`"
         )
     if len(images) != 1 or label is None:
         raise EagleEyeError(

@@ -5,8 +5,11 @@ import json
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from eagleeye_hf.data.measured import open_test
+from eagleeye_hf.networks.config import InputConfig
+from eagleeye_hf.networks.load import adjust_input
 from tests.helpers import digits_dataset, run_command
 
 
@@ -72,3 +75,35 @@ def test_a_gray_network_from_a_file_of_torch(capsys, tmp_path):
     code, out, _ = evaluate(capsys, str(tmp_path / "w.pth"), tmp_path / "images", "--json")
     assert code == 0
     assert json.loads(out)["num_images"] == 20
+
+
+def test_images_without_labels_beside_another_network(capsys, tmp_path, weights):
+    """Agreement is what both networks decide; the teacher may take images of another size."""
+    write(tmp_path / "labelled", 30)
+    for number, file in enumerate(sorted((tmp_path / "labelled").rglob("*.png"))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        file.rename(tmp_path / "images" / f"{number}.png")
+    code, _, err = evaluate(capsys, weights, tmp_path / "images")
+    assert code == 2
+    assert "compare with another network, `eagleeye evaluate --teacher`" in err
+    other = tmp_path / "other.safetensors"
+    save_file(timm.create_model("resnet20_cifar").state_dict(), other)
+    same = ("--teacher", "resnet20_cifar", "--teacher-weights")
+    _, out, _ = evaluate(capsys, weights, tmp_path / "images", *same, weights, "--json")
+    assert json.loads(out)["agreement"] == 1
+    code, out, _ = evaluate(capsys, weights, tmp_path / "images", *same, str(other), "--image-size", "24", "--json")
+    assert code == 0
+    decisions = []
+    for file, size in ((weights, 24), (other, 32)):
+        model = timm.create_model("resnet20_cifar").eval()
+        model.load_state_dict(load_file(file))
+        data = open_test(str(tmp_path / "images"), adjust_input(model, InputConfig(image_size=size)), teacher=model)
+        with torch.no_grad():
+            decisions.append(torch.cat([model(pixels).argmax(1) for pixels, _ in data.images.batches()]))
+    found = json.loads(out)
+    assert found["agreement"] == pytest.approx((decisions[0] == decisions[1]).double().mean().item())
+    assert (found["teacher"], found["num_images"]) == ("resnet20_cifar", 30)
+    _, out, _ = evaluate(capsys, weights, tmp_path / "images", *same, str(other), "--image-size", "24")
+    assert f"it decides as resnet20_cifar on {found['agreement']:.2%} of them" in out
+    code, _, err = evaluate(capsys, weights, tmp_path / "images", "--teacher", "resnet18", "--teacher-weights", weights)
+    assert code == 2
