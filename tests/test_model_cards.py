@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from eagleeye_hf.publishing.card import check_card
+from eagleeye_hf.publishing.card_checks import check_card
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = sorted((ROOT / "model_cards").glob("*/README.md"))

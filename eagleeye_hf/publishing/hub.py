@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.publishing.card import address_card, check_card, license_card
+from eagleeye_hf.publishing.card_checks import address_card, check_card, license_card
 from eagleeye_hf.publishing.checkpoint import open_checkpoint
 from eagleeye_hf.publishing.config import CARD, CONFIG, WEIGHTS
 from eagleeye_hf.publishing.remote_code import AUTO_MAP, CODE_FILES

@@ -17,7 +17,8 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.metrics import Metrics
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.processes import main_process_works
-from eagleeye_hf.publishing.card import CardFacts, find_license, write_card
+from eagleeye_hf.publishing.card import CardFacts, write_card
+from eagleeye_hf.publishing.card_checks import find_license
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.config import read_config
 from eagleeye_hf.publishing.paths import hide_paths

@@ -17,7 +17,8 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict, flat_items
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.evaluation.metrics import Metrics
-from eagleeye_hf.publishing.card import CardFacts, cost_table, find_license, write_card
+from eagleeye_hf.publishing.card import CardFacts, cost_table, write_card
+from eagleeye_hf.publishing.card_checks import find_license
 from eagleeye_hf.publishing.checkpoint import save_pretrained, state_bytes
 from eagleeye_hf.publishing.own import Build
 from eagleeye_hf.publishing.paths import hide_paths

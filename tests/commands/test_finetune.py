@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from eagleeye_hf import count_cost, from_pretrained, save_pretrained, slice_model, trace_model
 from eagleeye_hf.cli import main
-from eagleeye_hf.publishing.card import check_card
+from eagleeye_hf.publishing.card_checks import check_card
 from tests.helpers import digits_dataset, make_model, random_keep
 
 COUNTS = [

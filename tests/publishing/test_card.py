@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from eagleeye_hf import EagleEyeError, Metrics
-from eagleeye_hf.publishing.card import check_card, find_license, write_card
+from eagleeye_hf.publishing.card import write_card
+from eagleeye_hf.publishing.card_checks import check_card, find_license
 from eagleeye_hf.publishing.paths import hide_command, hide_paths
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.runtimes.runtime import Place
