@@ -80,6 +80,8 @@ class Space:
 
     def _of_launching(self) -> str:
         """What to do where milliseconds hardly go by widths."""
+        if not self.has_widths:
+            return ""
         least = self.bounds.fractions(self.smallest).get("latency")
         if least is None or float(least[0]) < ALL_THE_SAME:
             return ""

@@ -153,6 +153,8 @@ def test_blocks_with_layers_that_are_kept_stay(graph):
 def test_errors_say_what_to_do(graph):
     with pytest.raises(EagleEyeError, match="or add depth and size to `dimensions`"):
         sample_strategies(graph, Budget(macs=0.05), 2)
+    with pytest.raises(EagleEyeError, match=r"or add width and depth to `dimensions`\.$"):
+        Space(Bounds(graph, Budget(latency=0.05), per_channel(graph)), dimensions=("size",))
     with pytest.raises(EagleEyeError, match="`dimensions` are some of width, depth and size, each once"):
         SearchConfig(dimensions=())
     with pytest.raises(EagleEyeError, match="`image_sizes` needs `size` among `dimensions`"):
