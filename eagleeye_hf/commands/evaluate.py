@@ -9,18 +9,14 @@ from typing import Annotated
 from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import Within, check_fields
 from eagleeye_hf.data.config import DatasetConfig
-from eagleeye_hf.runs.config import NetworkConfig
+from eagleeye_hf.runs.config import NetworkConfig, TeacherConfig
 from eagleeye_hf.telling import progress_bar, warn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(TeacherConfig):
     network: NetworkConfig
     data: DatasetConfig = DatasetConfig()
-    teacher: str | None = None
-    """Network whose decisions stand for labels, as the full one for a pruned one: agreement with it is measured."""
-    teacher_weights: str | None = None
-    """File with the teacher's weights, instead of those of the Hub."""
     split: str | None = None
     """Split to measure on; by default validation, test, val, valid, dev or eval, or the only one."""
     batch_size: Annotated[int, Within("[1, inf)")] = 128

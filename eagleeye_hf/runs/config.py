@@ -136,7 +136,18 @@ class JobConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRunConfig:
+class TeacherConfig:
+    """Another network, beside the one at hand."""
+
+    teacher: str | None = None
+    """Another trained network, as the unpruned one: `finetune` learns from it beside the labels, `evaluate` measures
+    agreement with its decisions instead of accuracy, so that images need no labels."""
+    teacher_weights: str | None = None
+    """File with the teacher's weights, instead of those of the Hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRunConfig(TeacherConfig):
     """Everything that training a checkpoint further is told."""
 
     network: NetworkConfig
@@ -147,10 +158,6 @@ class FinetuneRunConfig:
     finetune: FinetuneConfig = FinetuneConfig()
     publishing: PublishConfig = PublishConfig()
     hub: HubConfig = HubConfig()
-    teacher: str | None = None
-    """Trained network to learn from beside the labels, as the unpruned one."""
-    teacher_weights: str | None = None
-    """File with the teacher's weights, instead of those of the Hub."""
     seed: Seed = 0
     """Of everything random."""
     output: str = "outputs/finetuned"
