@@ -47,8 +47,7 @@ def try_criterion(task: Task, graph: Any, criterion: Criterion, macs: float, see
     for stage, compensate in (("adaptive", False), ("compensated", True)):
         thin = recalibrate_bn(builder.build(strategy, compensate), calibration)
         found[stage] = score_network(task, thin)
-    images = TensorImages("", task.train[0], seed)
-    images.augment = task.augment
+    images = TensorImages(task.augment, task.train[0], seed)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     how = MatchConfig(match_steps=STEPS)
     matched = match_teacher(thin, task.full, graph, keep, images, how, accelerator=accelerator)

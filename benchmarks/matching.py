@@ -44,11 +44,8 @@ class TensorImages:
 
     exact_steps, name = True, "tensors"
 
-    def __init__(self, task: str, images: Tensor, seed: int) -> None:
-        self.images, self.seed = images, seed
-        self.augment: Callable[[Tensor, torch.Generator], Tensor] = (
-            cifar.augment if task == "cifar10" else imagenette.augment
-        )
+    def __init__(self, augment: Callable[[Tensor, torch.Generator], Tensor], images: Tensor, seed: int) -> None:
+        self.augment, self.images, self.seed = augment, images, seed
 
     def count(self, accelerator: Accelerator | None = None) -> int:
         return len(self.images)
@@ -92,7 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
     thin = recalibrate_bn(score.build(best.strategy), calibration)
     told = {"compensated": task.test(copy.deepcopy(thin))}
     print(told, flush=True)
-    images = TensorImages(task.name, _unlabelled(task), arguments.seed)
+    augment = cifar.augment if task.name == "cifar10" else imagenette.augment
+    images = TensorImages(augment, _unlabelled(task), arguments.seed)
     started = time.process_time()
     matched = match_teacher(thin, model, graph, keep, images, MatchConfig(), accelerator=accelerator)
     told |= {"seconds": time.process_time() - started}

@@ -137,8 +137,7 @@ class Pruned:
         self.keep: dict[str, np.ndarray] = score.builder.importance.choose(self.strategy.widths)
         self.model = score.build(self.strategy)
         if not file.exists():
-            images = TensorImages("", task.train[0], 0)
-            images.augment = task.augment
+            images = TensorImages(task.augment, task.train[0], 0)
             how = MatchConfig(match_steps=MATCH_STEPS)
             recalibrate_bn(self.model, calibration)
             matched = match_teacher(self.model, task.full, self.graph, self.keep, images, how, accelerator=accelerator)

@@ -88,9 +88,12 @@ def open_test(
     if parted and isinstance(rows, MapRows):
         split, rows = PARTED, part_off_test(rows)[1]
     short = Path(name).resolve().name if Path(name).exists() else name
-    images: ImageSet | TaughtImages = ImageSet(rows, build_preprocessing(like)[1], name=short, split=split)
-    if teacher is not None and isinstance(images, ImageSet):
-        images = TaughtImages(images, teacher, images.seen_through(build_preprocessing(teacher)[1]))
+    own = build_preprocessing(like)[1]
+    seen = ImageSet(rows, own, name=short, split=split)
+    images: ImageSet | TaughtImages = seen
+    if teacher is not None:
+        theirs = build_preprocessing(teacher)[1]
+        images = TaughtImages(seen, teacher, None if theirs.identity == own.identity else seen.seen_through(theirs))
     return MeasuredSplit(images=images, split=split, label_names=names, name=short, revision=commit or "", notes=notes)
 
 

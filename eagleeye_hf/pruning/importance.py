@@ -74,11 +74,15 @@ class Importance:
     def unit_scores(self, number: int) -> np.ndarray:
         """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""
         if number not in self._units:
-            group = self.graph.groups[number]
-            readers = find_group_readers(self._tensors, self.graph, number, self.moments) if self.moments else []
-            costs = removal_costs(readers, len(group.units)) / group.step if readers else None
-            self._units[number] = self._channel_scores(group)[group.units].mean(1) if costs is None else costs
+            self._units[number] = self._score_units(number)
         return self._units[number]
+
+    def _score_units(self, number: int) -> np.ndarray:
+        group = self.graph.groups[number]
+        readers = find_group_readers(self._tensors, self.graph, number, self.moments) if self.moments else []
+        if readers:
+            return removal_costs(readers, len(group.units)) / group.step
+        return self._channel_scores(group)[group.units].mean(1)
 
     def choose(self, widths: Sequence[int]) -> dict[str, np.ndarray]:
         """The most important channels, ascending, per name of a group that shrinks."""

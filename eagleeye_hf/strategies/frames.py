@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -96,16 +97,18 @@ class Frames:
         """Those of each dimension; zero where one stays as it is."""
         taking_part = np.ones(len(self.dimensions), dtype=bool)
         if random.random() < PARTIAL:
-            faces = [face for face in itertools.product([False, True], repeat=len(self.dimensions)) if any(face)]
-            faces = [face for face in faces if len(face) == 1 or not self._is_single(face)]
-            taking_part = np.array(faces[random.integers(len(faces))])
+            taking_part = self._faces[random.integers(len(self._faces))]
         parts = np.zeros(len(self.dimensions))
         parts[taking_part] = random.dirichlet(np.ones(taking_part.sum()))
         return parts
 
-    def _is_single(self, face: Sequence[bool]) -> bool:
-        """Whether only the image would change: there is one such network, and it is tried in any case."""
-        return [name for name, taking_part in zip(self.dimensions, face, strict=True) if taking_part] == ["size"]
+    @cached_property
+    def _faces(self) -> list[np.ndarray]:
+        """Which dimensions take part, in each way but by image size beside others that don't: there is one such
+        network, and it is tried in any case."""
+        every = map(np.array, itertools.product([False, True], repeat=len(self.dimensions)))
+        size = np.array([name == "size" for name in self.dimensions])
+        return [face for face in every if face.any() and (len(face) == 1 or not np.array_equal(face, size))]
 
     def breed(
         self, first: np.ndarray, second: np.ndarray, randoms: Sequence[Random], whole: Sequence[bool]

@@ -91,6 +91,9 @@ def test_images_without_labels_beside_another_network(capsys, tmp_path, weights)
     same = ("--teacher", "resnet20_cifar", "--teacher-weights")
     _, out, _ = evaluate(capsys, weights, tmp_path / "images", *same, weights, "--json")
     assert json.loads(out)["agreement"] == 1
+    model = timm.create_model("resnet20_cifar")
+    data = open_test(str(tmp_path / "images"), model, teacher=model)
+    assert data.images.shown is data.images.images, "decoded once for both"
     code, out, _ = evaluate(capsys, weights, tmp_path / "images", *same, str(other), "--image-size", "24", "--json")
     assert code == 0
     decisions = []
