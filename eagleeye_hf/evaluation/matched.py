@@ -21,6 +21,8 @@ LIKE = MatchConfig()
 """The highest learning rate is that of `match_teacher` for its images a step; in proportion for others."""
 PARTS = 2
 """Steps that a batch of calibration images makes."""
+STEPS = 64
+"""At least so many, in whole passes over the images: after fewer, small images still look better than they will."""
 MAX_NORM = 1.0
 """Of the gradient."""
 
@@ -35,7 +37,8 @@ def match_briefly(
     seen: Sequence[Tensor],
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> nn.Module:
-    """Train a pruned network, in place, towards what the full one gives, once over some images (see `match_teacher`).
+    """Train a pruned network, in place, towards what the full one gives, a few times over some images (see
+    `match_teacher`).
 
     Nothing in it is random: dropout is off, images come in their order.
 
@@ -60,8 +63,10 @@ def match_briefly(
     thin.eval()
     for layer in batch_norms(thin):
         layer.train()
-    for step, (part, small) in enumerate(pairs):
-        rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / len(pairs))) / 2
+    passes = math.ceil(STEPS / max(1, len(pairs)))
+    for step, (part, small) in enumerate(pairs * passes):
+        progress = step / (passes * len(pairs))
+        rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * progress)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.no_grad(), autocast():

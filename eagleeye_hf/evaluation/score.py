@@ -144,8 +144,8 @@ class AdaptiveBNScore:
             fraction: use only this fraction of the calibration and of the holdout batches, from the first on.
             before: what is known of it: of the images only those that follow are looked at, the statistics recomputed
                 from those alone, and the score is that of all together.
-            matched: score it once its layers have been trained without labels, once over the calibration images, to
-                give what the full network's give: on all images.
+            matched: score it once its layers have been trained without labels, a few times over the calibration images,
+                to give what the full network's give: on all images.
         """
         if matched:
             return self._score_matched(as_strategy(strategy), self.format or Format())

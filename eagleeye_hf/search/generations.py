@@ -19,6 +19,9 @@ from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import progress_bar
 
+CATCHING_UP = 4
+"""How often those that would come to the last stage are first brought to the stage before it, for what was seen on few
+images is often luck."""
 DELAY = 2
 """Generations after which a stage's scores are looked at, times the number of stages so far."""
 
@@ -87,17 +90,14 @@ class Search:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
 
     def finalists(self, budget: int) -> list[Candidate]:
-        """Those that come to the last stage, by what is known: as many as without a bound on milliseconds. Those that
-        were measured beyond it are replaced by the next best; where all are beyond it, the nearest stay."""
-        own = self.leaders(budget)
-        most = max((c.score.num_images for c in own if c.score), default=0)
-        before_last = {c.index for c in own if c.score and c.score.num_images == most}
-        num = min(len(before_last), count_finalists(len(own), self.config.promote, len(self.stages) - 1))
+        """Those that come to the last stage, by what is known of each: as many as without a bound on milliseconds.
+        Those that were measured beyond it are replaced by the next best; where all are beyond it, the nearest stay."""
+        own = sorted(self.leaders(budget), key=lambda c: (c.score.loss if c.score else math.inf, c.index))
+        num = min(len(own), count_finalists(len(own), self.config.promote, len(self.stages) - 1))
         if self._closing and any(c.latency for c in own):  # those that were asked for, and could be measured
             own = [c for c in own if c.latency]
-        fitting = [c for c in own if not c.beyond] or own[:num]
-        first, others = ([c for c in fitting if (c.index in before_last) == there] for there in (True, False))
-        return [*self._in_turns(first), *self._in_turns(others)][:num]
+        fitting = [c for c in own if not c.beyond] or sorted(own, key=lambda c: c.beyond)[:num]
+        return self._in_turns(fitting)[:num]
 
     def take(self, line: Line) -> None:
         """Write a line of the journal into its candidate; candidates are in the order of their index."""
@@ -134,13 +134,18 @@ class Search:
         return tasks
 
     def _finish(self) -> list[Task]:
-        """Those that come to the last stage, once all else is finished."""
+        """Those that come to the last stage, once all else is finished and they have been at the stage before it."""
         last, waves = len(self.stages) - 1, len(self._open[0])
-        if not last or self._open[last] or not (self._ended and self._closing):
+        if not last or self._open[last] or not self._ended:
             return []
-        if not all(self._is_done(stage, waves - 1) for stage in range(last)):
+        if any(len(opened) < waves or any(opened.values()) for opened in self._open[:last]):
             return []
         chosen = [candidate for budget in range(len(self.spaces)) for candidate in self.finalists(budget)]
+        behind, wave = [c for c in chosen if c.index not in self._waves[last - 1]], len(self._open[last - 1])
+        if behind and wave < waves + CATCHING_UP:
+            return self._enter(behind, last - 1, wave)
+        if not self._closing:
+            return []
         self.matched &= len(chosen) > len(self.spaces)  # otherwise there is nothing to choose
         return self._enter(chosen, last, 0)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.strategies.sampling import draw_random
 from eagleeye_hf.strategies.space import Space
@@ -33,6 +34,9 @@ class Proposal(NamedTuple):
 class Proposer:
     """Proposes the strategies of one budget by number; proposals depend on the seed and on the parents alone.
 
+    Where several dimensions may change, every second proposal changes one alone, each in turn, and is a child of such:
+    what one dimension can do is a small part of what all can, and often the best of it.
+
     Args:
         unit_scores: the importance of each unit, per prunable group; what the method `global` goes by.
     """
@@ -55,33 +59,70 @@ class Proposer:
         """
         baselines = [self._baselines[number] for number in numbers if number < len(self._baselines)]
         rest = range(max(numbers.start, len(self._baselines)), max(numbers.stop, len(self._baselines)))
-        if self.config.method != "evolution" or not parents or not rest:
-            drawn = draw_random(self.space, self.seed, rest, self.config.sampler)
-            return [*baselines, *(Proposal(drawn[number], "random") for number in rest)]
-        return [*baselines, *self._children(rest, parents[:PARENTS], set(seen))]
+        homes = [self._home(parent) for parent in parents]
+        known, found, left = set(seen), dict[int, Proposal](), list(rest)
+        for space in (*self.space.parts, self.space):
+            own = [number for number in left if space is self.space or self._turn(number) is space]
+            of_it = [parent for parent, home in zip(parents, homes, strict=True) if home is space]
+            found |= self._fill(space, own, of_it[:PARENTS], known)
+            left = [number for number in left if number not in found]
+        return [*baselines, *(found[number] for number in rest)]
 
-    def _children(self, numbers: range, parents: Sequence[Strategy], known: set[Strategy]) -> list[Proposal]:
-        """One child per number, unlike those before; a random strategy where none is found."""
-        first = self._breed(parents, [(number, 0) for number in numbers])
-        children = []
+    def _turn(self, number: int) -> Space:
+        """Where the strategy of this number comes from."""
+        turns = [space for part in self.space.parts for space in (self.space, part)] or [self.space]
+        return turns[number % len(turns)]
+
+    def _home(self, strategy: Strategy) -> Space:
+        changed = self.space.changed(strategy)
+        return next((part for part in self.space.parts if part.dimensions == changed), self.space)
+
+    def _fill(
+        self, space: Space, numbers: Sequence[int], parents: Sequence[Strategy], known: set[Strategy]
+    ) -> dict[int, Proposal]:
+        """A proposal of a space per number; none where one dimension alone has no strategies but the known ones."""
+        if not numbers:
+            return {}
+        children: dict[int, Strategy | None] = dict.fromkeys(numbers)
+        if self.config.method == "evolution" and parents:
+            children = self._children(space, numbers, parents, known)
+        lacking = [number for number, child in children.items() if child is None]
+        try:
+            drawn = draw_random(space, self.seed, lacking, self.config.sampler) if lacking else {}
+        except EagleEyeError:
+            if space is self.space:
+                raise
+            drawn = {}
+        found = {}
+        for number, child in children.items():
+            strategy = child or drawn.get(number)
+            if strategy and (space is self.space or child or strategy not in known):
+                known.add(strategy)
+                found[number] = Proposal(strategy, "evolution" if child else "random")
+        return found
+
+    def _children(
+        self, space: Space, numbers: Sequence[int], parents: Sequence[Strategy], known: set[Strategy]
+    ) -> dict[int, Strategy | None]:
+        """One child per number, unlike those before; None where none is found."""
+        first = self._breed(space, parents, [(number, 0) for number in numbers])
+        children: dict[int, Strategy | None] = {}
         for number, born in zip(numbers, first, strict=True):
             child = born
             if child is None or child in known:
-                later = self._breed(parents, [(number, attempt) for attempt in range(1, ATTEMPTS)])
+                later = self._breed(space, parents, [(number, attempt) for attempt in range(1, ATTEMPTS)])
                 child = next((born for born in later if born is not None and born not in known), None)
-            if child is None:
-                drawn = draw_random(self.space, self.seed, range(number, number + 1))
-                children.append(Proposal(drawn[number], "random"))
-            else:
-                children.append(Proposal(child, "evolution"))
-            known.add(children[-1].strategy)
+            children[number] = child
+            known |= {child} if child else set()
         return children
 
-    def _breed(self, parents: Sequence[Strategy], tries: Sequence[tuple[int, int]]) -> list[Strategy | None]:
+    def _breed(
+        self, space: Space, parents: Sequence[Strategy], tries: Sequence[tuple[int, int]]
+    ) -> list[Strategy | None]:
         """The child of each try, (number, attempt); None where it can't be brought into the budget."""
-        ratios_of_parents = np.stack([ratios_of(self.space.graph, parent) for parent in parents])
+        ratios_of_parents = np.stack([ratios_of(space.graph, parent) for parent in parents])
         randoms = [np.random.default_rng((self.seed, number, attempt, 1)) for number, attempt in tries]
-        largest, rows, pairs = self.space.max_ratio, [], []
+        largest, rows, pairs = space.max_ratio, [], []
         for random in randoms:
             pairs.append(random.integers(len(parents), size=2))
             first, second = ratios_of_parents[pairs[-1]]
@@ -90,7 +131,7 @@ class Proposer:
             mutated = random.random(len(ratios)) < MUTATED
             noise = random.normal(0, MUTATION * largest, len(ratios))
             rows.append(np.clip(ratios + mutated * noise, 0, largest))
-        space, frames = self.space, self.space.frames_of(parents)
+        frames = space.frames_of(parents)
         if space.frames is not None and frames is not None:
             one, other = np.array(pairs).T
             whole = (ratios_of_parents == 0).all(1)

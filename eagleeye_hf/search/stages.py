@@ -12,8 +12,9 @@ T = TypeVar("T")
 
 FINALISTS = 8
 """The last stage has a multiple of so many candidates, for it comes at once and processes share it."""
-TRAINED = 2.0
-"""What the training of a candidate takes, in scorings on all images."""
+TRAINED = 5.0
+"""What the training of a candidate takes, in scorings on all images: two for each pass over the calibration images,
+which are one for large images and four for small ones."""
 
 
 def size_stages(stages: Sequence[float], pace: Pace | None) -> tuple[float, ...]:

@@ -54,7 +54,7 @@ def sample_strategies(
     return [*first, *(drawn[number] for number in range(len(first), num))]
 
 
-def draw_random(space: Space, seed: int, numbers: range, sampler: Sampler = "projected") -> dict[int, Strategy]:
+def draw_random(space: Space, seed: int, numbers: Sequence[int], sampler: Sampler = "projected") -> dict[int, Strategy]:
     """The random strategies of these numbers; each depends on `(seed, number)` alone.
 
     Raises:

@@ -55,7 +55,7 @@ class Space:
         self.prunable = np.array([number for number, group in enumerate(graph.groups) if group.prunable])
         self.full = np.array(graph.widths)
         self.multiples = multiples_of(graph, divisor)
-        self.dimensions, self.has_widths = tuple(dimensions), "width" in dimensions
+        self.dimensions, self.has_widths, self.spared = tuple(dimensions), "width" in dimensions, tuple(spared)
         self.frames = Frames(bounds, dimensions, spared) if self.dimensions != ("width",) else None
         self.smallest = self.widths(self.max_ratio)
         least = self.widths(self.max_ratio[None], None if self.frames is None else self.frames.least[None])[0]
@@ -125,9 +125,24 @@ class Space:
         """The parts beside the widths, as rows; None where only widths change."""
         return None if self.frames is None else strategy_rows(self.graph, strategies)[:, len(self.graph.groups) :]
 
+    @cached_property
+    def parts(self) -> list[Space]:
+        """The spaces of one dimension alone: those in which there is something to search."""
+        found = self.singles() if len(self.dimensions) > 1 else {}
+        names: dict[str, Dimension] = {"uniform": "width", "depth": "depth"}
+        alone = [(name,) for single, name in names.items() if single in found]
+        return [Space(self.bounds, self.divisor, self.max_ratio.tolist(), name, self.spared) for name in alone]
+
+    def changed(self, strategy: Strategy) -> tuple[Dimension, ...]:
+        """The dimensions in which it is not the full network."""
+        differs = strategy.widths != self.graph.widths, bool(strategy.removed_blocks), strategy.image_size is not None
+        return tuple(name for name, changed in zip(DIMENSIONS, differs, strict=True) if changed)
+
     def kinds(self, strategies: Sequence[Strategy]) -> list[str]:
-        """Which dimension gives each most of what has to go."""
-        return ["width"] * len(strategies) if self.frames is None else self.frames.kinds(strategies)
+        """What changes in each alone, or which dimension gives most of what has to go."""
+        most = ["width"] * len(strategies) if self.frames is None else self.frames.kinds(strategies)
+        alone = [len(self.changed(strategy)) < 2 for strategy in strategies]
+        return [name if single else f"mostly {name}" for name, single in zip(most, alone, strict=True)]
 
     def draw_frames(self, randoms: Sequence[np.random.Generator]) -> np.ndarray | None:
         return None if self.frames is None else self.frames.draw(randoms)

@@ -79,11 +79,38 @@ def test_children_of_networks_without_thinner_layers_are_such(graph):
     space = Space(Bounds(graph, Budget(macs=0.4)), 1, 0.7, ALL)
     proposer = Proposer(space, SearchConfig(macs=0.4, dimensions=ALL), 0, None)
     drawn = sample_strategies(graph, Budget(macs=0.4), 200, seed=5, dimensions=ALL)[3:]
-    parents = [s for s in drawn if s.widths == graph.widths and not s.image_size]
-    assert len(parents) > 4
+    parents = [s for s in drawn if s.widths == graph.widths]
+    assert {bool(s.image_size) for s in parents} == {False, True}
     children = [p.strategy for p in proposer.propose(range(32, 64), parents, set()) if p.origin == "evolution"]
-    assert len(children) > 28
+    assert len(children) > 20
     assert all(child.widths == graph.widths and child.removed_blocks for child in children)
+
+
+def test_every_second_proposal_changes_one_dimension_and_inherits_from_such(graph):
+    space = Space(Bounds(graph, Budget(macs=0.4)), 1, 0.7, ALL)
+    proposer = Proposer(space, SearchConfig(macs=0.4, dimensions=ALL), 0, None)
+    drawn = [proposal.strategy for proposal in proposer.propose(range(4, 68), [], set())]
+    born = proposer.propose(range(68, 132), drawn, set(drawn))
+    assert [p.origin for p in born] == ["evolution"] * 64
+    for strategies in (drawn, [p.strategy for p in born]):
+        changed = [space.changed(strategy) for strategy in strategies]
+        assert changed[1::4] == [("width",)] * 16
+        assert changed[3::4] == [("depth",)] * 16
+    longer = [strategy for strategy in drawn if space.changed(strategy) != ("depth",)]
+    found = proposer.propose(range(68, 132), longer, set(drawn))
+    assert [p.origin for p in found] == ["evolution", "evolution", "evolution", "random"] * 16
+
+
+def test_where_one_dimension_has_too_few_networks_all_are_searched(graph):
+    """Two blocks may go, and one of them has to: two networks."""
+    blocks = [block.name for block in graph.blocks]
+    space = Space(Bounds(graph, Budget(macs=0.97, tolerance=0.05)), 1, 0.7, ("width", "depth"), blocks[2:])
+    assert [part.dimensions for part in space.parts] == [("width",), ("depth",)]
+    proposals = Proposer(space, SearchConfig(macs=0.97), 0, None).propose(range(40), [], set())
+    strategies = [proposal.strategy for proposal in proposals]
+    assert len(strategies) == 40
+    alone = [s for s in strategies if space.changed(s) == ("depth",)]
+    assert len(alone) == len(set(alone)) <= 3
 
 
 def test_a_strategy_is_of_the_kind_that_takes_most_of_what_has_to_go(graph):
@@ -95,7 +122,10 @@ def test_a_strategy_is_of_the_kind_that_takes_most_of_what_has_to_go(graph):
         short = count_cost(graph, Strategy(graph.widths, strategy.removed_blocks, strategy.image_size)).macs
         parts = {"size": full / small, "depth": small / short, "width": short / count_cost(graph, strategy).macs}
         kinds.append(max(parts, key=parts.__getitem__))
-    assert space.kinds(strategies) == kinds
+    alone = [sum((s.widths != graph.widths, bool(s.removed_blocks), s.image_size is not None)) == 1 for s in strategies]
+    assert space.kinds(strategies) == [
+        kind if one else f"mostly {kind}" for kind, one in zip(kinds, alone, strict=True)
+    ]
     assert kinds[:3] == ["width", "depth", "size"]
     assert Space(Bounds(graph, Budget(macs=0.4))).kinds([Strategy(graph.widths)]) == ["width"]
 
@@ -123,7 +153,7 @@ def test_children_meet_the_budget_and_inherit_all_three(graph):
     proposer = Proposer(space, SearchConfig(macs=0.4, dimensions=ALL), 0, None)
     parents = [s for s in sample_strategies(graph, Budget(macs=0.4), 40, seed=5, dimensions=ALL) if s.image_size == 24]
     children = [p for p in proposer.propose(range(32, 64), parents, set()) if p.origin == "evolution"]
-    assert len(children) > 28
+    assert len(children) >= 16
     full = count_cost(graph, graph.widths).macs
     for child in children:
         left = count_cost(graph, child.strategy).macs / full
