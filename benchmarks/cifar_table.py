@@ -2,7 +2,7 @@
 
     python -m benchmarks.cifar_table --data path/to/cifar10     # within 25 minutes on one H100; goes on where it was
     python -m benchmarks.cifar_table table
-    python -m benchmarks.cifar_table time                       # seconds per epoch of networks that train together
+    python -m benchmarks.cifar_table run --minutes 10 ...       # with as many epochs as that allows
 
 Three seeds of every arm, the last epoch's weights, no choice by the test images. All networks of a step train together,
 each on a stream of its own: a step of one is a graph of small kernels that leaves most of a GPU idle. Images, crops and
@@ -34,6 +34,12 @@ from eagleeye_hf import AdaptiveBNScore, SearchConfig, count_cost, recalibrate_b
 NUM_CALIBRATION, NUM_HOLDOUT = 1024, 2048
 """Of the 50,000 training images, the last; all others train."""
 BATCH, LR, WEIGHT_DECAY, WARM_UP = 128, 0.1, 5e-4, 3
+DIVISOR = 4
+"""Of widths."""
+TIMED = 40
+"""Steps by which the speed is known."""
+FULL_PART, SEARCH_PART = 0.38, 0.12
+"""Of the minutes, where they are bounded: for the full networks, and for the searches at most."""
 ARMS = {
     "full": "full network, from scratch",
     "uniform": "uniform, L1",
@@ -68,9 +74,11 @@ class Images:
 
 
 class Learner:
-    """One network in training; on a GPU a step is one graph."""
+    """One network in training; on a GPU a step is one graph. Call `begin` before it trains."""
 
-    def __init__(self, network: nn.Module, images: Images, epochs: int, seed: int, teacher: nn.Module | None) -> None:
+    def __init__(
+        self, network: nn.Module, images: Images, most_epochs: int, seed: int, teacher: nn.Module | None
+    ) -> None:
         device = images.padded.device
         self.network = copy.deepcopy(network).to(device, memory_format=torch.channels_last).train()
         self.teacher = teacher and copy.deepcopy(teacher).to(device, memory_format=torch.channels_last).eval()
@@ -79,17 +87,27 @@ class Learner:
         self.order = torch.zeros(self.steps, BATCH, dtype=torch.long, device=device)
         self.shifts = torch.zeros(self.steps, BATCH, 3, dtype=torch.long, device=device)
         self.done = torch.zeros(1, dtype=torch.long, device=device)
-        rates = [_rate(step / (epochs * self.steps)) for step in range(epochs * self.steps)]
-        self.rates, self.rate = torch.tensor(rates, device=device), torch.zeros((), device=device)
+        self.rates, self.rate = torch.zeros(most_epochs * self.steps, device=device), torch.zeros((), device=device)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=self.rate, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True
         )
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
+        self._before = copy.deepcopy(self.network.state_dict())
         self.replay: Callable[[], None] = self._capture() if self.stream else self._step
 
+    def begin(self, epochs: int) -> None:
+        """As it was made, with the learning rates of so many epochs."""
+        steps = epochs * self.steps
+        self.rates[:steps] = torch.tensor([_rate(step / steps) for step in range(steps)])
+        with torch.no_grad():
+            self.network.load_state_dict(self._before)
+            for state in self.optimizer.state.values():
+                if state.get("momentum_buffer") is not None:
+                    state["momentum_buffer"].zero_()
+            self.done.zero_()
+
     def _capture(self) -> Callable[[], None]:
-        """Warm up, undo that, and record one step."""
-        before = copy.deepcopy(self.network.state_dict())
+        """Warm up and record one step."""
         self.plan()
         torch.cuda.synchronize()
         with torch.cuda.stream(self.stream):
@@ -99,11 +117,6 @@ class Learner:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             self._step()
-        with torch.no_grad():
-            self.network.load_state_dict(before)
-            for state in self.optimizer.state.values():
-                state["momentum_buffer"].zero_()
-            self.done.zero_()
         return graph.replay
 
     def plan(self) -> None:
@@ -140,18 +153,35 @@ def _rate(progress: float) -> float:
 def train_together(learners: Sequence[Learner], epochs: int, title: str) -> list[nn.Module]:
     """All epochs of all networks; in evaluation mode afterwards."""
     started = time.perf_counter()
+    for learner in learners:
+        learner.begin(epochs)
     for epoch in range(epochs):
         for learner in learners:
             learner.plan()
-        _synchronize(learners)
-        for _ in range(learners[0].steps):
-            for learner in learners:
-                with torch.cuda.stream(learner.stream) if learner.stream else nullcontext():
-                    learner.replay()
-        _synchronize(learners)
+        _take_steps(learners, learners[0].steps)
         if epoch % 10 == 9 or epoch == epochs - 1:
             print(f"{title}: {epoch + 1} of {epochs} epochs, {time.perf_counter() - started:.0f} s", flush=True)
     return [learner.network.eval() for learner in learners]
+
+
+def time_epoch(learners: Sequence[Learner]) -> float:
+    """Seconds of an epoch of all of them."""
+    for learner in learners:
+        learner.begin(1)
+        learner.plan()
+    steps = min(TIMED, learners[0].steps)
+    started = time.perf_counter()
+    _take_steps(learners, steps)
+    return (time.perf_counter() - started) / steps * learners[0].steps
+
+
+def _take_steps(learners: Sequence[Learner], num: int) -> None:
+    _synchronize(learners)
+    for _ in range(num):
+        for learner in learners:
+            with torch.cuda.stream(learner.stream) if learner.stream else nullcontext():
+                learner.replay()
+    _synchronize(learners)
 
 
 def _synchronize(learners: Sequence[Learner]) -> None:
@@ -177,13 +207,22 @@ class Table:
         self.test = load_tensors(options.data, "test", options.output)
         num = options.images or len(self.train[1]) - NUM_CALIBRATION - NUM_HOLDOUT
         self.images = Images.put(self.train[0][:num], self.train[1][:num], self.device)
+        self.started = time.perf_counter()
+
+    def left(self, part: float) -> float:
+        """Seconds until a part of the minutes is over."""
+        return math.inf if self.options.minutes is None else 60 * self.options.minutes * part - self.elapsed
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
 
     def run(self) -> None:
         seeds = self.options.seeds
         full = {seed: self.made("full", seed) for seed in seeds}
         missing = [seed for seed in seeds if full[seed] is None]
         if missing:
-            self.train_arm([("full", seed, _new(seed), None) for seed in missing], self.options.epochs_full)
+            self.train_arm([("full", seed, _new(seed), None) for seed in missing], self.options.epochs_full, FULL_PART)
             full = {seed: self.made("full", seed) for seed in seeds}
         tasks: list[tuple[str, int, nn.Module, nn.Module | None]] = []
         for seed in seeds:
@@ -195,10 +234,16 @@ class Table:
             tasks += [("distilled", seed, thin["eagleeye"], network), ("scratch", seed, fresh, None)]
         self.train_arm([task for task in tasks if not self.path(*task[:2]).exists()], self.options.epochs)
 
-    def train_arm(self, tasks: Sequence[tuple[str, int, nn.Module, nn.Module | None]], epochs: int) -> None:
+    def train_arm(
+        self, tasks: Sequence[tuple[str, int, nn.Module, nn.Module | None]], most: int, part: float = 1.0
+    ) -> None:
+        """Train them with so many epochs, or with those that end when a part of the minutes is over."""
         for start in range(0, len(tasks), self.options.together):
             group = tasks[start : start + self.options.together]
-            learners = [Learner(network, self.images, epochs, seed, teacher) for _, seed, network, teacher in group]
+            learners = [Learner(network, self.images, most, seed, teacher) for _, seed, network, teacher in group]
+            seconds = time_epoch(learners)
+            epochs = max(1, min(most, int(min(self.left(part) / seconds, most))))
+            print(f"{len(group)} networks together: {seconds:.2f} s an epoch, {epochs} epochs", flush=True)
             title = ", ".join(f"{arm} {seed}" for arm, seed, *_ in group)
             for (arm, seed, *_), network in zip(group, train_together(learners, epochs, title), strict=True):
                 self.keep(arm, seed, network, epochs)
@@ -210,7 +255,9 @@ class Table:
         batches = list(zip(normalize(pixels).split(128), labels.split(128), strict=True))
         parts = batches[: NUM_CALIBRATION // 128], batches[NUM_CALIBRATION // 128 :]
         score = AdaptiveBNScore(model.to(self.device), graph, *parts)
-        config = SearchConfig(macs=0.5, divisor=1, candidates=self.options.candidates)
+        minutes = None if self.options.minutes is None else self.options.minutes * SEARCH_PART / len(self.options.seeds)
+        num = self.options.candidates
+        config = SearchConfig(macs=0.5, divisor=DIVISOR, candidates=num, minutes=minutes, matched=minutes is None)
         result = run_search(score, graph, config, seed=seed, output=self.folder / f"search_{seed}")
         uniform = next(candidate for candidate in result.candidates if candidate.origin == "uniform")
         found = {"eagleeye": result.best.strategy, "uniform": uniform.strategy}
@@ -268,8 +315,8 @@ def write_page(folder: Path) -> str:
         "",
         f"Made by `cifar_table.py` on {device}, PyTorch {found[0]['torch'] if found else ''}: SGD, {LR} falling by "
         f"cosine, {BATCH} images a step, weight decay {WEIGHT_DECAY:g}, crops and mirrored images, the last epoch's "
-        "weights. Mean and standard deviation over seeds, 10,000 test images. The images are JPEG copies, a little "
-        "harder than the original.",
+        f"weights. Widths are multiples of {DIVISOR}. Mean and standard deviation over seeds, 10,000 test images. The "
+        "images are JPEG copies, a little harder than the original.",
         "",
         "| network | seeds | epochs | MACs | parameters | top-1 | to the full network |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -293,32 +340,21 @@ def _spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.2f}{plus_minus}"
 
 
-def time_epochs(table: Table) -> None:
-    """What is gained by training several together."""
-    for count in (1, 3, 6, 12):
-        learners = [Learner(_new(seed), table.images, 4, seed, None) for seed in range(count)]
-        train_together(learners, 1, f"{count} networks, warm-up")
-        train_together(learners, 2, f"{count} networks together")
-        print(f"  memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", nargs="?", default="run", choices=("run", "table", "time"))
+    parser.add_argument("step", nargs="?", default="run", choices=("run", "table"))
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10's parquet files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs-full", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--together", type=int, default=12, help="networks that train at a time")
+    parser.add_argument("--minutes", type=float, help="bound of all; fewer epochs, and searches without matching")
     parser.add_argument("--images", type=int, help="training images, instead of all")
     parser.add_argument("--output", type=Path, default=Path("outputs/cifar_table"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True
-    if options.step == "time":
-        time_epochs(Table(options))
-        return
     if options.step == "run":
         Table(options).run()
     text = write_page(options.output)

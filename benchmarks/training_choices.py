@@ -184,13 +184,18 @@ class Run:
         """Scores of the weights at the end of each epoch, and of averages of them."""
         epochs, ends = [], []
         for _ in self.train_epochs():
-            epochs.append(score_network(self.task, self.network))
             ends.append(copy.deepcopy(self.network.state_dict()))
+            epochs.append(score_network(self.task, self._with(ends[-1])))
         found = {"epochs": epochs, "last": epochs[-1]}
         found |= {f"average {decay}": score_network(self.task, network) for decay, network in self.averages.items()}
-        mean = copy.deepcopy(self.network)
-        mean.load_state_dict({k: sum(end[k] for end in ends[-2:]) / 2 if v.ndim else v for k, v in ends[-1].items()})
-        return found | {"mean of two": score_network(self.task, mean)}
+        mean = {key: sum(end[key] for end in ends[-2:]) / 2 if v.ndim else v for key, v in ends[-1].items()}
+        return found | {"mean of two": score_network(self.task, self._with(mean))}
+
+    def _with(self, state: dict[str, Any]) -> nn.Module:
+        """A network of these weights, to which nobody listens."""
+        network = copy.deepcopy(self.averages[DECAYS[0]])
+        network.load_state_dict(state)
+        return network
 
     def train_epochs(self) -> Iterator[None]:
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
@@ -253,8 +258,6 @@ def train_network(task: Task, model: nn.Module, lr: float, teaching: str, seed: 
 def score_network(task: Task, network: nn.Module) -> dict[str, float]:
     """With statistics recomputed from images that are cropped as in training."""
     network, found = copy.deepcopy(network).eval(), {}
-    for module in network.modules():
-        module._forward_hooks.clear()
     generator = torch.Generator().manual_seed(7)
     crops = (task.augment(part, generator) for part in task.train[0][:2048].split(128))
     with torch.autocast("cpu", torch.bfloat16):
