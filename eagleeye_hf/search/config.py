@@ -18,6 +18,8 @@ from eagleeye_hf.strategies.sampling import Sampler
 
 Bound = Annotated[float | str | Sequence[float | str] | None, arg(metavar="NUMBER [NUMBER ...]")]
 Method = Literal["random", "evolution", "uniform", "global"]
+GENERATION, GENERATIONS = 16, 8
+"""Candidates of a generation at most, and how many of them a search has at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,10 @@ class SearchConfig:
     matched: bool = True
     """The last stage trains each candidate's layers without labels, some 64 steps on the calibration images, before it
     scores: nearer to what training will make of it, and comparable between networks of other depths and image sizes."""
-    generation: Annotated[int, Within("[1, inf)")] = 16
+    generation: Annotated[int, Within("[1, inf)")] | None = None
     """Candidates, all budgets together, between two looks at the results, while the generation after is scored: as many
-    as are scored at a time, or more. Results depend on it, and not on the number of processes."""
+    as are scored at a time, or more. 16, or an eighth of the candidates where that is less. Results depend on it, and
+    not on the number of processes."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -82,6 +85,15 @@ class SearchConfig:
         if self.dimensions != ("width",) and (self.sampler == "paper" or self.method == "global"):
             raise EagleEyeError("`sampler=paper` and `method=global` change widths alone; give `--dimensions width`")
         _ = self.budgets, parse_keep(self.keep)
+
+    @property
+    def generation_size(self) -> int:
+        """Candidates of a generation, of each budget."""
+        num = self.generation
+        if num is None:
+            every = GENERATION * GENERATIONS if self.candidates is None else self.candidates * len(self.budgets)
+            num = min(GENERATION, max(1, every // GENERATIONS))
+        return max(1, num // len(self.budgets))
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

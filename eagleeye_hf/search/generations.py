@@ -215,7 +215,7 @@ class Search:
         return elapsed * (1 + left / max(done, 1e-9)) >= 60 * self.config.minutes
 
     def _propose(self, generation: int) -> list[Candidate]:
-        count = max(1, self.config.generation // len(self.spaces))
+        count = self.config.generation_size
         fresh = []
         for budget, proposer in enumerate(self.proposers):
             limit = proposer.num_candidates
