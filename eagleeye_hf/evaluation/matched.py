@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -21,8 +22,6 @@ LIKE = MatchConfig()
 """The highest learning rate is that of `match_teacher` for its images a step; in proportion for others."""
 PARTS = 2
 """Steps that a batch of calibration images makes."""
-STEPS = 64
-"""At least so many, in whole passes over the images: after fewer, small images still look better than they will."""
 MAX_NORM = 1.0
 """Of the gradient."""
 
@@ -35,10 +34,10 @@ def match_briefly(
     removed_blocks: Collection[str],
     images: Sequence[Tensor],
     seen: Sequence[Tensor],
+    steps: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> nn.Module:
-    """Train a pruned network, in place, towards what the full one gives, a few times over some images (see
-    `match_teacher`).
+    """Train a pruned network, in place, towards what the full one gives, for a few steps (see `match_teacher`).
 
     Nothing in it is random: dropout is off, images come in their order.
 
@@ -48,6 +47,7 @@ def match_briefly(
         removed_blocks: those that the pruned network lacks.
         images: batches at the size that the full network takes.
         seen: the same images at the size that the pruned one takes.
+        steps: each of a part of a batch, from the first on and over again.
         autocast: makes a context of the precision of passes.
     """
     device, teacher = device_of(thin), copy.deepcopy(full).eval()  # its hooks are this candidate's
@@ -63,10 +63,8 @@ def match_briefly(
     thin.eval()
     for layer in batch_norms(thin):
         layer.train()
-    passes = math.ceil(STEPS / max(1, len(pairs)))
-    for step, (part, small) in enumerate(pairs * passes):
-        progress = step / (passes * len(pairs))
-        rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * progress)) / 2
+    for step, (part, small) in enumerate(islice(cycle(pairs), steps)):
+        rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.no_grad(), autocast():

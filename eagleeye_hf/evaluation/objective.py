@@ -24,8 +24,8 @@ class Score:
     reported: float
     """For people, the higher, the better; the objective names it."""
     num_images: int
-    matched: bool = False
-    """Whether it was trained for a few steps without labels."""
+    matched: int = 0
+    """Steps without labels that it was trained first."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -135,7 +135,7 @@ class AdaptiveBNScore:
         strategy: Strategy | Sequence[int],
         fraction: float = 1.0,
         before: Seen | None = None,
-        matched: bool = False,
+        matched: int = 0,
     ) -> Score:
         """Score a candidate.
 
@@ -144,11 +144,11 @@ class AdaptiveBNScore:
             fraction: use only this fraction of the calibration and of the holdout batches, from the first on.
             before: what is known of it: of the images only those that follow are looked at, the statistics recomputed
                 from those alone, and the score is that of all together.
-            matched: score it once its layers have been trained without labels, a few times over the calibration images,
-                to give what the full network's give: on all images.
+            matched: score it, on all images, once its layers have been trained without labels for so many steps on the
+                calibration images, to give what the full network's give.
         """
         if matched:
-            return self._score_matched(as_strategy(strategy), self.format or Format())
+            return self._score_matched(as_strategy(strategy), matched, self.format or Format())
         return self.score_part(as_strategy(strategy), fraction, self.format or Format(), before)
 
     def score_part(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
@@ -161,7 +161,7 @@ class AdaptiveBNScore:
         found = self._score_images(strategy, calibration, holdout, format)
         return before.score.join(found) if before else found
 
-    def _score_matched(self, strategy: Strategy, format: Format) -> Score:
+    def _score_matched(self, strategy: Strategy, steps: int, format: Format) -> Score:
         """The better one of before and after: training goes back to its start, too, where that was better."""
         before = self.score_part(strategy, 1.0, format)
         with self._matching, one_thread():
@@ -174,14 +174,14 @@ class AdaptiveBNScore:
                 recalibrate_bn(thin, seen)
             keep = self.builder.importance.choose(strategy.widths)
             autocast = partial(format.autocast, self.device)
-            match_briefly(thin, self.model, self.graph, keep, strategy.removed_blocks, images, seen, autocast)
+            match_briefly(thin, self.model, self.graph, keep, strategy.removed_blocks, images, seen, steps, autocast)
             try:
                 with format.autocast(self.device):
                     recalibrate_bn(thin, seen, self.momentum)
                     after = self.objective.measure(thin, holdout)
             except FloatingPointError:  # it diverged
                 after = before
-        return replace(after if after.loss < before.loss else before, matched=True)
+        return replace(after if after.loss < before.loss else before, matched=steps)
 
     @cached_property
     def _matching(self) -> threading.BoundedSemaphore:

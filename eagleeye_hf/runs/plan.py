@@ -22,7 +22,7 @@ from eagleeye_hf.networks.running import device_of, synchronize
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runtimes.profiling import SECONDS
 from eagleeye_hf.search.config import SearchConfig
-from eagleeye_hf.search.stages import TRAINED, count_finalists, count_promoted, with_matching
+from eagleeye_hf.search.stages import list_stages, work_of
 from eagleeye_hf.telling import say
 from eagleeye_hf.training.match import match_length
 
@@ -262,13 +262,8 @@ class Clock:
 
 def images_per_candidate(search: SearchConfig) -> float:
     """The part of the images that a candidate sees on average."""
-    stages = with_matching(search.stages) if search.matched else search.stages
-    last, num = len(stages) - 1, search.candidates or 1
-    counts = [count_promoted(num, search.promote, stage) for stage in range(last)]
-    counts.append(min(counts[-1], count_finalists(num, search.promote, last)) if last else num)
-    parts = [after - before for before, after in zip((0.0, *stages), stages, strict=False)]
-    parts[-1] += TRAINED if search.matched else 0.0
-    return sum(count * part for count, part in zip(counts, parts, strict=True)) / num
+    num = search.candidates or 1
+    return sum(work_of(list_stages(search.stages, search.matched), num, search.promote)) / num
 
 
 def kept_part(search: SearchConfig) -> float:

@@ -79,8 +79,8 @@ class Task:
     """Of the images."""
     before: Seen | None = None
     """Its score at the stage before."""
-    matched: bool = False
-    """Whether it is trained for a few steps first."""
+    matched: int = 0
+    """Steps without labels that it is trained first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +138,10 @@ Line = Scored | Timed
 
 
 def rank_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that have a score; matched ones first, more images first, then the lower holdout loss. Those that were
-    measured beyond their budget's milliseconds come last, the nearest to it first."""
+    """Those that have a score; those of more steps without labels first, more images first, then the lower holdout
+    loss. Those that were measured beyond their budget's milliseconds come last, the nearest to it first."""
     ranked = [
-        (c.beyond, not c.score.matched, -c.score.num_images, c.score.loss, c.index, c)
+        (c.beyond, -c.score.matched, -c.score.num_images, c.score.loss, c.index, c)
         for c in candidates
         if c.scored and c.score
     ]

@@ -13,7 +13,7 @@ from eagleeye_hf.evaluation.objective import Score, Seen
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
-from eagleeye_hf.search.stages import TRAINED, count_finalists, count_promoted, interleave
+from eagleeye_hf.search.stages import Stage, count_finalists, count_promoted, count_waves, interleave, work_of
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy
@@ -31,12 +31,11 @@ class Search:
 
     Candidates are in generations, and those of a generation that come to a further stage are its *wave* there. So that
     nobody waits for the slowest, generation g is made of what is known of the stages s of generations up to
-    g - 2 (s + 1) alone: what lies between is scored at the same time. The last stage comes once, at the end.
+    g - 2 (s + 1) alone: what lies between is scored at the same time. The last stages come once, at the end.
 
     Args:
         spaces: the strategies that meet each budget.
-        stages: fractions of the images.
-        matched: whether candidates are trained for a few steps at the last stage.
+        stages: as `list_stages` gives them.
         unit_scores: as in `Proposer`.
         reports: what is reported beside the loss, for the progress bar.
     """
@@ -47,13 +46,12 @@ class Search:
         config: SearchConfig,
         seed: int,
         workers: Workers,
-        stages: Sequence[float],
-        matched: bool = False,
+        stages: Sequence[Stage],
         unit_scores: Sequence[np.ndarray] | None = None,
         reports: str = "score",
     ) -> None:
         self.spaces, self.config, self.workers, self.stages, self.reports = spaces, config, workers, stages, reports
-        self.matched = matched
+        self.num_waves = count_waves(stages)
         self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces if workers.is_main]
         self.candidates: list[Candidate] = []
         self._places: dict[int, int] = {}
@@ -71,8 +69,8 @@ class Search:
         """In every process; each knows all candidates at the end.
 
         Args:
-            before_last: called in every process once all candidates but those of the last stage are known; what it
-                finds to be beyond a bound does not come to that stage.
+            before_last: called in every process once all stages but the last ones, to which candidates come at once,
+                are done; what it finds to be beyond a bound does not come to those.
         """
         with self._progress() as self._bar:
             self._closing = before_last is None
@@ -90,14 +88,23 @@ class Search:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
 
     def finalists(self, budget: int) -> list[Candidate]:
-        """Those that come to the last stage, by what is known of each: as many as without a bound on milliseconds.
+        """Those that come to the last stages, by what is known of each: as many as without a bound on milliseconds.
         Those that were measured beyond it are replaced by the next best; where all are beyond it, the nearest stay."""
+        return self._next_at(len(self.stages) - 1, budget)
+
+    def _next_at(self, stage: int, budget: int) -> list[Candidate]:
+        """The same for any stage to which all come at once; they come from the one before where that is one, too."""
         own = sorted(self.leaders(budget), key=lambda c: (c.score.loss if c.score else math.inf, c.index))
-        num = min(len(own), count_finalists(len(own), self.config.promote, len(self.stages) - 1))
+        num = self._num_finalists(own) * self.stages[stage].width
+        if stage > self.num_waves:
+            own = [c for c in own if c.index in self._waves[stage - 1]]
         if self._closing and any(c.latency for c in own):  # those that were asked for, and could be measured
             own = [c for c in own if c.latency]
         fitting = [c for c in own if not c.beyond] or sorted(own, key=lambda c: c.beyond)[:num]
         return self._in_turns(fitting)[:num]
+
+    def _num_finalists(self, own: Sequence[Candidate]) -> int:
+        return min(len(own), count_finalists(len(own), self.config.promote, self.num_waves))
 
     def take(self, line: Line) -> None:
         """Write a line of the journal into its candidate; candidates are in the order of their index."""
@@ -128,26 +135,29 @@ class Search:
     def _promote(self) -> list[Task]:
         """Those that come to a stage between the first and the last, wave by wave."""
         tasks: list[Task] = []
-        for stage in range(1, len(self.stages) - 1):
+        for stage in range(1, self.num_waves):
             while (wave := len(self._open[stage])) < len(self._open[stage - 1]) and self._is_done(stage - 1, wave):
                 tasks += self._enter(self._chosen(stage, wave), stage, wave)
         return tasks
 
     def _finish(self) -> list[Task]:
-        """Those that come to the last stage, once all else is finished and they have been at the stage before it."""
-        last, waves = len(self.stages) - 1, len(self._open[0])
-        if not last or self._open[last] or not self._ended:
+        """Those that come to a stage to which all come at once, when all before it is finished."""
+        stage, waves = sum(map(bool, self._open)), len(self._open[0])
+        if not self._ended or not self.num_waves <= stage < len(self.stages):
             return []
-        if any(len(opened) < waves or any(opened.values()) for opened in self._open[:last]):
+        if any(any(opened.values()) for opened in self._open) or len(self._open[self.num_waves - 1]) < waves:
             return []
-        chosen = [candidate for budget in range(len(self.spaces)) for candidate in self.finalists(budget)]
-        behind, wave = [c for c in chosen if c.index not in self._waves[last - 1]], len(self._open[last - 1])
-        if behind and wave < waves + CATCHING_UP:
-            return self._enter(behind, last - 1, wave)
-        if not self._closing:
+        chosen = [candidate for budget in range(len(self.spaces)) for candidate in self._next_at(stage, budget)]
+        if stage == self.num_waves:
+            behind, wave = [c for c in chosen if c.index not in self._waves[stage - 1]], len(self._open[stage - 1])
+            if behind and wave < waves + CATCHING_UP:
+                return self._enter(behind, stage - 1, wave)
+            if len(chosen) <= sum(self._num_finalists(self.leaders(budget)) for budget in range(len(self.spaces))):
+                choice = len(chosen) > len(self.spaces)
+                self.stages = (*self.stages[:stage], self.stages[-1] if choice else Stage(1.0, width=1))
+        if stage == len(self.stages) - 1 and not self._closing:
             return []
-        self.matched &= len(chosen) > len(self.spaces)  # otherwise there is nothing to choose
-        return self._enter(chosen, last, 0)
+        return self._enter(chosen, stage, 0)
 
     def _enter(self, candidates: Sequence[Candidate], stage: int, wave: int) -> list[Task]:
         self._waves[stage] |= dict.fromkeys((candidate.index for candidate in candidates), wave)
@@ -160,17 +170,15 @@ class Search:
                 if candidate.index in lines
             ]
             seen, line = known[-1] if known else (0, None)
-            matched = self.matched and stage == len(self.stages) - 1
-            before = Seen(self.stages[seen], line.score) if line and line.score and not matched else None
+            fraction, steps = self.stages[stage].fraction, self.stages[stage].steps
+            before = Seen(self.stages[seen].fraction, line.score) if line and line.score and not steps else None
             proposed = line.candidate if line else candidate
-            fraction = self.stages[stage]
-            tasks.append(Task(candidate=proposed, stage=stage, fraction=fraction, before=before, matched=matched))
+            tasks.append(Task(candidate=proposed, stage=stage, fraction=fraction, before=before, matched=steps))
         return tasks
 
     def _is_known(self, generation: int) -> bool:
         """Whether all that a generation is made of is finished."""
-        between = range(max(1, len(self.stages) - 1))
-        return all(self._is_done(stage, generation - DELAY * (stage + 1)) for stage in between)
+        return all(self._is_done(stage, generation - DELAY * (stage + 1)) for stage in range(self.num_waves))
 
     def _is_done(self, stage: int, wave: int) -> bool:
         """Whether a stage is finished up to a wave."""
@@ -201,16 +209,15 @@ class Search:
         return interleave(ranked, self.spaces[ranked[0].budget].kinds([candidate.strategy for candidate in ranked]))
 
     def _is_over(self, generation: int) -> bool:
-        """Whether the minutes are over that what a generation is made of took, and that the last stage will take."""
+        """Whether the minutes are over that what a generation is made of took, and that the last stages will take."""
         if self.config.minutes is None:
             return False
         known = self._known(generation)
-        parts = [after - before for before, after in zip((0.0, *self.stages), self.stages, strict=False)]
+        fractions = [stage.fraction for stage in self.stages]
+        parts = [after - before for before, after in zip((0.0, *fractions), fractions, strict=False)]
         done = sum(parts[line.stage] for line in known)
         num = len({line.index for line in known})
-        last = len(parts) - 1
-        parts[last] += TRAINED if self.matched else 0.0
-        left = parts[last] * min(num, count_finalists(num, self.config.promote, last)) if last else 0.0
+        left = sum(work_of(self.stages, num, self.config.promote)[self.num_waves :])
         elapsed = max((line.elapsed for line in known), default=0.0)
         return elapsed * (1 + left / max(done, 1e-9)) >= 60 * self.config.minutes
 

@@ -28,7 +28,7 @@ from eagleeye_hf.search.generations import Search
 from eagleeye_hf.search.journal import Journal
 from eagleeye_hf.search.result import SearchResult
 from eagleeye_hf.search.scorer import Scorer, check_scorer
-from eagleeye_hf.search.stages import size_stages, with_matching
+from eagleeye_hf.search.stages import list_stages, size_stages
 from eagleeye_hf.search.timing import MEASURED, measure_finalists, measure_leaders
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.budget import Bounds
@@ -36,7 +36,7 @@ from eagleeye_hf.strategies.keeping import largest_ratios, spared_blocks
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
 
-RULES = 5
+RULES = 6
 """How candidates follow from scores; a journal of other rules can't be gone on with."""
 EXAMPLES = 6
 """Random strategies on which formats are compared."""
@@ -84,10 +84,8 @@ def run_search(
     divisor = divisor_of(graph, config, prepared.alignment)
     spaces = [open_space(Bounds(graph, one, prepared.latency), config, divisor) for one in config.budgets]
     workers = Workers(score, accelerator, journal, lines, started, output)
-    stages = size_stages(config.stages, prepared.pace)
-    matched = config.matched and prepared.matches
-    stages = with_matching(stages) if matched else stages
-    search = Search(spaces, config, seed, workers, stages, matched, units, prepared.reports)
+    stages = list_stages(size_stages(config.stages, prepared.pace), config.matched and prepared.matches)
+    search = Search(spaces, config, seed, workers, stages, units, prepared.reports)
     notes = [diagnose_full_model(prepared.full) if prepared.full else None]
     if prepared.latency is not None and prepared.latency.error > LOOSE_FIT:
         notes.append(

@@ -23,11 +23,11 @@ class Scorer(Protocol):
         """Candidates that one process scores at a time, each in a thread of its own."""
 
     def __call__(
-        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: bool = False
+        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: int = 0
     ) -> Score:
         """The score on this fraction of the images, of which those of `before` need not be looked at again.
 
-        With `matched`, where `prepare` tells that it can: on all images, after a little training without labels.
+        With `matched`, where `prepare` tells that it can: on all images, after so many steps without labels.
 
         A loss that is not finite, or a FloatingPointError, is recorded as this candidate's failure. Any RuntimeError
         or ArithmeticError else ends the search, for the device is at fault; one that tells of a lack of memory does so
@@ -65,7 +65,7 @@ class FunctionScorer:
         self.function = function
 
     def __call__(
-        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: bool = False
+        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: int = 0
     ) -> Score:
         return self.function(strategy, fraction)
 

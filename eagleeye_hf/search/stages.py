@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from eagleeye_hf.evaluation.preparation import Pace
@@ -11,10 +12,25 @@ from eagleeye_hf.evaluation.preparation import Pace
 T = TypeVar("T")
 
 FINALISTS = 8
-"""The last stage has a multiple of so many candidates, for it comes at once and processes share it."""
-TRAINED = 5.0
-"""What the training of a candidate takes, in scorings on all images: two for each pass over the calibration images,
-which are one for large images and four for small ones."""
+"""The last stage has a multiple of so many candidates, for all come at once and processes share them."""
+WIDER = 3
+"""Times as many are trained for a few steps first, for before training the best of a kind is hard to tell."""
+STEPS = (16, 64)
+"""Steps without labels before a candidate is scored, for those that are tried and for the last ones of them."""
+STEP = 0.08
+"""What such a step takes, in scorings on all images."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How candidates are scored there."""
+
+    fraction: float
+    """Of the images."""
+    steps: int = 0
+    """Those without labels that a candidate is trained first."""
+    width: int = 0
+    """Where all come at once, at the end of a search: times as many as at the last stage. 0: they come wave by wave."""
 
 
 def size_stages(stages: Sequence[float], pace: Pace | None) -> tuple[float, ...]:
@@ -33,9 +49,31 @@ def size_stages(stages: Sequence[float], pace: Pace | None) -> tuple[float, ...]
     return tuple(fraction**stretch for fraction in stages)
 
 
-def with_matching(stages: Sequence[float]) -> tuple[float, ...]:
-    """Where the last stage trains before it scores: not all candidates come to it."""
-    return (1.0, 1.0) if len(stages) == 1 else tuple(stages)
+def list_stages(fractions: Sequence[float], matched: bool) -> tuple[Stage, ...]:
+    """With `matched`, candidates are trained before they are scored at the last stage, and before that one three times
+    as many for fewer steps."""
+    if len(fractions) == 1 and not matched:
+        return (Stage(fractions[0]),)
+    waves = map(Stage, fractions[:-1] or fractions)
+    few, more = STEPS
+    return (*waves, Stage(1.0, few, WIDER), Stage(1.0, more, 1)) if matched else (*waves, Stage(1.0, width=1))
+
+
+def count_waves(stages: Sequence[Stage]) -> int:
+    """The stages to which candidates come wave by wave; the others follow."""
+    return sum(not stage.width for stage in stages)
+
+
+def work_of(stages: Sequence[Stage], num: int, promote: float) -> list[float]:
+    """Per stage: what it takes where so many candidates are at the first, in scorings of one on all images."""
+    work, seen = [], 0.0
+    for number, stage in enumerate(stages):
+        count = count_promoted(num, promote, number)
+        if stage.width:
+            count = min(num, count_finalists(num, promote, count_waves(stages)) * stage.width)
+        work.append(count * (stage.fraction + STEP * stage.steps if stage.steps else stage.fraction - seen))
+        seen = stage.fraction
+    return work
 
 
 def interleave(ranked: Sequence[T], kinds: Sequence[str]) -> list[T]:

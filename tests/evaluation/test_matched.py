@@ -38,8 +38,8 @@ def score_of(example, **options) -> AdaptiveBNScore:
 def test_matched_candidates_come_nearer_to_the_full_network(example):
     score, strategies = score_of(example, compensate=True), example[-1]
     before = copy.deepcopy(example[0].state_dict())
-    plain, matched = ([score(strategy, matched=given) for strategy in strategies] for given in (False, True))
-    assert all(found.matched and found.num_images == 64 for found in matched)
+    plain, matched = ([score(strategy, matched=given) for strategy in strategies] for given in (0, 16))
+    assert all(found.matched == 16 and found.num_images == 64 for found in matched)
     assert not any(found.matched for found in plain)
     assert sum(found.loss for found in matched) < 0.8 * sum(found.loss for found in plain)
     for name, tensor in example[0].state_dict().items():
@@ -50,11 +50,11 @@ def test_matched_candidates_come_nearer_to_the_full_network(example):
 def test_threads_and_labels_change_nothing(example):
     model, graph, calibration, holdout, strategies = example
     score = score_of(example)
-    expected = [score(strategy, matched=True) for strategy in strategies[:4]]
+    expected = [score(strategy, matched=16) for strategy in strategies[:4]]
     other = [(images, torch.zeros_like(wanted)) for images, wanted in calibration]
     again = AdaptiveBNScore(model, graph, other, holdout, objective=Agreement(), format=Format())
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(partial(again, matched=True), strategies[:4])) == expected
+        assert list(pool.map(partial(again, matched=16), strategies[:4])) == expected
 
 
 def test_nothing_in_it_is_random():
@@ -75,7 +75,7 @@ def test_nothing_in_it_is_random():
     for seed in (1, 2):
         torch.manual_seed(seed)
         thin = recalibrate_bn(slice_model(full, graph, keep), images)
-        match_briefly(thin, full, graph, keep, (), images, images, lambda: Format().autocast(torch.device("cpu")))
+        match_briefly(thin, full, graph, keep, (), images, images, 8, lambda: Format().autocast(torch.device("cpu")))
         results.append(thin.state_dict())
     assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
 
@@ -86,7 +86,7 @@ def test_a_candidate_that_training_harms_counts_as_it_was(example, monkeypatch):
 
     score, strategy = score_of(example), example[-1][1]
     monkeypatch.setattr("eagleeye_hf.evaluation.score.match_briefly", harm)
-    before, after = score(strategy), score(strategy, matched=True)
+    before, after = score(strategy), score(strategy, matched=16)
     assert after.matched
     assert after.loss == before.loss
 
@@ -97,7 +97,7 @@ def test_a_training_that_diverges_counts_for_nothing(example, monkeypatch):
 
     score, strategy = score_of(example), example[-1][1]
     monkeypatch.setattr("eagleeye_hf.evaluation.score.match_briefly", explode)
-    assert score(strategy, matched=True) == replace(score(strategy), matched=True)
+    assert score(strategy, matched=16) == replace(score(strategy), matched=16)
 
 
 def test_memory_counts_every_layer():

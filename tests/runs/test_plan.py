@@ -7,7 +7,7 @@ import pytest
 from eagleeye_hf import DatasetConfig, FinetuneConfig, MatchConfig, NetworkConfig, RunConfig, SearchConfig
 from eagleeye_hf.runs import plan
 from eagleeye_hf.runs.plan import Clock, Counts, Phase, Plan, Rates, predict_phases
-from eagleeye_hf.search.stages import TRAINED
+from eagleeye_hf.search.stages import STEP, STEPS
 from eagleeye_hf.telling import LOGGER
 
 CONFIG = RunConfig(
@@ -27,8 +27,9 @@ def seconds(config=CONFIG, rates=RATES, processes=1) -> dict[str, float]:
 
 def test_times_follow_from_what_is_done():
     """Half the MACs in training and scoring; the full network and the result on the test images."""
+    few, more = STEPS
     expected = {
-        "search": (100 + 16 * TRAINED) * 100 * 0.005 * plan.OVERHEAD,
+        "search": (100 + 48 * (1 + few * STEP) + 16 * (1 + more * STEP)) * 100 * 0.005 * plan.OVERHEAD,
         "matching": 10 * 50 * (0.015 + 0.01) + 50 * 0.01,
         "fine-tuning": 10 * (1000 * 0.015 + 50 * 0.01),
         "measuring": 2 * 200 * (0.01 + 0.02 / 4) + 5,

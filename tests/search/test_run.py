@@ -21,7 +21,7 @@ from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.search.pool import _use_device
 from eagleeye_hf.search.reading import read_journal
 from eagleeye_hf.search.scorer import FunctionScorer
-from eagleeye_hf.search.stages import interleave
+from eagleeye_hf.search.stages import STEPS, interleave
 from eagleeye_hf.strategies.budget import Bounds
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import aligned_divisors
@@ -130,7 +130,7 @@ class Trained(FunctionScorer):
 
     def __call__(self, strategy, fraction=1.0, before=None, matched=False):
         found = by_sum(strategy, fraction)
-        return replace(found, loss=10_000 - found.loss, matched=True) if matched else found
+        return replace(found, loss=10_000 - found.loss, matched=matched) if matched else found
 
 
 @pytest.mark.parametrize("stages", [(0.25, 1.0), (1.0,)])
@@ -139,10 +139,14 @@ def test_leaders_are_scored_once_more_after_a_little_training(graph, tmp_path, s
     result = run_search(Trained(by_sum), graph, config, output=tmp_path)
     plain = run_search(BY_SUM, graph, config)
     matched = [candidate for candidate in result.candidates if candidate.score.matched]
-    assert {c.index for c in matched} == {c.index for c in plain.leaders[: len(matched)]}
-    assert 1 < len(matched) < 40
-    assert result.best == min(matched, key=lambda candidate: sum(candidate.strategy.widths))
-    assert result.leaders[: len(matched)] == sorted(matched, key=lambda candidate: candidate.score.loss)
+    longer = [candidate for candidate in matched if candidate.score.matched == max(STEPS)]
+    assert (len(longer), len(matched)) == (8, 24)
+    assert {c.index for c in plain.leaders[:8]} <= {c.index for c in matched}
+    assert longer == sorted(longer, key=lambda c: c.index)
+    by_loss = sorted(matched, key=lambda candidate: candidate.score.loss)
+    assert {c.index for c in longer} == {c.index for c in by_loss[:8]}
+    assert result.best == min(longer, key=lambda candidate: sum(candidate.strategy.widths))
+    assert result.leaders[:24] == [*sorted(longer, key=lambda c: c.score.loss), *by_loss[8:]]
     assert read_journal(tmp_path).leaders()[0].strategy == result.best.strategy
     assert run_search(Trained(by_sum), graph, config, output=tmp_path).best == result.best
     without = run_search(Trained(by_sum), graph, replace(config, matched=False))
@@ -164,7 +168,7 @@ def test_networks_that_are_thin_or_short_or_see_small_images_take_turns():
 
     config = replace(CONFIG, candidates=60, stages=(0.25, 1.0), dimensions=("width", "depth", "size"), macs=0.4)
     result = run_search(Biased(by_sum), graph, config)
-    matched = [candidate.strategy for candidate in result.candidates if candidate.score.matched]
+    matched = [candidate.strategy for candidate in result.candidates if candidate.score.matched == max(STEPS)]
     kinds = Space(Bounds(graph, config.budgets[0]), dimensions=config.dimensions).kinds(matched)
     assert len(kinds) == 8
     assert set(kinds) == {"width", "depth", "size", "mostly width", "mostly depth", "mostly size"}
@@ -342,15 +346,15 @@ def test_what_is_measured_beyond_the_bound_is_not_trained(graph, tmp_path, stage
 
     config = replace(CONFIG, latency=0.5, candidates=60, stages=stages, promote=0.1)
     result = run_search(Both(by_sum), graph, config, output=tmp_path)
-    matched = [candidate for candidate in result.candidates if candidate.score.matched]
+    longer = [candidate for candidate in result.candidates if candidate.score.matched == max(STEPS)]
     unbound = run_search(Trained(by_sum), graph, replace(config, latency=None, macs=0.5))
-    assert len(matched) == sum(candidate.score.matched for candidate in unbound.candidates)
-    assert all(candidate.latency.milliseconds == 5.0 for candidate in matched)
-    assert result.best in matched
+    assert len(longer) == sum(candidate.score.matched == max(STEPS) for candidate in unbound.candidates) == 8
+    assert all(candidate.latency.milliseconds == 5.0 for candidate in longer)
+    assert result.best in longer
     slow = [candidate for candidate in result.candidates if candidate.beyond]
     assert slow, "those that were scored best were measured first"
     lines = (tmp_path / "search.jsonl").read_text().splitlines(keepends=True)
-    for killed in (len(lines) // 2, len(lines) - len(matched) - 4, len(lines) - 3):
+    for killed in (len(lines) // 2, len(lines) - len(longer) - 4, len(lines) - 3):
         (tmp_path / "search.jsonl").write_text("".join(lines[:killed]))
         assert essence(run_search(Both(by_sum), graph, config, output=tmp_path)) == essence(result)
 
