@@ -242,7 +242,8 @@ class Table:
             group = tasks[start : start + self.options.together]
             learners = [Learner(network, self.images, most, seed, teacher) for _, seed, network, teacher in group]
             seconds = time_epoch(learners)
-            epochs = max(1, min(most, int(min(self.left(part) / seconds, most))))
+            groups = math.ceil((len(tasks) - start) / self.options.together)
+            epochs = max(1, int(min(self.left(part) / groups / seconds, most)))
             print(f"{len(group)} networks together: {seconds:.2f} s an epoch, {epochs} epochs", flush=True)
             title = ", ".join(f"{arm} {seed}" for arm, seed, *_ in group)
             for (arm, seed, *_), network in zip(group, train_together(learners, epochs, title), strict=True):
@@ -315,8 +316,9 @@ def write_page(folder: Path) -> str:
         "",
         f"Made by `cifar_table.py` on {device}, PyTorch {found[0]['torch'] if found else ''}: SGD, {LR} falling by "
         f"cosine, {BATCH} images a step, weight decay {WEIGHT_DECAY:g}, crops and mirrored images, the last epoch's "
-        f"weights. Widths are multiples of {DIVISOR}. Mean and standard deviation over seeds, 10,000 test images. The "
-        "images are JPEG copies, a little harder than the original. The literature trains the full network for 200 "
+        f"weights. Widths are multiples of {DIVISOR}; where minutes are bounded, a search's leaders are not matched. "
+        "Mean and standard deviation over seeds, 10,000 test images. The images are JPEG copies, a little harder than "
+        "the original. The literature trains the full network for 200 "
         "epochs or more, pruned ones for 120 to 400, and reports 93.5 to 93.9% for both; with fewer epochs, only the "
         "rows here can be compared with each other.",
         "",

@@ -40,7 +40,7 @@ class Sleeper(FunctionScorer):
         super().__init__(lambda strategy, fraction: Score(loss=1e5 - sum(strategy.widths), reported=0, num_images=1))
 
     def __call__(
-        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: bool = False
+        self, strategy: Strategy, fraction: float = 1.0, before: Seen | None = None, matched: int = 0
     ) -> Score:
         time.sleep(CANDIDATE + IMAGES * (fraction - (before.fraction if before else 0)))
         return super().__call__(strategy, fraction)

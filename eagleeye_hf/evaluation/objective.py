@@ -32,7 +32,7 @@ class Score:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Score:
-        return Score(**data)
+        return Score(**{**data, "matched": int(data.get("matched", 0))})
 
     def join(self, other: Score) -> Score:
         """On the images of both."""

@@ -99,6 +99,10 @@ class Scored:
     def index(self) -> int:
         return self.candidate.index
 
+    def is_of(self, task: Task) -> bool:
+        """Whether it was trained as the task wants."""
+        return self.score is None or self.score.matched == task.matched
+
     def apply(self, candidate: Candidate) -> Candidate:
         return replace(candidate, score=self.score, status=self.status, seconds=candidate.seconds + self.seconds)
 

@@ -18,8 +18,8 @@ from eagleeye_hf.strategies.sampling import Sampler
 
 Bound = Annotated[float | str | Sequence[float | str] | None, arg(metavar="NUMBER [NUMBER ...]")]
 Method = Literal["random", "evolution", "uniform", "global"]
-GENERATION, GENERATIONS = 16, 8
-"""Candidates of a generation at most, and how many of them a search has at least."""
+GENERATION, SMALLEST_GENERATION, GENERATIONS = 16, 4, 8
+"""Candidates of a generation, at most and at least, and how many generations there are between these limits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ class SearchConfig:
     depths and image sizes."""
     generation: Annotated[int, Within("[1, inf)")] | None = None
     """Candidates, all budgets together, between two looks at the results, while the generation after is scored: as many
-    as are scored at a time, or more. 16, or an eighth of the candidates where that is less. Results depend on it, and
-    not on the number of processes."""
+    as are scored at a time, or more. 16; for an evolution of few candidates an eighth of them, at least 4. Results
+    depend on it, and not on the number of processes."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -92,8 +92,9 @@ class SearchConfig:
         """Candidates of a generation, of each budget."""
         num = self.generation
         if num is None:
-            every = GENERATION * GENERATIONS if self.candidates is None else self.candidates * len(self.budgets)
-            num = min(GENERATION, max(1, every // GENERATIONS))
+            few = self.candidates is not None and self.method == "evolution"
+            every = (self.candidates or 1) * len(self.budgets) if few else GENERATION * GENERATIONS
+            num = min(GENERATION, max(SMALLEST_GENERATION, every // GENERATIONS))
         return max(1, num // len(self.budgets))
 
     @property

@@ -69,8 +69,8 @@ class Search:
         """In every process; each knows all candidates at the end.
 
         Args:
-            before_last: called in every process once all stages but the last ones, to which candidates come at once,
-                are done; what it finds to be beyond a bound does not come to those.
+            before_last: called in every process once all stages but the last one are done; what it finds to be beyond a
+                bound does not come to that one.
         """
         with self._progress() as self._bar:
             self._closing = before_last is None
@@ -88,23 +88,24 @@ class Search:
         return rank_candidates([c for c in self.candidates if c.budget == budget])
 
     def finalists(self, budget: int) -> list[Candidate]:
-        """Those that come to the last stages, by what is known of each: as many as without a bound on milliseconds.
+        """Those that come to the last stage, by what is known of each: as many as without a bound on milliseconds.
         Those that were measured beyond it are replaced by the next best; where all are beyond it, the nearest stay."""
-        return self._next_at(len(self.stages) - 1, budget)
+        return self._best_of(budget, 1)
 
-    def _next_at(self, stage: int, budget: int) -> list[Candidate]:
-        """The same for any stage to which all come at once; they come from the one before where that is one, too."""
+    def _best_of(self, budget: int, width: int) -> list[Candidate]:
+        """The same for a stage to which several times as many come; those that were trained for a few steps first."""
         own = sorted(self.leaders(budget), key=lambda c: (c.score.loss if c.score else math.inf, c.index))
-        num = self._num_finalists(own) * self.stages[stage].width
-        if stage > self.num_waves:
-            own = [c for c in own if c.index in self._waves[stage - 1]]
+        num = self._num_finalists(own) * width
         if self._closing and any(c.latency for c in own):  # those that were asked for, and could be measured
             own = [c for c in own if c.latency]
         fitting = [c for c in own if not c.beyond] or sorted(own, key=lambda c: c.beyond)[:num]
-        return self._in_turns(fitting)[:num]
+        trained, others = (
+            [c for c in fitting if bool(c.score and c.score.matched) == is_it] for is_it in (True, False)
+        )
+        return [*self._in_turns(trained), *self._in_turns(others)][:num]
 
     def _num_finalists(self, own: Sequence[Candidate]) -> int:
-        return min(len(own), count_finalists(len(own), self.config.promote, self.num_waves))
+        return min(len(own), count_finalists(len(own), self.config.promote, self.stages))
 
     def take(self, line: Line) -> None:
         """Write a line of the journal into its candidate; candidates are in the order of their index."""
@@ -147,7 +148,8 @@ class Search:
             return []
         if any(any(opened.values()) for opened in self._open) or len(self._open[self.num_waves - 1]) < waves:
             return []
-        chosen = [candidate for budget in range(len(self.spaces)) for candidate in self._next_at(stage, budget)]
+        width = self.stages[stage].width
+        chosen = [candidate for budget in range(len(self.spaces)) for candidate in self._best_of(budget, width)]
         if stage == self.num_waves:
             behind, wave = [c for c in chosen if c.index not in self._waves[stage - 1]], len(self._open[stage - 1])
             if behind and wave < waves + CATCHING_UP:
@@ -219,7 +221,8 @@ class Search:
         num = len({line.index for line in known})
         left = sum(work_of(self.stages, num, self.config.promote)[self.num_waves :])
         elapsed = max((line.elapsed for line in known), default=0.0)
-        return elapsed * (1 + left / max(done, 1e-9)) >= 60 * self.config.minutes
+        begun = min((line.elapsed - line.seconds for line in known), default=0.0)  # what came before is no scoring
+        return elapsed + (elapsed - begun) * left / max(done, 1e-9) >= 60 * self.config.minutes
 
     def _propose(self, generation: int) -> list[Candidate]:
         count = self.config.generation_size

@@ -80,7 +80,7 @@ class Proposer:
     def _fill(
         self, space: Space, numbers: Sequence[int], parents: Sequence[Strategy], known: set[Strategy]
     ) -> dict[int, Proposal]:
-        """A proposal of a space per number; none where one dimension alone has no strategies but the known ones."""
+        """A proposal of a space per number; none where an evolution finds but known ones in one dimension alone."""
         if not numbers:
             return {}
         children: dict[int, Strategy | None] = dict.fromkeys(numbers)
@@ -96,7 +96,8 @@ class Proposer:
         found = {}
         for number, child in children.items():
             strategy = child or drawn.get(number)
-            if strategy and (space is self.space or child or strategy not in known):
+            fresh = space is self.space or self.config.method != "evolution" or strategy not in known
+            if strategy and (child or fresh):
                 known.add(strategy)
                 found[number] = Proposal(strategy, "evolution" if child else "random")
         return found

@@ -15,6 +15,8 @@ FINALISTS = 8
 """The last stage has a multiple of so many candidates, for all come at once and processes share them."""
 WIDER = 3
 """Times as many are trained for a few steps first, for before training the best of a kind is hard to tell."""
+TRAINED_AT = 2
+"""As many are trained as would come to this stage."""
 STEPS = (16, 64)
 """Steps without labels before a candidate is scored, for those that are tried and for the last ones of them."""
 STEP = 0.08
@@ -70,7 +72,8 @@ def work_of(stages: Sequence[Stage], num: int, promote: float) -> list[float]:
     for number, stage in enumerate(stages):
         count = count_promoted(num, promote, number)
         if stage.width:
-            count = min(num, count_finalists(num, promote, count_waves(stages)) * stage.width)
+            finalists = min(num, count_finalists(num, promote, stages))
+            count = min(num, finalists * stage.width) if stage.width == 1 or num > finalists else 0
         work.append(count * (stage.fraction + STEP * stage.steps if stage.steps else stage.fraction - seen))
         seen = stage.fraction
     return work
@@ -96,6 +99,7 @@ def count_promoted(num: int, promote: float, stage: int) -> int:
     return math.ceil(promote**stage * num - 1e-9)
 
 
-def count_finalists(num: int, promote: float, last: int) -> int:
-    """The same where it is the last one."""
-    return -(-count_promoted(num, promote, last) // FINALISTS) * FINALISTS
+def count_finalists(num: int, promote: float, stages: Sequence[Stage]) -> int:
+    """The same where it is the last one; as many are trained, however many stages there are."""
+    step = TRAINED_AT if stages[-1].steps else count_waves(stages)
+    return -(-count_promoted(num, promote, step) // FINALISTS) * FINALISTS

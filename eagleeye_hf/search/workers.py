@@ -141,7 +141,7 @@ class Workers:
             pending, lines = follow(lines), []
             for task in pending:
                 line = self.scored.get((task.candidate.index, task.stage))
-                if line is not None and self._is_of(line, task.candidate):
+                if line is not None and self._is_of(line, task.candidate) and line.is_of(task):
                     lines = [*lines, line]
                 else:
                     found.append(task)

@@ -48,6 +48,11 @@ class Frames:
         """Sizes from which the other dimensions can reach the budget: thinner layers have to be needed, fewer blocks to
         be enough."""
 
+    @property
+    def num_changing(self) -> int:
+        """The dimensions in which networks differ."""
+        return ("width" in self.dimensions) + (len(self.removable) > 0) + (len(self.sizes) > 1)
+
     def sized(self, size: int) -> np.ndarray:
         """The frame of the full network at another image size."""
         return np.append(self.full[:-1], size)

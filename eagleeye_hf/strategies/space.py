@@ -127,8 +127,8 @@ class Space:
 
     @cached_property
     def parts(self) -> list[Space]:
-        """The spaces of one dimension alone: those in which there is something to search."""
-        found = self.singles() if len(self.dimensions) > 1 else {}
+        """The spaces of one dimension alone: those in which there is something to search, where others change, too."""
+        found = self.singles() if self.frames is not None and self.frames.num_changing > 1 else {}
         names: dict[str, Dimension] = {"uniform": "width", "depth": "depth"}
         alone = [(name,) for single, name in names.items() if single in found]
         return [Space(self.bounds, self.divisor, self.max_ratio.tolist(), name, self.spared) for name in alone]

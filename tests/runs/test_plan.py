@@ -29,7 +29,7 @@ def test_times_follow_from_what_is_done():
     """Half the MACs in training and scoring; the full network and the result on the test images."""
     few, more = STEPS
     expected = {
-        "search": (100 + 48 * (1 + few * STEP) + 16 * (1 + more * STEP)) * 100 * 0.005 * plan.OVERHEAD,
+        "search": (100 + 24 * (1 + few * STEP) + 8 * (1 + more * STEP)) * 100 * 0.005 * plan.OVERHEAD,
         "matching": 10 * 50 * (0.015 + 0.01) + 50 * 0.01,
         "fine-tuning": 10 * (1000 * 0.015 + 50 * 0.01),
         "measuring": 2 * 200 * (0.01 + 0.02 / 4) + 5,

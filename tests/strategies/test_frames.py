@@ -101,6 +101,17 @@ def test_every_second_proposal_changes_one_dimension_and_inherits_from_such(grap
     assert [p.origin for p in found] == ["evolution", "evolution", "evolution", "random"] * 16
 
 
+def test_where_one_dimension_alone_can_change_there_are_no_parts(graph):
+    """All blocks are spared, so widths are all there is."""
+    every = [block.name for block in graph.blocks]
+    space = Space(Bounds(graph, Budget(macs=0.6)), 1, 0.7, ("width", "depth"), every)
+    assert space.parts == []
+    proposer = Proposer(space, SearchConfig(macs=0.6), 0, None)
+    parents = [proposal.strategy for proposal in proposer.propose(range(16), [], set())]
+    children = proposer.propose(range(16, 32), parents, set(parents))
+    assert {proposal.origin for proposal in children} == {"evolution"}
+
+
 def test_where_one_dimension_has_too_few_networks_all_are_searched(graph):
     """Two blocks may go, and one of them has to: two networks."""
     blocks = [block.name for block in graph.blocks]
