@@ -20,6 +20,11 @@ os.environ |= {"HF_ENDPOINT": SERVER.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": 
 for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE"):
     os.environ.pop(name, None)
 
+from eagleeye_hf.search import stages  # noqa: E402
+
+stages.STEPS = (2, 4)
+"""Leaders of searches are trained for a few steps only."""
+
 
 @pytest.fixture
 def hub() -> HubServer:

@@ -495,6 +495,7 @@ from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.search import stages
 from tests.runtimes.predictors import PLACE, per_channel
 torch.manual_seed(0)
+stages.STEPS = (1, 2)
 model = timm.create_model("resnet20_cifar").eval()
 graph = trace_model(model)
 batches = [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))) for _ in range(4)]
@@ -510,7 +511,6 @@ class Timed(AdaptiveBNScore):
     def measure_latency(self, strategies):
         return [Latency(milliseconds=7.5 if s.widths[0] % 2 else 5.0, full_ms=10.0, place=PLACE) for s in strategies]
 
-stages.STEPS = (1, 2)
 score = Timed(model, graph, batches[:2], batches[2:])
 config = SearchConfig(latency=0.5, candidates=30, stages=(0.5, 1.0), divisor=1)
 run_search(score, graph, config, output=Path(sys.argv[1]) / "timed")
