@@ -11,7 +11,7 @@ from eagleeye_hf.evaluation.memory import activation_bytes, affordable_threads, 
 from eagleeye_hf.evaluation.objective import Score
 from eagleeye_hf.evaluation.preparation import Pace, Preparation
 from eagleeye_hf.search.scorer import FunctionScorer
-from eagleeye_hf.search.stages import count_finalists, size_stages
+from eagleeye_hf.search.stages import count_finalists, list_stages, size_stages
 from tests.helpers import make_model
 
 
@@ -80,7 +80,9 @@ def test_a_fast_device_sees_more_images():
     assert size_stages(stages, Pace(candidate=0.2, images=1.0)) == pytest.approx((0.25, 0.5, 1.0))
     assert size_stages(stages, Pace(candidate=0.6, images=1.0)) == (1.0,)
     assert size_stages((1.0,), Pace(candidate=1.0, images=1.0)) == (1.0,)
-    assert [count_finalists(num, 0.1, 2) for num in (20, 800, 801, 1000)] == [8, 8, 16, 16]
+    plain, one, matched = list_stages(stages, False), list_stages((1.0,), True), list_stages(stages, True)
+    for found in (plain, one, matched):
+        assert [count_finalists(num, 0.1, found) for num in (20, 800, 801, 1000)] == [8, 8, 16, 16]
 
 
 def test_stages_are_kept_in_the_journal(tmp_path):
