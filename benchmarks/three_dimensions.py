@@ -69,6 +69,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
 }
 SEEDS = (0, 1)
+PICTURE = "![Accuracy over milliseconds](three_dimensions.png)"
+"""What is written below it in the page stays."""
 COMMON = "--epochs 1 --threads 1 --runtime onnxruntime --divisor 8 --seed {seed}"
 
 
@@ -240,10 +242,11 @@ def table() -> None:
             for key, rows in found.items()
         ]
         drawn[name].append(("full", 1.0, "full", 1.0, accuracy))
-    lines += ["![Accuracy over milliseconds](three_dimensions.png)", ""]
     draw(drawn, HERE / "three_dimensions.png")
-    (HERE / "three_dimensions.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    page = HERE / "three_dimensions.md"
+    remarks = page.read_text().partition(PICTURE)[2] if page.exists() else "\n"
+    page.write_text("\n".join([*lines, PICTURE]) + remarks)
+    print(page.read_text())
 
 
 if __name__ == "__main__":
