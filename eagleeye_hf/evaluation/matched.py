@@ -20,6 +20,8 @@ from eagleeye_hf.pruning.config import MatchConfig
 
 LIKE = MatchConfig()
 """The highest learning rate is that of `match_teacher` for its images a step; in proportion for others."""
+PER_PASS = 16
+"""An image is seen at most once in so many steps; where there are few images there are fewer steps."""
 PARTS = 2
 """Steps that a batch of calibration images makes."""
 MAX_NORM = 1.0
@@ -47,7 +49,7 @@ def match_briefly(
         removed_blocks: those that the pruned network lacks.
         images: batches at the size that the full network takes.
         seen: the same images at the size that the pruned one takes.
-        steps: each of a part of a batch, from the first on and over again.
+        steps: each of a part of a batch, from the first on and over again; fewer where images are few.
         autocast: makes a context of the precision of passes.
     """
     device, teacher = device_of(thin), copy.deepcopy(full).eval()  # its hooks are this candidate's
@@ -63,6 +65,7 @@ def match_briefly(
     thin.eval()
     for layer in batch_norms(thin):
         layer.train()
+    steps = min(steps, len(pairs) * math.ceil(steps / PER_PASS))
     for step, (part, small) in enumerate(islice(cycle(pairs), steps)):
         rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:

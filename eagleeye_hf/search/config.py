@@ -66,7 +66,7 @@ class SearchConfig:
     """The part that goes on to the next stage; to the last in the end, in multiples of 8."""
     matched: bool = True
     """The last stages train each candidate's layers without labels, 16 steps of three times as many candidates and then
-    64 steps, before they score: nearer to what training will make of it, and comparable between networks of other
+    64 steps (fewer where these images are few), before they score: nearer to what training will make of it, and comparable between networks of other
     depths and image sizes."""
     generation: Annotated[int, Within("[1, inf)")] | None = None
     """Candidates, all budgets together, between two looks at the results, while the generation after is scored: as many
