@@ -65,9 +65,9 @@ class SearchConfig:
     promote: Annotated[float, Within("(0, 1]")] = 0.1
     """The part that goes on to the next stage; to the last in the end, in multiples of 8."""
     matched: bool = True
-    """The last stages train each candidate's layers without labels, 16 steps of three times as many candidates and then
-    64 steps (fewer where these images are few), before they score: nearer to what training will make of it, and comparable between networks of other
-    depths and image sizes."""
+    """The last stages train each candidate's layers without labels before they score, three times as many for 16 steps
+    and then the last ones for 64, fewer where calibration images are few: nearer to what training will make of it, and
+    comparable between networks of other depths and image sizes."""
     generation: Annotated[int, Within("[1, inf)")] | None = None
     """Candidates, all budgets together, between two looks at the results, while the generation after is scored: as many
     as are scored at a time, or more. 16; for an evolution of few candidates an eighth of them, at least 4. Results
