@@ -11,7 +11,7 @@ from eagleeye_hf import __version__
 from eagleeye_hf.runs.arguments import parse_config, run_main
 
 COMMANDS = {
-    "quickstart": "the whole method in two minutes, without network: handwritten digits, half the MACs",
+    "quickstart": "the whole method in two to three minutes, without network: handwritten digits, half the MACs",
     "compress": "the whole job: search, prune, fine-tune, measure, save, publish",
     "inspect": "show the channel groups of a network: what can go, what it costs, what stays and why",
     "search": "find the best thin versions of a trained network under one or several budgets",

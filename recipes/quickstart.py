@@ -1,4 +1,4 @@
-"""What `eagleeye quickstart` does: the whole method in about two minutes, without network.
+"""What `eagleeye quickstart` does: the whole method in two to three minutes, without network.
 
 accelerate launch recipes/quickstart.py
 """

@@ -30,7 +30,7 @@ class QuickstartConfig(RunConfig):
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
-    """The whole method in two minutes, without network: handwritten digits, and a MobileNetV1 trained on the spot."""
+    """The whole method in two to three minutes, without network: digits, and a MobileNetV1 trained on the spot."""
     import timm
     from accelerate.utils import set_seed
 
