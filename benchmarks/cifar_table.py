@@ -211,11 +211,11 @@ class Table:
 
     def left(self, part: float) -> float:
         """Seconds until a part of the minutes is over."""
-        return math.inf if self.options.minutes is None else 60 * self.options.minutes * part - self.elapsed
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
+        return (
+            math.inf
+            if self.options.minutes is None
+            else 60 * self.options.minutes * part - (time.perf_counter() - self.started)
+        )
 
     def run(self) -> None:
         seeds = self.options.seeds
@@ -318,9 +318,8 @@ def write_page(folder: Path) -> str:
         f"cosine, {BATCH} images a step, weight decay {WEIGHT_DECAY:g}, crops and mirrored images, the last epoch's "
         f"weights. Widths are multiples of {DIVISOR}; where minutes are bounded, a search's leaders are not matched. "
         "Mean and standard deviation over seeds, 10,000 test images. The images are JPEG copies, a little harder than "
-        "the original. The literature trains the full network for 200 "
-        "epochs or more, pruned ones for 120 to 400, and reports 93.5 to 93.9% for both; with fewer epochs, only the "
-        "rows here can be compared with each other.",
+        "the original. The literature trains the full network for 200 epochs or more, pruned ones for 120 to 400, and "
+        "reports 93.5 to 93.9% for both; with fewer epochs, only the rows here can be compared with each other.",
         "",
         "| network | seeds | epochs | MACs | parameters | top-1 | to the full network |",
         "|---|---:|---:|---:|---:|---:|---:|",

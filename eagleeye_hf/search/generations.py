@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from eagleeye_hf.channels.cost import Cost, count_cost, strategy_rows
 from eagleeye_hf.evaluation.objective import Score, Seen
 from eagleeye_hf.search.candidate import Candidate, Line, Scored, Task, rank_candidates
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.methods import Proposal, Proposer
+from eagleeye_hf.search.progress import SearchBar
 from eagleeye_hf.search.stages import Stage, count_finalists, count_promoted, count_waves, interleave, work_of
 from eagleeye_hf.search.workers import Workers
 from eagleeye_hf.strategies.space import Space
 from eagleeye_hf.strategies.strategy import Strategy
-from eagleeye_hf.telling import progress_bar
 
 CATCHING_UP = 4
 """How often those that would come to the last stage are first brought to the stage before it, for what was seen on few
@@ -50,7 +51,7 @@ class Search:
         unit_scores: Sequence[np.ndarray] | None = None,
         reports: str = "score",
     ) -> None:
-        self.spaces, self.config, self.workers, self.stages, self.reports = spaces, config, workers, stages, reports
+        self.spaces, self.config, self.workers, self.stages = spaces, config, workers, stages
         self.num_waves = count_waves(stages)
         self.proposers = [Proposer(space, config, seed, unit_scores) for space in spaces if workers.is_main]
         self.candidates: list[Candidate] = []
@@ -62,8 +63,10 @@ class Search:
         self._open: list[dict[int, int]] = [{} for _ in stages]
         """Per stage: how many of each wave are not finished."""
         self._ended = self._closing = False
-        self._bar: tqdm | None = None
-        self._best: list[Candidate] = []
+        limits = [proposer.num_candidates for proposer in self.proposers]
+        total = None if None in limits else sum(limit for limit in limits if limit is not None)
+        self._open_bar = functools.partial(SearchBar, total, config.minutes, reports, workers.is_main)
+        self._bar: SearchBar | None = None
 
     def run(self, before_last: Callable[[], object] | None = None) -> None:
         """In every process; each knows all candidates at the end.
@@ -72,7 +75,7 @@ class Search:
             before_last: called in every process once all stages but the last one are done; what it finds to be beyond a
                 bound does not come to that one.
         """
-        with self._progress() as self._bar:
+        with contextlib.closing(self._open_bar()) as self._bar:
             self._closing = before_last is None
             self._score()
             if before_last is not None:
@@ -118,7 +121,8 @@ class Search:
             self.take(line)
             self._lines[line.stage][line.index] = line
             self._open[line.stage][self._waves[line.stage][line.index]] -= 1
-            self._show(line.stage, self.candidates[self._places[line.index]])
+            if self._bar is not None:
+                self._bar.show(line.stage, self.candidates[self._places[line.index]], self.workers.elapsed)
         return [*self._promote(), *self._start(), *self._finish()]
 
     def _start(self) -> list[Task]:
@@ -281,32 +285,3 @@ class Search:
     def _score_at(self, candidate: Candidate, stage: int, wave: int) -> Score | None:
         line = self._lines[stage].get(candidate.index)
         return line.score if line is not None and self._waves[stage][candidate.index] <= wave else None
-
-    def _progress(self) -> tqdm:
-        limits = [proposer.num_candidates for proposer in self.proposers]
-        total = None if None in limits else sum(limit for limit in limits if limit is not None)
-        by_time = self.config.minutes is not None and total is None
-        return progress_bar(
-            total=round(60 * self.config.minutes) if by_time and self.config.minutes else total,
-            desc="search",
-            unit="s" if by_time else "candidate",
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} s{postfix}" if by_time else None,
-            disable=not self.workers.is_main,
-            delay=2,
-        )
-
-    def _show(self, stage: int, changed: Candidate) -> None:
-        bar = self._bar
-        if bar is None or bar.disable:
-            return
-        if bar.unit == "s":
-            bar.update(min(int(self.workers.elapsed), bar.total) - bar.n)
-        elif stage == 0:
-            bar.update()
-        best = rank_candidates([*self._best, changed])[:1] if changed.budget == 0 else self._best
-        if best != self._best:
-            self._best = best
-            score = best[0].score
-            bar.set_postfix_str(
-                f"best loss {score.loss:.3f}, {self.reports} {score.reported:.2%}" if score else "", refresh=False
-            )
