@@ -10,7 +10,7 @@ training, 150 steps without labels (`match_teacher`; EfficientNet-Lite0: 60), an
 EfficientNet-Lite0 has the ten classes' outputs of its 1,000. Untrained and matched accuracies are of 2,048 (512)
 holdout images, of CIFAR-10 such as the full network was trained on; trained ones of the 10,000 (1,500) test images.
 Means over the seeds. All networks are timed once more together at the end, in random turns, for milliseconds of
-different hours can't be compared.
+different hours can't be compared; they are parts of the full network's. Rows that were not run here stay as they are.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
 }
 SEEDS = (0, 1)
+PAGE = HERE / "three_dimensions.md"
 PICTURE = "![Accuracy over milliseconds](three_dimensions.png)"
 """What is written below it in the page stays."""
 COMMON = "--epochs 1 --threads 1 --runtime onnxruntime --divisor 8 --seed {seed}"
@@ -195,58 +196,65 @@ def draw(networks: dict[str, list[tuple[str, float, str, float, float]]], file: 
     figure.savefig(file)
 
 
+def told_rows(page: str) -> dict[tuple[str, ...], str]:
+    """Of a network, a budget and what may change: the line of a page."""
+    sections = [section.partition("\n") for section in page.partition(PICTURE)[0].split("\n## ")[1:]]
+    rows = [(name, line) for name, _, text in sections for line in text.splitlines() if line.startswith("| 0")]
+    return {(name, *line.strip("| ").split(" | ")[:2]): line for name, line in rows}
+
+
+def told_point(line: str) -> tuple[float, float] | None:
+    """Of such a line: milliseconds as a part of the full network's and accuracy; None where it is out of reach."""
+    found = re.search(r"\| (\d+)% \|.* \*\*([\d.]+)%", line)
+    return found and (int(found[1]) / 100, float(found[2]) / 100)
+
+
+def write_row(what: str, kind: str, rows: list[dict[str, Any]], parts: list[float]) -> str:
+    """A line of the page; a row per seed, and milliseconds as parts of the full network's."""
+    mean = {key: statistics.mean(row[key] for row in rows) for key in ("untrained", "matched", "trained")}
+    cells = [what, kind, str(len(rows)), ", ".join(str(row["blocks"]) for row in rows)]
+    cells += [", ".join(str(row["size"] or "full") for row in rows), f"{statistics.mean(parts):.0%}"]
+    cells += [f"{mean['untrained']:.2%}", f"{mean['matched']:.2%}", f"**{mean['trained']:.2%}**"]
+    return f"| {' | '.join(cells)} |"
+
+
 def table() -> None:
+    before = PAGE.read_text() if PAGE.exists() else PICTURE + "\n"
+    told = told_rows(before)
     drawn: dict[str, list[tuple[str, float, str, float, float]]] = {}
     lines = ["# Width, depth and image size", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), ""]
     for name in NETWORKS:
-        found: dict[tuple[str, float, str], list[tuple[Path, dict[str, Any]]]] = {}
-        beyond: dict[tuple[str, float, str], str] = {}
-        for seed in SEEDS:
-            for network, bound, part, kind, folder in arms(seed):
-                if network == name and (row := read(folder)):
-                    found.setdefault((bound, part, kind), []).append((folder, row))
-                elif network == name and (left := least(folder)):
-                    beyond[bound, part, kind] = left
-        if not found:
+        folders: dict[Path, dict[str, Any]] = {arm[4]: row for s in SEEDS for arm in arms(s) if (row := read(arm[4]))}
+        folders = {folder: row for folder, row in folders.items() if folder.name.startswith(name)}
+        if folders:
+            times = dict(zip(["full", *folders], time_networks(name, list(folders)), strict=True))
+            accuracy = next(iter(folders.values()))["full"]
+            head = f"The full network: {accuracy:.2%}, {times['full']:.3f} ms."
+        elif found := re.search(rf"## {name}\n\n(The full network: ([\d.]+)%.*)", before):
+            head, accuracy = found[1], float(found[2]) / 100
+        else:
             continue
-        folders = [folder for rows in found.values() for folder, _ in rows]
-        times = dict(zip(["full", *folders], time_networks(name, folders), strict=True))
-        accuracy = next(iter(found.values()))[0][1]["full"]
-        lines += [f"## {name}", "", f"The full network: {accuracy:.2%}, {times['full']:.3f} ms.", ""]
-        lines += [
-            "| budget | may change | seeds | blocks gone | image | milliseconds | untrained | matched | trained |"
-        ]
+        lines += [f"## {name}", "", head, ""]
+        lines += ["| budget | may change | seeds | blocks gone | image | ms | untrained | matched | trained |"]
         lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
-        every = [(arm[1:4]) for arm in arms(0) if arm[0] == name]
-        for bound, part, kind in every:
+        drawn[name] = []
+        for _, bound, part, kind, first in [arm for arm in arms(SEEDS[0]) if arm[0] == name]:
             what = f"{part:g} of the {'MACs' if bound == 'macs' else 'milliseconds'}"
-            rows = found.get((bound, part, kind), [])
-            if not rows:
-                if left := beyond.get((bound, part, kind)):
-                    lines.append(f"| {what} | {kind} | out of reach: at least {left} stay | | | | | | |")
-                continue
-            ms = statistics.mean(times[folder] for folder, _ in rows)
-            mean = {k: statistics.mean(row[k] for _, row in rows) for k in ("untrained", "matched", "trained")}
-            cells = [what, kind, str(len(rows))]
-            cells += [", ".join(str(row["blocks"]) for _, row in rows)]
-            cells += [", ".join(str(row["size"] or "full") for _, row in rows), f"{ms:.3f} ({ms / times['full']:.0%})"]
-            cells += [f"{mean['untrained']:.2%}", f"{mean['matched']:.2%}", f"**{mean['trained']:.2%}**"]
-            lines.append(f"| {' | '.join(cells)} |")
+            own = [first.parents[1] / f"seed{seed}" / first.name for seed in SEEDS]
+            line = told.get((name, what, kind))
+            if done := [folder for folder in own if folder in folders]:
+                parts = [times[folder] / times["full"] for folder in done]
+                line = write_row(what, kind, [folders[folder] for folder in done], parts)
+            elif left := next(filter(None, map(least, own)), None):
+                line = f"| {what} | {kind} | out of reach: at least {left} stay | | | | | | |"
+            lines += [line] if line else []
+            if line and (point := told_point(line)):
+                drawn[name].append((bound, part, kind, *point))
         lines.append("")
-        drawn[name] = [
-            (
-                *key,
-                statistics.mean(times[f] for f, _ in rows) / times["full"],
-                statistics.mean(row["trained"] for _, row in rows),
-            )
-            for key, rows in found.items()
-        ]
         drawn[name].append(("full", 1.0, "full", 1.0, accuracy))
     draw(drawn, HERE / "three_dimensions.png")
-    page = HERE / "three_dimensions.md"
-    remarks = page.read_text().partition(PICTURE)[2] if page.exists() else "\n"
-    page.write_text("\n".join([*lines, PICTURE]) + remarks)
-    print(page.read_text())
+    PAGE.write_text("\n".join([*lines, PICTURE]) + before.partition(PICTURE)[2])
+    print(PAGE.read_text())
 
 
 if __name__ == "__main__":

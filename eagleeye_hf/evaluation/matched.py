@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.batchnorm import batch_norms
 from eagleeye_hf.evaluation.layers import LayerOutputs, matched_layers, matching_loss
+from eagleeye_hf.networks.depthwise import Float32Depthwise
 from eagleeye_hf.networks.running import device_of, run_model
 from eagleeye_hf.pruning.config import MatchConfig
 
@@ -72,7 +73,7 @@ def match_briefly(
             group["lr"] = rate
         with torch.no_grad(), autocast():
             wanted = run_model(teacher, part)
-        with autocast():
+        with autocast(), Float32Depthwise():
             outputs = run_model(thin, small)
             loss = matching_loss(ours.taken, theirs.taken, kept, outputs, wanted)
         optimizer.zero_grad()

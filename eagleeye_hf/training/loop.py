@@ -22,6 +22,7 @@ from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.layers import LayerOutputs, matching_loss
 from eagleeye_hf.evaluation.objective import TrainingObjective
+from eagleeye_hf.networks.depthwise import Float32Depthwise
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.networks.running import Batch, scale_images
 from eagleeye_hf.processes import patient_group
@@ -172,7 +173,8 @@ class Training:
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)
-        outputs = self.forward(scale_images(images, self.image_size))
+        with Float32Depthwise():
+            outputs = self.forward(scale_images(images, self.image_size))
         if self.matched is not None and teacher_logits is not None:
             ours, theirs = self.layers
             return matching_loss(ours.taken, theirs.taken, self.matched, outputs, teacher_logits)

@@ -103,6 +103,23 @@ def test_the_loss_compares_kept_channels_layer_by_layer():
     assert float(whole) == 0
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_loss_is_the_same_in_both_memory_formats(layout):
+    output, goal, kept = torch.randn(4, 3, 5, 6), torch.randn(4, 7, 5, 6), torch.tensor([0, 4, 6])
+    found = matching_loss(
+        {"a": output.to(memory_format=layout)},
+        {"a": goal.to(memory_format=layout)},
+        {"a": kept},
+        output[:, :, 0, 0],
+        goal[:, :3, 0, 0],
+    )
+    parts = [(output, goal[:, kept], (0, 2, 3)), (output[:, :, 0, 0], goal[:, :3, 0, 0], 0)]
+    wanted = sum(
+        (ours - theirs).square().mean() / theirs.var(over, correction=0).mean() for ours, theirs, over in parts
+    )
+    assert found.item() == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_the_loss_of_large_maps_is_precise():
     """A sum of as many float32 values, one after the other, loses half a per mille."""
     output, goal = torch.rand(2, 8, 2, 720, 720)
