@@ -67,17 +67,18 @@ def run(config: Config) -> None:
     from eagleeye_hf.runs.models import load_model
     from eagleeye_hf.runs.scoring import make_score
     from eagleeye_hf.runtimes.runtime import find_runtime
-    from eagleeye_hf.search.run import run_search
+    from eagleeye_hf.search.run import check_reach, run_search
 
     check_held_out(config.held_out)
     find_runtime(config.measuring)  # refuses one that is not installed
     check_output(config.output, "search")
     accelerator = Accelerator()
     model = load_model(config.network.model, config.network.weights, config.network.inputs)
+    graph = trace_network(model, config.search)
+    check_reach(graph, config.search)
     arguments = split_arguments(config.data, config.held_out, seed=config.seed)
     data = open_splits(like=model, **arguments, needs_test=False, needs_labels=False, accelerator=accelerator)
     model = model.to(accelerator.device).eval()
-    graph = trace_network(model, config.search)
     if not data.labelled:
         data = teach(data, model)
     score = make_score(model, graph, data, config, accelerator)

@@ -32,7 +32,7 @@ from eagleeye_hf.runs.plan import FINETUNING, MATCHING, MEASURING, SEARCH
 from eagleeye_hf.runs.result import Measured, license_of, save_result
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.runtime import find_runtime
-from eagleeye_hf.search.run import run_search
+from eagleeye_hf.search.run import check_reach, run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import warn
@@ -209,6 +209,21 @@ def check_license(model: nn.Module, config: RunConfig) -> None:
         )
 
 
+def check_strategy(model: nn.Module, config: RunConfig) -> None:
+    """Refuse a budget that no strategy of the network meets, or a file that holds none of it, before anything takes
+    time."""
+    graph = trace_network(model, config.search, config.strategy, tell=False)
+    if config.strategy:
+        _given_strategy(graph, config)
+    else:
+        check_reach(graph, config.search)
+
+
+def _given_strategy(graph: ChannelGraph, config: RunConfig) -> Strategy:
+    divisor = config.search.divisor  # a file tells its own widths
+    return read_strategy(graph, str(config.strategy), 1 if divisor == "auto" else divisor)
+
+
 def publish_run(folder: Path, repo: str, hub: HubConfig) -> None:
     """Push the saved result."""
     try:
@@ -223,9 +238,7 @@ def find_strategy(
 ) -> tuple[Strategy, str]:
     """The given strategy, or the search's best; and how it was found."""
     if config.strategy:
-        divisor = config.search.divisor  # a file tells its own widths
-        strategy = read_strategy(graph, config.strategy, 1 if divisor == "auto" else divisor)
-        origin = "file"
+        strategy, origin = _given_strategy(graph, config), "file"
     else:
         result = run_search(
             score,

@@ -21,9 +21,13 @@ STRIDE = 32
 """Of networks that tell none."""
 
 
-def trace_network(model: nn.Module, search: SearchConfig | None = None, strategy: str | None = None) -> ChannelGraph:
+def trace_network(
+    model: nn.Module, search: SearchConfig | None = None, strategy: str | None = None, tell: bool = True
+) -> ChannelGraph:
     """Trace a network, at the image sizes that a search may choose from or that a strategy file names, too.
 
+    Args:
+        tell: say which sizes are left out.
     Raises:
         EagleEyeError: the network can't be traced, or takes no images of a size that is asked for.
     """
@@ -40,18 +44,19 @@ def trace_network(model: nn.Module, search: SearchConfig | None = None, strategy
     if search.image_sizes:
         return trace_model(model, image_sizes=search.image_sizes)
     left_out = list[int]()
-    graph = with_image_sizes(model, trace_model(model), default_sizes(model), left_out)
-    if left_out:
+    graph = with_image_sizes(model, trace_model(model), default_sizes(model, tell), left_out)
+    if left_out and tell:
         sizes = ", ".join(map(str, left_out))
         say(f"image sizes that are left out, for the network does not run there, or as another one: {sizes} px")
     return graph
 
 
-def default_sizes(model: nn.Module) -> tuple[int, ...]:
+def default_sizes(model: nn.Module, tell: bool = True) -> tuple[int, ...]:
     """Sides of images between half of the network's own and all of it that its stride divides."""
     own, config = describe_model(model).image_size, dict(getattr(unwrap_model(model), "pretrained_cfg", None) or {})
     if config.get("fixed_input_size") or own[0] != own[1]:
-        say(f"the image size stays: the network is built for {own[0]} x {own[1]} pixels")
+        if tell:
+            say(f"the image size stays: the network is built for {own[0]} x {own[1]} pixels")
         return ()
     stride = _stride(model)
     least = max(math.ceil(own[0] / 2), LEAST_MAP * stride)

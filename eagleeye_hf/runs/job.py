@@ -16,7 +16,7 @@ from eagleeye_hf.processes import is_main, main_process_works
 from eagleeye_hf.publishing.checkpoint import save_pretrained
 from eagleeye_hf.publishing.config import CONFIG
 from eagleeye_hf.runs.adapt import KEPT, NEW, adapt_head, adapt_model, settle_adaptation
-from eagleeye_hf.runs.compress import RunResult, check_license, check_settings, compress_model
+from eagleeye_hf.runs.compress import RunResult, check_license, check_settings, check_strategy, compress_model
 from eagleeye_hf.runs.config import JobConfig, RunConfig, split_arguments
 from eagleeye_hf.runs.folder import open_run
 from eagleeye_hf.runs.models import load_model
@@ -63,6 +63,7 @@ def open_job(config: JobConfig, accelerator: Accelerator | None = None, download
     head = ""
     if config.adapt.adapt_epochs != 0:
         model, head = adapt_head(model, names)
+    check_strategy(model, config)
     arguments = split_arguments(told, config.held_out, config.augmentation, config.seed)
     data = open_splits(
         like=model, **arguments | {"dataset": source}, needs_labels=needs_labels, accelerator=accelerator

@@ -74,9 +74,7 @@ def run_search(
     if config.method == "global" and units is None:
         raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
     accelerator = accelerator or Accelerator()
-    for budget in config.budgets:  # refused at once, and by every process
-        if "latency" not in budget.limits:
-            open_space(Bounds(graph, budget), config, 1 if config.divisor == "auto" else config.divisor)
+    check_reach(graph, config)  # by every process
     settings = flat_dict(config) | {"seed": seed} | _describe_graph(graph, config) | dict(fingerprint or {})
     journal, lines, prepared = _open_journal(output, settings, accelerator)
     prepared = _prepare(score, graph, config, seed, prepared, accelerator, output)
@@ -106,6 +104,17 @@ def run_search(
         full=prepared.full,
         notes=tuple(note for note in notes if note),
     )
+
+
+def check_reach(graph: ChannelGraph, config: SearchConfig) -> None:
+    """Refuse budgets that no strategy meets, as far as is known before anything is measured.
+
+    Raises:
+        EagleEyeError: a budget of MACs or parameters is out of reach, or `keep` names nothing.
+    """
+    for budget in config.budgets:
+        if "latency" not in budget.limits:
+            open_space(Bounds(graph, budget), config, 1 if config.divisor == "auto" else config.divisor)
 
 
 def _bounds_latency(config: SearchConfig) -> bool:

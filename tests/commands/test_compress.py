@@ -160,7 +160,7 @@ def test_what_is_wrong_is_named_and_nothing_is_left(inputs, tmp_path, capsys, fl
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert message in line
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +200,11 @@ def test_a_plan_is_made_and_nothing_is_done(inputs, photographs, tmp_path, capsy
     ]
     assert plan["seconds"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
     assert all(phase["seconds"] > 0 for phase in plan["phases"])
+    code, out, err = run_command(
+        capsys, *command, "--dimensions", "width", "--macs", "0.05"
+    )  # said before the adaptation, not after
+    assert (code, out) == (2, "")
+    assert "the budget (macs=0.05) is out of reach" in err
 
 
 def test_another_dataset_gets_a_head_of_its_own(inputs, photographs, tmp_path, capsys, monkeypatch):
