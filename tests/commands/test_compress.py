@@ -204,7 +204,7 @@ def test_a_plan_is_made_and_nothing_is_done(inputs, photographs, tmp_path, capsy
         capsys, *command, "--dimensions", "width", "--macs", "0.05"
     )  # said before the adaptation, not after
     assert (code, out) == (2, "")
-    assert "the budget (macs=0.05) is out of reach" in err
+    assert "the budget (macs=0.05) is out of reach" in err, "said before the adaptation"
 
 
 def test_another_dataset_gets_a_head_of_its_own(inputs, photographs, tmp_path, capsys, monkeypatch):
