@@ -200,9 +200,7 @@ def test_a_plan_is_made_and_nothing_is_done(inputs, photographs, tmp_path, capsy
     ]
     assert plan["seconds"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
     assert all(phase["seconds"] > 0 for phase in plan["phases"])
-    code, out, err = run_command(
-        capsys, *command, "--dimensions", "width", "--macs", "0.05"
-    )  # said before the adaptation, not after
+    code, out, err = run_command(capsys, *command, "--dimensions", "width", "--macs", "0.05")
     assert (code, out) == (2, "")
     assert "the budget (macs=0.05) is out of reach" in err, "said before the adaptation"
 
