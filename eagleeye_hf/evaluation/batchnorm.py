@@ -96,9 +96,11 @@ def recalibrate_bn(
         )
     if dtype_of(model) in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(device_of(model).type):
         precise = recalibrate_bn(copy.deepcopy(model).float(), batches, momentum, accelerator)
-        for layer, same in zip(layers, batch_norms(precise), strict=True):
-            for name, buffer in same.named_buffers(recurse=False):
-                getattr(layer, name).copy_(buffer)
+        with _restored_on_error(layers):
+            for layer, same in zip(layers, batch_norms(precise), strict=True):
+                for name, buffer in same.named_buffers(recurse=False):
+                    getattr(layer, name).copy_(buffer)
+            check_statistics(model, layers)  # again: float16 ends at 65,504
         return model
     with _restored_on_error(layers):
         _collect(model, layers, batches, momentum, accelerator)
@@ -129,7 +131,7 @@ def _collect(
     try:
         with evaluation_mode(model), _unsynchronised(layers), torch.no_grad():
             for layer in layers:
-                layer.train()
+                layer.training = True  # not `train()`: some layers hold an activation or dropout
                 # momentum 1 leaves the batch's own statistics in the buffers, for `_Moments` to read
                 layer.momentum = 1.0 if momentum is None else 1 - momentum
                 _reset(layer, only_broken=momentum is not None)

@@ -77,7 +77,8 @@ class ScoringImages:
 def _hash(batches: Sequence[Batch]) -> str:
     told = hashlib.sha256()
     for images, labels in batches:
-        told.update(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
+        for tensor in (images, labels):
+            told.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return told.hexdigest()[:16]
 
 

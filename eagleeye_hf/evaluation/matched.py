@@ -65,7 +65,7 @@ def match_briefly(
     optimizer = torch.optim.SGD(thin.parameters(), lr=LIKE.match_lr, momentum=0.9, nesterov=True)
     thin.eval()
     for layer in batch_norms(thin):
-        layer.train()
+        layer.training = True  # not `train()`: some layers hold an activation or dropout
     steps = min(steps, len(pairs) * math.ceil(steps / PER_PASS))
     for step, (part, small) in enumerate(islice(cycle(pairs), steps)):
         rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / steps)) / 2

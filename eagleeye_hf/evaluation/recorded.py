@@ -21,7 +21,7 @@ from eagleeye_hf.channels.cut import clear_caches, kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.evaluation.batchnorm import batch_norms, check_statistics
 from eagleeye_hf.evaluation.format import Format
-from eagleeye_hf.networks.running import run_model
+from eagleeye_hf.networks.running import channels_last, run_model
 
 WARM_UP = 3
 """Passes before one is recorded, as PyTorch asks for."""
@@ -37,7 +37,7 @@ class RecordedNetwork(nn.Module):
         super().__init__()
         self.graph, self.format = graph, format
         network = copy.deepcopy(model).float().eval().requires_grad_(False)
-        self.network = network.to(memory_format=torch.channels_last) if format.channels_last else network
+        self.network = channels_last(network) if format.channels_last else network
         self.full = {name: tensor.clone() for name, tensor in named_tensors(self.network)}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.full.items()}
         self.layers = batch_norms(self.network)
@@ -90,13 +90,17 @@ class RecordedNetwork(nn.Module):
         """
         self.moments.sums.zero_()
         if momentum is not None:  # a moving average starts from the full network's statistics
-            for name, buffer in self.network.named_buffers():
-                buffer.copy_(self.full[name])
+            self.take_own_statistics()
         for images in batches:
             self._pass(images, training=True, momentum=momentum).play(images)
         if momentum is None:
             self.moments.write()
         check_statistics(self.network, self.layers)
+
+    def take_own_statistics(self) -> None:
+        """The full network's."""
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(self.full[name])
 
     def forward(self, images: Tensor) -> Tensor:
         return self._pass(images, training=False, momentum=None).play(images)
@@ -127,7 +131,7 @@ class RecordedNetwork(nn.Module):
             before = [(layer, layer.momentum) for layer in self.layers]
             try:
                 for layer in self.layers:
-                    layer.train()
+                    layer.training = True  # not `train()`: some layers hold an activation or dropout
                     layer.momentum = 1.0 if momentum is None else 1 - momentum
                 outputs = self._run(images)
             finally:

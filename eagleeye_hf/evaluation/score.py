@@ -27,7 +27,7 @@ from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.evaluation.prepare import prepare_scoring
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from eagleeye_hf.networks.description import unwrap_model
-from eagleeye_hf.networks.running import Batch, device_of
+from eagleeye_hf.networks.running import Batch, channels_last, device_of
 from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.builder import Builder
 from eagleeye_hf.pruning.config import Criterion
@@ -169,7 +169,7 @@ class AdaptiveBNScore:
             seen, holdout = self.images.take(format, size=strategy.image_size)
             thin = self.builder.build(strategy, self.wanted_compensation is not False)
             if format.channels_last:
-                thin = thin.to(memory_format=torch.channels_last)
+                thin = channels_last(thin)
             with format.autocast(self.device):
                 recalibrate_bn(thin, seen)
             keep = self.builder.importance.choose(strategy.widths)
@@ -200,8 +200,7 @@ class AdaptiveBNScore:
             with format.autocast(self.device):
                 own = self.objective.measure(model, holdout) if is_whole(strategy, self.graph) else None
                 recalibrate_bn(model, calibration, self.momentum)
-                found = self.objective.measure(model, holdout)
-        return found if own is None or found.loss <= own.loss else own
+                return _better(self.objective.measure(model, holdout), own)
 
     def _score_recorded(
         self, strategy: Strategy, calibration: Sequence[Tensor], holdout: Sequence[Batch], format: Format
@@ -210,8 +209,12 @@ class AdaptiveBNScore:
             self.network = RecordedNetwork(self.model, self.graph, format)
         network = self.network.fill(*self.builder.choose(strategy, self.compensate))
         with format.autocast(self.device):
+            own = None
+            if is_whole(strategy, self.graph):
+                network.take_own_statistics()
+                own = self.objective.measure(network, holdout)
             network.recalibrate(calibration, self.momentum)
-            return self.objective.measure(network, holdout)
+            return _better(self.objective.measure(network, holdout), own)
 
     def measure_alignment(self) -> int:
         """The multiple of channels at which the runtime is fast, on one thread: so it does not depend on how processes
@@ -258,6 +261,7 @@ class AdaptiveBNScore:
         return {
             "weights": weights.hexdigest()[:16],
             "images": self.images.fingerprint(),
+            "objective": _name_objective(self.objective),
             "criterion": self.criterion,
             "momentum": self.momentum,
             "compensate": self.wanted_compensation,
@@ -266,6 +270,16 @@ class AdaptiveBNScore:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
         }
+
+
+def _better(found: Score, own: Score | None) -> Score:
+    return found if own is None or found.loss <= own.loss else own
+
+
+def _name_objective(objective: Objective) -> str:
+    """As far as an objective tells itself apart: its kind, what it ranks by and reports, and its functions."""
+    functions = [getattr(value, "__qualname__", "") for value in vars(objective).values() if callable(value)]
+    return ", ".join([type(objective).__qualname__, objective.ranks, objective.reports, *functions])
 
 
 def is_whole(strategy: Strategy, graph: ChannelGraph) -> bool:

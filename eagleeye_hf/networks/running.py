@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ Batch = tuple[Tensor, Tensor]
 """Images of shape `(N, C, H, W)` and labels of shape `(N,)`."""
 AnyBatch = Tensor | Batch | Mapping[str, Any]
 """Images alone, with labels, or as transformers has them: `{"pixel_values": ..., "labels": ...}`."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 IMAGES, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
 """Names in a batch that is a dictionary."""
@@ -114,6 +116,14 @@ def join_single(batches: Iterable[AnyBatch]) -> Iterator[Tensor]:
         before = images
     if before is not None:
         yield before
+
+
+def channels_last(network: Network) -> Network:
+    """The network, in place, its weights of four dimensions in that memory format; there is none for five."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def synchronize(device: torch.device) -> None:

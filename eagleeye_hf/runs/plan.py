@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from eagleeye_hf.data.splits import Splits
 from eagleeye_hf.evaluation.format import native_format
 from eagleeye_hf.evaluation.metrics import evaluate_model
-from eagleeye_hf.networks.running import device_of, synchronize
+from eagleeye_hf.networks.running import channels_last, device_of, synchronize
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runtimes.profiling import SECONDS
 from eagleeye_hf.search.config import SearchConfig
@@ -214,7 +214,7 @@ def time_steps(
     scoring = native_format(device)
     batch = [(scoring.convert(images.to(device)), labels)]
     half = max(2, len(labels) // 2)
-    network = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+    network = channels_last(copy.deepcopy(model).train())
     seen, target = images[:half].to(device, memory_format=torch.channels_last), labels[:half].to(device)
 
     def look() -> None:

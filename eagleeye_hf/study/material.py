@@ -15,7 +15,7 @@ from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.batchnorm import recalibrate_bn
 from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
-from eagleeye_hf.networks.running import Batch, evaluation_mode, run_model
+from eagleeye_hf.networks.running import Batch, channels_last, evaluation_mode, run_model
 from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.builder import Builder
 from eagleeye_hf.strategies.strategy import Strategy
@@ -58,7 +58,7 @@ class Material:
     def build(self, strategy: Strategy, compensate: bool = False, draw: int = 0) -> nn.Module:
         """A thin network with the full network's statistics."""
         thin = self.builders[draw].build(strategy, compensate)
-        return thin.to(memory_format=torch.channels_last) if self.format.channels_last else thin
+        return channels_last(thin) if self.format.channels_last else thin
 
     def build_full(self) -> nn.Module:
         """The full network, a copy."""

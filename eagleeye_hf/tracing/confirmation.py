@@ -17,7 +17,7 @@ from eagleeye_hf.channels.removal import is_removed, without_blocks
 from eagleeye_hf.channels.resizing import resize_modules
 from eagleeye_hf.errors import describe_error
 from eagleeye_hf.tracing.groups import Grouping
-from eagleeye_hf.tracing.ids import Checker, Dim, Dims, MismatchError, Product
+from eagleeye_hf.tracing.ids import FREE, Checker, Dim, Dims, MismatchError, Product, factors_of
 from eagleeye_hf.tracing.run import Shadow
 
 
@@ -104,14 +104,17 @@ def _try_removing(
     numbers: list[int],
     removed_blocks: Sequence[str] = (),
 ) -> str:
-    """Thin these groups at random and run, without some blocks; return what goes wrong, or nothing."""
+    """Thin these groups and run, without some blocks; return what goes wrong, or nothing."""
     if not numbers and not removed_blocks:
         return ""
     what = "it" if removed_blocks else "channels"
     random = np.random.default_rng(0)
     is_left = np.ones(len(grouping.roots), dtype=bool)
     for number in numbers:
-        order = random.permutation(grouping.unit_roots[number])
+        units = grouping.unit_roots[number]
+        # more of the first than of the last, and the last one: parts of the channels keep no proportion by chance
+        order = units[np.argsort(random.random(len(units)) - np.linspace(0, 4, len(units)))]
+        order = np.append(order[order != units[-1]], units[-1])
         # about half, but different numbers in different groups, so that sizes agree only where they must
         least, most = max(2, len(order) // 3), max(2, len(order) * 2 // 3)
         is_left[order[min(least + number % (most - least + 1), len(order) - 1) :]] = False
@@ -130,11 +133,35 @@ def _try_removing(
         return f"removing {what} breaks the model: {error}"
     except Exception as error:  # raised by the code of the model, so any is possible
         return f"removing {what} breaks the model: {describe_error(error)}"
-    if check.log != full.log and not removed_blocks:
+    if not removed_blocks and not (check.log == full.log and _same_places(full, check, grouping.roots, is_left)):
         return f"removing {what} changes what the model computes"
     if check.shapes != full.shapes:
         return f"removing {what} changes the shape of the output"
     return ""
+
+
+def _same_places(full: Shadow, check: Shadow, roots: np.ndarray, is_left: np.ndarray) -> bool:
+    """Whether every result of the thinned model lies at what is left of the full one's channels, and has its other
+    sizes: the first half of the channels that are left is not what is left of the first half."""
+    left: dict[int, np.ndarray] = {}
+
+    def fits(size: int, ids: np.ndarray | None, thin_size: int, thin: np.ndarray | None) -> bool:
+        if ids is None:
+            return size == thin_size
+        if id(ids) not in left:
+            at = roots[ids]
+            left[id(ids)] = at[is_left[at]]
+        wanted = left[id(ids)]
+        if len(wanted) != thin_size:
+            return False
+        return thin is None or bool(np.all((thin == wanted) | (thin == FREE)))
+
+    for (shape, dims), (thin_shape, thin_dims) in zip(full.results, check.results, strict=True):
+        for size, dim, thin_size, thin_dim in zip(shape, dims, thin_shape, thin_dims, strict=True):
+            pairs = zip(factors_of(size, dim), factors_of(thin_size, thin_dim), strict=False)
+            if not all(fits(*wanted, *found) for wanted, found in pairs):
+                return False
+    return True
 
 
 def _thin_tensors(

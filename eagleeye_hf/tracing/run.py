@@ -16,7 +16,7 @@ from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.tracing.blocks import BlockFinder
 from eagleeye_hf.tracing.ids import Dim, Dims, Recorder, Store
 from eagleeye_hf.tracing.rules.operators import apply_rule
-from eagleeye_hf.tracing.rules.register import argument_names, operator_name
+from eagleeye_hf.tracing.rules.register import argument_names, factor_names, operator_name
 from eagleeye_hf.tracing.sizes import SizeFinder
 from eagleeye_hf.tracing.values import Values
 
@@ -43,6 +43,9 @@ class Shadow:
     costs: list[tuple[int, list[tuple[int, Dim]], str]] = field(default_factory=list)
     """(factor, dimensions to multiply, name of the module that runs)"""
     log: list[tuple[Any, ...]] = field(default_factory=list)
+    """What ran: operators and the numbers that they were given."""
+    results: list[tuple[tuple[int, ...], Dims]] = field(default_factory=list)
+    """What came of it: shapes and dims."""
     choices: list[tuple[bool, str]] = field(default_factory=list)
     """What was decided, and in which module."""
     following: Iterator[bool] | None = None
@@ -136,7 +139,9 @@ class Shadow:
         if isinstance(self.store, Recorder) and self.values.see(operator_name(func), named, out):
             self.blocks.added()
         if not self.finished:
-            self.log.append((func, *[value for value in named.values() if type(value) is float]))
+            self.log.append((func, *_numbers(func, named, out)))
+            described = [tensor for tensor in _tensors([out]) if id(tensor) in self._records]
+            self.results += [(tuple(tensor.shape), self.dims(tensor)) for tensor in described]
 
     def _only_weights(self, inputs: dict[str, Any]) -> bool:
         tensor = None
@@ -144,6 +149,14 @@ class Shadow:
             if not self.is_weight(tensor):
                 return False
         return tensor is not None
+
+
+def _numbers(func: Any, named: Mapping[str, Any], out: Any) -> list[Any]:
+    """What an operator computes with beside tensors; sizes and places are compared by what comes of them."""
+    numbers = [value for name, value in named.items() if type(value) is float or name in factor_names(func)]
+    if isinstance(out, Tensor) and out.device.type != "meta" and out.numel() == 1:  # made of a number
+        numbers.append(out.item())
+    return [value for value in numbers if isinstance(value, (int, float))]
 
 
 class _Dispatch(TorchDispatchMode):

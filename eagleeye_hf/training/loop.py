@@ -24,7 +24,7 @@ from eagleeye_hf.evaluation.layers import LayerOutputs, matching_loss
 from eagleeye_hf.evaluation.objective import TrainingObjective
 from eagleeye_hf.networks.depthwise import Float32Depthwise
 from eagleeye_hf.networks.description import describe_model
-from eagleeye_hf.networks.running import Batch, scale_images
+from eagleeye_hf.networks.running import Batch, channels_last, scale_images
 from eagleeye_hf.processes import patient_group
 from eagleeye_hf.telling import progress_bar
 from eagleeye_hf.training.config import FinetuneConfig
@@ -53,7 +53,7 @@ class Training:
         self.config, self.accelerator, self.train, self.num_workers = config, accelerator, train, num_workers
         self.steps = train.count_steps(config.batch_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.network = copy.deepcopy(network).to(memory_format=self.layout)
+        self.network = self._laid_out(network)
         self.ema = ModelEmaV3(self.network, config.ema, use_warmup=True) if config.ema else None
         if self.ema is not None:
             self.ema.to(accelerator.device)
@@ -82,7 +82,7 @@ class Training:
         self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.teacher = None
         if teacher is not None and config.distillation:
-            self.teacher = copy.deepcopy(teacher).to(accelerator.device).to(memory_format=self.layout).eval()
+            self.teacher = self._laid_out(teacher).to(accelerator.device).eval()
         if matched is not None:
             assert self.teacher is not None
             self.layers = LayerOutputs(self.network, matched), LayerOutputs(self.teacher, matched)
@@ -91,6 +91,11 @@ class Training:
         self.totals = torch.zeros(2, device=accelerator.device)
         """Summed loss and number of images of this epoch so far, on this process."""
         self.spare: Batch | None = None
+
+    def _laid_out(self, network: nn.Module) -> nn.Module:
+        """A copy in the memory format of the images."""
+        network = copy.deepcopy(network)
+        return channels_last(network) if self.config.channels_last else network
 
     def epoch_steps(self, title: str) -> Iterator[None]:
         """Train on the rest of this epoch; yields after each step."""

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from timm.layers import convert_sync_batchnorm
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from timm.utils import freeze
 from torch import nn
 
@@ -119,6 +119,25 @@ def test_what_is_not_finite_is_named_and_changes_nothing():
     with pytest.raises(EagleEyeError, match="the statistics of 1 are not finite"):
         recalibrate_bn(model, huge)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_variances_that_float16_cannot_hold_are_named():
+    model, batches = layer_and_batches()
+    model = model.half()
+    with pytest.raises(EagleEyeError, match="the statistics of 1 are not finite"):
+        recalibrate_bn(model, [batch * 1000 for batch in batches])
+    assert model[1].running_var.isfinite().all()
+
+
+def test_dropout_within_a_normalisation_stays_off():
+    torch.manual_seed(0)
+    drop = BatchNormAct2d(5, drop_layer=lambda: nn.Dropout(0.5))
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), drop, nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4)).eval()
+    batches = [torch.randn(8, 3, 9, 9)]
+    recalibrate_bn(model, batches)
+    inputs = model[:3](batches[0]).detach()
+    torch.testing.assert_close(model[3].running_var, inputs.var((0, 2, 3)), rtol=5e-3, atol=1e-6)
+    assert not drop.drop.training
 
 
 def test_a_last_single_image_joins_the_batch_before():

@@ -47,6 +47,23 @@ def test_scores_are_those_of_thin_networks(name, options):
     assert again.loss == pytest.approx(found[0].loss, rel=1e-6)
 
 
+def test_a_network_whose_image_alone_is_smaller_may_keep_its_statistics():
+    model, batches = make_model("resnet20_cifar", num_classes=10), make_batches(32)
+    graph = trace_model(model, image_sizes=(24,))
+    recalibrate_bn(model, [images for images, _ in batches])
+    with torch.no_grad():
+        holdout = [(images, model(images).argmax(1)) for images, _ in batches[2:]]
+    misleading = [(3 * images + 1, labels) for images, labels in batches[:2]]
+    score = AdaptiveBNScore(model, graph, misleading, holdout, format=Format())
+    strategy = Strategy(graph.widths, image_size=24)
+    expected = score(strategy)
+    score.recorded = True
+    assert score(strategy).loss == pytest.approx(expected.loss, rel=1e-3)
+    recalibrate_bn(model, [nn.functional.interpolate(images, 24) for images, _ in misleading])
+    score = AdaptiveBNScore(model, graph, misleading, holdout, format=Format())
+    assert score(strategy).loss > 1.1 * expected.loss, "recomputed ones are worse"
+
+
 def test_passes_are_recorded_only_where_scores_stay(monkeypatch):
     model = make_model("resnet20_cifar")
     graph, batches = trace_model(model), make_batches(32)

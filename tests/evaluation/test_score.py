@@ -1,6 +1,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from eagleeye_hf.evaluation.format import (
     native_format,
     rank_correlation,
 )
-from eagleeye_hf.evaluation.objective import Score, Seen
+from eagleeye_hf.evaluation.objective import Agreement, CustomObjective, Score, Seen
 from eagleeye_hf.evaluation.preparation import Preparation
 from eagleeye_hf.evaluation.score import NAMED_FORMATS
 from eagleeye_hf.search.scorer import Scorer
@@ -172,6 +173,40 @@ def test_compensation_is_chosen_where_plain_scores_are_noise(example, hopeless, 
     again.adopt(Preparation.from_dict(json.loads(json.dumps(asdict(prepared)))))
     assert again.compensate is hopeless
     assert again.fingerprint()["compensate"] == "auto"
+
+
+def test_weights_of_five_dimensions_are_scored_and_matched():
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Conv2d(n, 16, 3), nn.BatchNorm2d(16), nn.ReLU()) for n in (3, 16))
+            self.across, self.head = nn.Conv3d(1, 1, 3, padding=1), nn.Linear(16, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.b(self.across(self.a(x).unsqueeze(1)).squeeze(1)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Deep().eval()
+    graph = trace_model(model, (3, 12, 12))
+    batches = [(torch.randn(8, 3, 12, 12), torch.arange(8)) for _ in range(4)]
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:])
+    strategy = sample_strategies(graph, Budget(macs=0.8), 1)[0]
+    assert score(strategy).num_images == score(strategy, matched=2).num_images == 16
+
+
+def test_what_ranks_is_part_of_the_fingerprint(example):
+    model, graph, calibration, holdout, _ = example
+
+    def fingerprint(**options: Any) -> dict[str, object]:
+        return AdaptiveBNScore(model, graph, calibration, holdout, **options).fingerprint()
+
+    assert fingerprint() == fingerprint()
+    assert fingerprint() != fingerprint(objective=Agreement())
+    losses = nn.functional.cross_entropy, nn.functional.multi_margin_loss
+    first, second = (CustomObjective(loss=loss, report=loss) for loss in losses)
+    assert fingerprint(objective=first) != fingerprint(objective=second)
+    half = [(images.bfloat16(), labels) for images, labels in calibration]
+    assert AdaptiveBNScore(model, graph, half, holdout).fingerprint()["images"] != fingerprint()["images"]
 
 
 def test_nearly_as_fast_formats_do_not_flip():

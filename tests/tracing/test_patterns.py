@@ -650,6 +650,111 @@ class ScalarGain(Net):
         return x * self.scale + self.gain * self.b(self.a(x))
 
 
+@pattern("a.0")
+class PartialActivation(Net):
+    """What is left of the first channels is not the first of what is left."""
+
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        return self.a(torch.cat([x[:, :4].sigmoid(), x[:, 4:]], 1))
+
+
+@pattern("a.0")
+class TemporalShift(Net):
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        fold, out = x.shape[1] // 4, torch.zeros_like(x)
+        out[:, :fold, :-1] = x[:, :fold, 1:]
+        out[:, fold : 2 * fold, 1:] = x[:, fold : 2 * fold, :-1]
+        out[:, 2 * fold :] = x[:, 2 * fold :]
+        return self.a(out)
+
+
+@pattern("a.0")
+class UnevenHalves(Net):
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        c = x.shape[1]
+        left, right = torch.split(x, [c // 2, c - c // 2], 1)
+        return self.a(torch.cat([left.sigmoid(), right], 1))
+
+
+@pattern("a.0")
+class ConstantMask(Net):
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        mask = torch.zeros(1, x.shape[1], 1, 1, dtype=x.dtype, device=x.device)
+        mask[:, :3] = 1
+        return self.a(x * mask)
+
+
+@pattern()
+class RolledWhole(Net):
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        return self.a(x.roll(37))
+
+
+@pattern("stem.0")
+class PooledSequence(Net):
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        return F.avg_pool2d(self.a(x).flatten(2), 2).unsqueeze(-1).repeat(1, 2, 1, 1)
+
+
+@pattern("stem.0")
+class DividedByWidth(Net):
+    """The head is linear, so that nothing takes the factor out."""
+
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        return self.a(x) / len(self.a[0].weight)
+
+
+@pattern("stem.0")
+class ScaledByTensorOfWidth(Net):
+    def build(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        return self.a(x) * torch.tensor(1.0 / len(self.a[0].weight))
+
+
+class Resize(nn.Module):
+    height = width = 16
+
+    def forward(self, x):
+        return F.interpolate(x, (self.height, self.width))
+
+
+@pattern("a.0")
+class PixelsNamedAsChannels(Net):
+    """An attribute that equals the number of channels by chance."""
+
+    def build(self):
+        self.a, self.resize = conv(16, 24), Resize()
+        self.resize.width = self.resize.height = 16
+
+    inner = 24
+
+    def middle(self, x):
+        return self.a(self.resize(F.max_pool2d(x, 2)))
+
+
 def check(model: nn.Module, images: Tensor) -> dict:
     model = randomise(model.eval()).double()
     graph = trace_model(model, tuple(images.shape[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -129,34 +130,23 @@ def layer_norm(tracer: Tracer, args: dict[str, Any], out: Any) -> None:
     tracer.set_dims(out[0], dims)
 
 
-@rule(
-    "max_pool2d_with_indices",
-    "max_pool3d_with_indices",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "adaptive_avg_pool1d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "_upsample_nearest_exact2d",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "replication_pad1d",
-    "replication_pad2d",
-)
-def spatial(tracer: Tracer, args: dict[str, Any], out: Any) -> None:
+def spatial(num_spatial: int, tracer: Tracer, args: dict[str, Any], out: Any) -> None:
+    """Pooling, resizing or padding along the last dimensions."""
     dims = tracer.dims(args["self"] if "self" in args else args["input"])
-    result = out[0] if isinstance(out, (tuple, list)) else out
-    num_spatial = 2 if result.ndim == 4 else result.ndim - 2
     pin_all(tracer, dims[-num_spatial:], "pooled or resized along them")
     for tensor in out if isinstance(out, (tuple, list)) else [out]:
         tracer.set_dims(tensor, [*dims[:-num_spatial], *[None] * num_spatial])
+
+
+SPATIAL = {
+    1: "avg_pool1d adaptive_avg_pool1d upsample_nearest1d reflection_pad1d replication_pad1d",
+    2: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d"
+    " upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d reflection_pad2d replication_pad2d",
+    3: "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d",
+}
+"""Operators by the number of dimensions that they go along."""
+for number, names in SPATIAL.items():
+    rule(*names.split())(functools.partial(spatial, number))
 
 
 @rule("_weight_norm_interface")

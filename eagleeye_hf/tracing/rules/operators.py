@@ -39,7 +39,8 @@ def elementwise(tracer: Tracer, inputs: Sequence[Tensor], out: Tensor) -> None:
 def same_dims(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
     tensor = args["self"] if "self" in args else args["input"]
     dims = tracer.dims(tensor)
-    for axis in args.get("dims") or ():
+    axes = args.get("dims") or (range(tensor.ndim) if "shifts" in args else ())  # without any all are rolled, flattened
+    for axis in axes:
         tracer.store.pin(dims[axis], "moved along the channels")
     tracer.set_dims(out, dims)
 

@@ -57,6 +57,12 @@ def argument_names(func: Any) -> tuple[str, ...]:
     return tuple(argument.name for argument in func._schema.arguments)
 
 
+@functools.cache
+def factor_names(func: Any) -> frozenset[str]:
+    """Of the arguments that are numbers to compute with, or tensors that may be given as such."""
+    return frozenset(a.name for a in func._schema.arguments if str(a.type) in ("number", "Tensor"))
+
+
 def join(tracer: Tracer, dims: Sequence[Dim], reason: str) -> Dim:
     """Tie dims of one size; one that is fixed fixes the others."""
     tracked = [dim for dim in dims if dim is not None]
