@@ -68,5 +68,6 @@ def adapt_model(model: nn.Module, data: Splits, config: RunConfig) -> nn.Module:
         training,
         holdout=data.holdout,
         checkpoint=run.path / BASE,
+        identity=config.images | {"model": config.network.model, "weights": config.network.weights},
         num_workers=config.data.num_workers,
     )

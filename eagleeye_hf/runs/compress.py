@@ -29,7 +29,7 @@ from eagleeye_hf.runs.config import HubConfig, RunConfig, check_held_out
 from eagleeye_hf.runs.dimensions import trace_network
 from eagleeye_hf.runs.folder import RunFolder, open_run
 from eagleeye_hf.runs.plan import FINETUNING, MATCHING, MEASURING, SEARCH
-from eagleeye_hf.runs.result import Measured, license_of, save_result
+from eagleeye_hf.runs.result import Measured, license_of, save_result, told_settings
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.run import check_reach, run_search
@@ -87,7 +87,9 @@ def compress_model(
     graph = trace_network(model, config.search, config.strategy)
     if not data.labelled:
         data = teach(data, model)
-    if not run.has_result:
+    if run.has_result:
+        check_same(run, config)
+    else:
         _compress(model, graph, data, config, run, accelerator, adapted, builder, on_phase or (lambda _: None))
     with main_process_works():
         if accelerator.is_main_process:
@@ -198,6 +200,19 @@ def check_settings(config: RunConfig) -> None:
             f"a run takes one budget; got {'; '.join(map(str, config.search.budgets))}. Several in one search are for "
             "`eagleeye search`"
         )
+
+
+def check_same(run: RunFolder, config: RunConfig) -> None:
+    """Refuse settings that a finished run did not have; it would give its old result for them."""
+    before, now = run.record.get("settings"), told_settings(config)
+    if before is None or before == now:
+        return
+    other = ", ".join(
+        f"{key}={before.get(key)} there, {key}={now.get(key)} here"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    )
+    raise EagleEyeError(f"`output={run.path}` holds the result of other settings ({other}); choose another folder")
 
 
 def check_license(model: nn.Module, config: RunConfig) -> None:

@@ -28,7 +28,7 @@ from eagleeye_hf.runs.config import FinetuneRunConfig, image_identity, split_arg
 from eagleeye_hf.runs.folder import check_output, open_run
 from eagleeye_hf.runs.measuring import measure_result
 from eagleeye_hf.runs.models import find_checkpoint, load_model, open_model, trace_kept
-from eagleeye_hf.runs.result import curve_points
+from eagleeye_hf.runs.result import curve_points, tested_on
 from eagleeye_hf.strategies.strategy import input_size_of
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
 from eagleeye_hf.training.state import check_shared
@@ -62,6 +62,8 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
         return test_model(network, images, accelerator, config.data.num_workers)
 
     history = _history(name)
+    if history.get("tested_on") != tested_on(data):  # measurements of other images, or of agreement
+        history |= {"metrics": {}, "holdout_metrics": {}}
     metrics = _metrics_of(history, "metrics")
     before = test(model)
     if "full" not in metrics and teacher is not None:
@@ -86,8 +88,9 @@ def finetune_checkpoint(config: FinetuneRunConfig) -> dict[str, Metrics] | None:
     with main_process_works():
         if not accelerator.is_main_process:
             return None
-        facts = _facts(config, history, data, trained, metrics, curve)
+        facts = _facts(config, history, data, (model, trained), metrics, curve)
         history["metrics"] = {step: found.to_dict() for step, found in metrics.items()}
+        history |= {"tested_on": tested_on(data), "labelled": data.labelled, "local_weights": facts.local_weights}
         push_to = config.publishing.push_to
         run.claim_checkpoint()
         save_pretrained(
@@ -115,14 +118,22 @@ def _facts(
     config: FinetuneRunConfig,
     history: dict[str, Any],
     data: Splits,
-    trained: nn.Module,
+    networks: tuple[nn.Module, nn.Module],
     metrics: dict[str, Metrics],
     curve: list[EpochRecord],
 ) -> CardFacts:
-    base, kept = open_model(config.network.model)
-    base, trained = base.eval(), trained.cpu()
+    """The card's.
+
+    Args:
+        networks: before and after training.
+    """
+    model, trained = (network.cpu() for network in networks)
+    ours = find_checkpoint(config.network.model) is not None
+    base, kept = open_model(config.network.model) if ours else (model, {})
+    base = base.eval()
     graph, strategy = trace_kept(base, kept, f"`model={config.network.model}`")
-    local = config.network.weights is not None
+    told_before = (history.get("config") or {}).get("weights") is not None
+    local = config.network.weights is not None or history.get("local_weights", told_before)
     told = (history.get("config") or {}).get("license") or find_license(getattr(base, "pretrained_cfg", None), local)
     training = config.finetune
     return CardFacts(

@@ -102,9 +102,10 @@ def do_job(job: Job, on_phase: Callable[[str], None] | None = None) -> RunResult
     model, config, epochs = job.model, job.config, job.config.adapt.adapt_epochs
     adapted = [job.head] if job.head else []
     if epochs:
-        if on_phase:
-            on_phase(ADAPTATION)
-        model = adapt_model(model, job.data, config)
+        if not open_run(config.output, "compress", finished=True).has_result:  # else it is only to be published
+            if on_phase:
+                on_phase(ADAPTATION)
+            model = adapt_model(model, job.data, config)
         adapted.append(
             f"trained for {epochs} epochs on {job.data.name} (the best on the holdout images stays, the start too)"
         )

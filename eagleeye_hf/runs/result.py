@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -107,6 +109,8 @@ def save_result(
         "metrics": {step: found.to_dict() for step, found in measured.metrics.items()},
         "holdout_metrics": {step: found.to_dict() for step, found in measured.steps.items()},
         "labelled": data.labelled,
+        "tested_on": tested_on(data),
+        "local_weights": facts.local_weights,
         "config": hide_paths(flat_dict(config)),
         "training": [asdict(record) for record in measured.curve],
     }
@@ -116,7 +120,7 @@ def save_result(
     for note in notes:
         warn(note)
     run.claim(PICTURE, *SAVED)
-    run.note(summary=summarise(facts, run))
+    run.note(summary=summarise(facts, run), settings=told_settings(config))
     if facts.picture:
         from eagleeye_hf.reports.result import draw_result  # needs the extra `plots`
 
@@ -132,6 +136,19 @@ def save_result(
         builder=builder,
         input_size=thin_size,
     )
+
+
+def told_settings(config: RunConfig) -> dict[str, Any]:
+    """Those that a result depends on, as JSON has them."""
+    others = {*flat_dict(config.publishing), *flat_dict(config.hub), "num_workers", "output"}
+    settings = {key: value for key, value in flat_dict(config).items() if key not in others}
+    return dict(json.loads(json.dumps(settings, default=str)))
+
+
+def tested_on(data: Splits) -> dict[str, Any]:
+    """What test metrics are of; those of other images, or of agreement, are not to stand beside them."""
+    told = {"dataset": data.name, "revision": data.revision, "split": data.test.split, "labelled": data.labelled}
+    return hide_paths(told | {"images": data.test.count()})
 
 
 def curve_points(curve: Sequence[EpochRecord]) -> list[dict[str, float]]:

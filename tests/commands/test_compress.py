@@ -12,10 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from eagleeye_hf import Budget, RunConfig, count_cost, from_pretrained, sample_strategies, trace_model
+from eagleeye_hf import Budget, EagleEyeError, RunConfig, count_cost, from_pretrained, sample_strategies, trace_model
 from eagleeye_hf.cli import main
 from eagleeye_hf.configs import flat_dict
-from eagleeye_hf.runs import compress
+from eagleeye_hf.runs import compress, job
 from eagleeye_hf.runs.arguments import parse_config
 from eagleeye_hf.runs.folder import RunFolder
 from eagleeye_hf.search.reading import read_journal
@@ -76,6 +76,10 @@ def test_a_run_that_was_killed_after_its_checkpoint_finishes(finished, inputs, t
     (folder / "training").mkdir()
     before = (folder / "model.safetensors").read_bytes()
     command = ["compress", *inputs, *FLAGS, "--output", str(folder), "--push-to", "user/thin"]
+    code, out, err = run_command(capsys, *command, "--seed", "1")
+    assert code == 2
+    assert "holds the result of other settings (seed=0 there, seed=1 here); choose another folder" in err
+    assert not hub.repos
     code, out, err = run_command(capsys, *command)
     assert code == 0, err
     assert "top-1 on the test images" in out
@@ -225,6 +229,20 @@ def test_another_dataset_gets_a_head_of_its_own(inputs, photographs, tmp_path, c
     assert "```bash\neagleeye compress resnet20_cifar --weights weights.safetensors" in card
     assert main(["search", str(folder / "full"), "--dataset", photographs, "--candidates", "2", "--runtime", "torch",
                  "--output", str(tmp_path / "search")]) == 0  # fmt: skip
+
+
+def test_an_adaptation_goes_on_with_its_own_settings_alone(inputs, photographs, tmp_path, capsys, monkeypatch):
+    def stop(*args: object, **options: object) -> None:
+        raise EagleEyeError("killed")
+
+    monkeypatch.setattr(job, "compress_model", stop)
+    command = ["compress", *inputs[:3], "--dataset", photographs, *OPEN, "--adapt-epochs", "1"]
+    command += ["--output", str(tmp_path / "run")]
+    assert "killed" in run_command(capsys, *command)[2]
+    code, _, err = run_command(capsys, *command, "--seed", "1")
+    assert code == 2
+    assert "other settings" in err
+    assert "epoch 1/1" not in run_command(capsys, *command)[2], "it is not done again"
 
 
 def test_without_adaptation_other_classes_are_refused(inputs, photographs, tmp_path, capsys):

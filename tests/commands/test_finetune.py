@@ -80,6 +80,51 @@ def test_a_checkpoint_is_trained_further(checkpoint, dataset, tmp_path, capsys):
     check_card(card.content, "the card")
 
 
+def test_a_card_tells_what_is_true_of_these_images_and_weights(dataset, tmp_path):
+    """What was measured on other images, or of agreement, stays out; private weights have no licence of timm's."""
+    name = "test_resnet.r160_in1k"
+    model = make_model(name, num_classes=10, pretrained_cfg_overlay={"input_size": (3, 32, 32)})
+    assert model.pretrained_cfg["license"]
+    graph = trace_model(model)
+    keep = random_keep(graph, 0)
+    measured = {"top1": 1.0, "top5": 1.0, "loss": 0.0, "num_images": 16}
+    facts = {
+        "base_model": name,
+        "widths": {g.name: len(keep.get(g.name, range(g.channels))) for g in graph.groups},
+        "metrics": {"full": measured, "matched": measured},
+        "holdout_metrics": {"adaptive": measured},
+        "labelled": False,
+        "config": {"weights": "mine.safetensors"},
+    }
+    before = save_pretrained(slice_model(model, graph, keep), tmp_path / "before", provenance=facts)
+    flags = ["--dataset", dataset, "--epochs", "1", "--lr", "0.01", *COUNTS]
+    assert main(["finetune", str(before), *flags, "--output", str(tmp_path / "after")]) == 0
+    card = ModelCard.load(tmp_path / "after" / "README.md")
+    assert "100.00%" not in card.content
+    assert "license" not in card.data.to_dict()
+    assert "base_model" not in card.data.to_dict()
+    told = json.loads((tmp_path / "after" / "config.json").read_text())["eagleeye"]
+    assert list(told["metrics"]) == ["fine-tuned"]
+    assert (told["labelled"], told["local_weights"]) == (True, True)
+    assert main(["finetune", str(tmp_path / "after"), *flags, "--output", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "config.json").read_text())["eagleeye"]
+    assert again["tested_on"] == told["tested_on"]
+    assert "license" not in ModelCard.load(tmp_path / "again" / "README.md").data.to_dict()
+
+
+def test_a_network_of_timms_is_described_as_it_was_loaded(dataset, tmp_path):
+    weights = tmp_path / "mine.safetensors"
+    save_file(make_model("test_resnet", num_classes=10).state_dict(), weights)
+    flags = ["--dataset", dataset, "--epochs", "1", "--lr", "0.01", "--image-size", "48", *COUNTS]
+    assert main(["finetune", "test_resnet", "--weights", str(weights), *flags, "--output", str(tmp_path / "new")]) == 0
+    thin = trace_model(from_pretrained(tmp_path / "new"))
+    assert thin.input_size == (3, 48, 48)
+    cost = count_cost(thin, thin.widths)
+    content = (tmp_path / "new" / "README.md").read_text()
+    assert f" | {cost.macs / 1e6:.1f} M | {cost.macs / 1e6:.1f} M |\n" in content
+    assert "3 x 160 x 160" not in content
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
