@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,6 +17,8 @@ from eagleeye_hf.data.rows import retry_rows
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import describe_model, unwrap_model
 
+GAPS = 5
+"""Times as many numbers as there are different labels, from which on they are no numbers of outputs."""
 PEEKED = 100
 """Rows of a stream among which to look for a label."""
 
@@ -137,6 +139,9 @@ def _match_listed(name: str, found: tuple[str, ...], outputs: Outputs, whole: bo
         return Labels(num_classes=len(outputs.names), order=None if identity else order), outputs.names
     if whole:
         check_classes(name, found, outputs)
+    if not outputs.words and not is_counting(found) and set(found) == set(map(str, range(len(found)))):
+        check_classes(name, found, outputs)  # folders 0, 1, 10, 11, 2...: in the order of texts
+        return Labels(num_classes=len(found), order=tuple(map(int, found))), tuple(map(str, range(len(found))))
     if outputs.words and not is_counting(found):
         raise EagleEyeError(question(name, found, outputs))
     check_classes(name, found, outputs)
@@ -155,7 +160,7 @@ def _match_texts(name: str, dataset: Any, column: str, outputs: Outputs, whole: 
         spellings = spellings if len(spellings) == len(numbers) else {}
         own = dict(zip(found, order, strict=True))
         return Labels(num_classes=len(numbers), texts=spellings | numbers | own), outputs.names
-    if all(whole_number(text) is not None for text in found):
+    if all(whole_number(text) is not None for text in found) and not has_gaps(map(whole_number, found)):
         return _take_numbers(name, outputs)
     if outputs.words:
         raise EagleEyeError(question(name, found, outputs))
@@ -204,10 +209,22 @@ def _told_classes(name: str, dataset: Any, column: str) -> tuple[str, ...] | Non
         return None
     if "string" in feature.dtype:
         texts = texts_of(name, dataset, column)
-        if not all(whole_number(text) is not None for text in texts):
+        if not all(whole_number(text) is not None for text in texts) or has_gaps(map(whole_number, texts)):
             return texts
-    numbers = [whole_number(value) for value in dataset.unique(column)]
-    return tuple(map(str, range(1 + max((number for number in numbers if number is not None), default=-1))))
+    numbers = {number for number in map(whole_number, dataset.unique(column)) if number is not None} - {-1}
+    if has_gaps(numbers):
+        raise EagleEyeError(
+            f"`dataset={name}`: the labels in {column} are {len(numbers)} different numbers up to {max(numbers):,}, "
+            "which leaves most outputs without an image. Make them texts, which are taken as names; or, where they are "
+            "numbers of the model's own outputs, train without a new head (`--adapt-epochs 0`)"
+        )
+    return tuple(map(str, range(1 + max(numbers, default=-1))))
+
+
+def has_gaps(numbers: Iterable[int | None]) -> bool:
+    """Whether numbers are hardly those of outputs, for most between 0 and the largest are missing."""
+    known = {number for number in numbers if number is not None and number >= 0}
+    return max(known, default=0) >= GAPS * max(len(known), 2)
 
 
 def _take_numbers(name: str, outputs: Outputs) -> tuple[Labels, tuple[str, ...]]:

@@ -52,7 +52,7 @@ class FastTransform:
         Returns:
             Bytes of shape `(channels, height, width)`.
         """
-        turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
+        turned = image.getexif().get(ORIENTATION, 1) != 1  # in EXIF or in XMP
         if turned:  # it has other sides than it says
             image = upright_image(image, self.mode)
         width, height = image.size

@@ -32,6 +32,13 @@ def read_bytes(image: Mapping[str, Any]) -> bytes:
         return file.read()
 
 
+def encode(image: Image.Image) -> bytes:
+    """A decoded image as a file that loses nothing."""
+    file = io.BytesIO()
+    image.save(file, "PNG" if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else "TIFF")
+    return file.getvalue()
+
+
 def content_key(data: bytes) -> int:
     """What tells images apart by their content: a checksum and the length."""
     return len(data) << 32 | zlib.crc32(data)

@@ -13,11 +13,11 @@ from torch import nn
 from eagleeye_hf.data.classes import find_outputs
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.parting import part_off_test
-from eagleeye_hf.data.rows import MapRows
+from eagleeye_hf.data.rows import MapRows, raw_classes
 from eagleeye_hf.data.source import find_columns
 from eagleeye_hf.data.splits import PARTED, TEST_SPLITS, Source, labelled_rows, open_any
 from eagleeye_hf.data.transforms import build_preprocessing
-from eagleeye_hf.data.unlabelled import PLACEHOLDER, TaughtImages, fill_labels
+from eagleeye_hf.data.unlabelled import PLACEHOLDER, TaughtImages, fill_labels, has_labels
 from eagleeye_hf.errors import EagleEyeError
 
 RENAMED = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
@@ -72,10 +72,15 @@ def open_test(
     if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         dataset = {str(dataset.split or split or "test"): dataset}
     source = open_any(dataset, config, revision, streaming, name)
+    parted = split == PARTED and list(source.splits) == ["train"]
+    parted = parted and isinstance(source.splits["train"], datasets.Dataset)
+    classes = None
     if teacher is not None:
+        if parted and has_labels(source, label_column):  # the same fifth as with them
+            train = source.splits["train"]
+            classes = raw_classes(train, find_columns(source.name, train.features, image_column, label_column)[1])
         source, label_column = fill_labels(source), PLACEHOLDER
     opened, name, commit = source.splits, source.name, source.commit
-    parted = split == PARTED and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset)
     notes: tuple[str, ...] = ()
     if split is None and list(opened) == ["train"] and isinstance(opened["train"], datasets.Dataset):
         notes = (
@@ -86,7 +91,7 @@ def open_test(
     where = find_columns(name, opened[split].features, image_column, label_column)
     rows, names = labelled_rows(name, split, opened[split], where, outputs, whole=False)
     if parted and isinstance(rows, MapRows):
-        split, rows = PARTED, part_off_test(rows)[1]
+        split, rows = PARTED, part_off_test(rows, classes)[1]
     short = Path(name).resolve().name if Path(name).exists() else name
     own = build_preprocessing(like)[1]
     seen = ImageSet(rows, own, name=short, split=split)

@@ -21,11 +21,15 @@ UNEVEN = 5
 """Times as many images of one class as of another, from which on it is said."""
 
 
-def part_off_test(rows: MapRows) -> tuple[MapRows, MapRows]:
+def part_off_test(rows: MapRows, classes: np.ndarray | None = None) -> tuple[MapRows, MapRows]:
     """Divide images into those for training and a fifth for testing, classes in proportion; always the same ones, so
-    that no seed ever chooses by them."""
-    labels = rows.labels()
-    order = [int(place) for place in proportional_order(labels, seed=0) if labels[place] not in (MISSING, -1)]
+    that no seed and no network ever chooses by them.
+
+    Args:
+        classes: of the images, where the labels are not the dataset's own.
+    """
+    classes = rows.classes() if classes is None else classes
+    order = [int(place) for place in proportional_order(classes, seed=0) if classes[place] != MISSING]
     test = np.sort(np.array(order[: round(TESTED * len(order))], dtype=np.int64))
     return rows.subset(np.setdiff1d(np.arange(len(rows)), test)), rows.subset(test)
 

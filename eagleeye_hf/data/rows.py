@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
+from PIL import Image
 
-from eagleeye_hf.data.images import Row
-from eagleeye_hf.data.labels import Labels
+from eagleeye_hf.data.images import Row, encode
+from eagleeye_hf.data.labels import MISSING, Labels
 from eagleeye_hf.errors import EagleEyeError
 
 SHUFFLE_BUFFER = 1_000
@@ -43,11 +44,15 @@ class Columns:
         Raises:
             EagleEyeError: no output of the model stands for the label.
         """
-        return row[self.image], self.labels.checked(row[self.label])
+        image = row[self.image]
+        if isinstance(image, Image.Image):  # a stream that was filtered hands out decoded ones
+            image = {"bytes": encode(image), "path": None}
+        return image, self.labels.checked(row[self.label])
 
     def encoded(self, dataset: Any) -> Any:
-        """Only these columns, images left as they are stored."""
-        return dataset.select_columns([self.image, self.label]).cast_column(self.image, datasets.Image(decode=False))
+        """Only these columns, images left as they are stored, whatever format or transform the caller has set."""
+        own = dataset.with_format(None).select_columns([self.image, self.label])
+        return own.cast_column(self.image, datasets.Image(decode=False))
 
 
 class IndexedRows(Protocol):
@@ -86,6 +91,17 @@ class MapRows:
         """Numbers of outputs, images not read and ranges not checked; `MISSING` where there is none."""
         column = self.dataset.select_columns([self.columns.label]).with_format("arrow")[:][self.columns.label]
         return self.columns.labels.numbers(column)[self.indices]
+
+    def classes(self) -> np.ndarray:
+        """Which rows have the same label, whatever the outputs of a model are; `MISSING` where there is none."""
+        return raw_classes(self.dataset, self.columns.label)[self.indices]
+
+
+def raw_classes(dataset: datasets.Dataset, label: str) -> np.ndarray:
+    """Numbers of the different labels of a column in their order; `MISSING` where there is none."""
+    values = dataset.with_format("arrow")[:][label].to_pylist()
+    numbers = {value: number for number, value in enumerate(sorted(set(values) - {None, "", -1}))}
+    return np.array([numbers.get(value, MISSING) for value in values], dtype=np.int64)
 
 
 class StreamRows:

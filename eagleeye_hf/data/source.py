@@ -255,9 +255,14 @@ def find_label(features: Any) -> str | None:
     return next((key for key in LABEL_NAMES if isinstance(features.get(key), datasets.Value)), None)
 
 
+WHOLE = ("ExamplesIterable", "ArrowExamplesIterable")
+"""What `datasets` calls a stream of all rows of a split, of which none has been skipped, taken or filtered."""
+
+
 def open_rows(name: str, dataset: Any, columns: Columns) -> MapRows | StreamRows:
     """The rows of one split."""
     if isinstance(dataset, datasets.Dataset):
         return MapRows(dataset, columns)
-    split = (dataset.info.splits or {}).get(str(dataset.split))
+    whole = type(getattr(dataset, "_ex_iterable", None)).__name__ in WHOLE  # else it may tell of rows that are gone
+    split = (dataset.info.splits or {}).get(str(dataset.split)) if whole else None
     return StreamRows(dataset, columns, name, split.num_examples if split is not None and split.num_examples else None)

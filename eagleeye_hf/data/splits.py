@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 TEST_SPLITS = ("validation", "test", "val", "valid", "dev", "eval")
 TEST_IMAGES = f"labelled test images in a split named {' or '.join(TEST_SPLITS)}"
+COMPARED = 20_000
+"""Test images, at most, that are read before training, so that no copy of one is trained on."""
 PARTED = "test"
 """How the images are called that are set apart for testing where there is no such split."""
 
@@ -60,6 +62,8 @@ class Splits:
     """What a user should know of how the images were divided."""
     labelled: bool = True
     """Whether there are labels; those of the images are zeros where not."""
+    parted: bool = False
+    """Whether the test images were set apart of the training split, for there is no other."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """What is done to training images."""
 
@@ -164,10 +168,14 @@ def open_splits(
     training, evaluation = build_preprocessing(like, hflip, augment, color_jitter)
     known = replace(outputs, num=len(names), names=names, owner="the training split")
     test = _find_test(name, opened, where, known, needs_test and not indexed)
-    notes, tested = list[str](), frozenset[int]()
+    notes, tested, parted = list[str](), frozenset[int](), False
     if isinstance(train, MapRows):
+        if test is not None and isinstance(test[1], MapRows) and len(test[1]) <= COMPARED:
+            told = test[1]
+            tested = make_in_main(accelerator, lambda: content_keys(told))
         if test is None:
             train, part = part_off_test(train)
+            parted = True
             test, tested = (PARTED, part), make_in_main(accelerator, lambda: content_keys(part))
             whole = len(train) + len(part)
             notes.append(
@@ -195,6 +203,7 @@ def open_splits(
         revision=commit or "",
         notes=tuple(notes),
         labelled=labelled,
+        parted=parted,
         augmentation=augmentation,
     )
 

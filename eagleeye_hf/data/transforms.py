@@ -81,12 +81,17 @@ def build_preprocessing(
         augment: timm's description of RandAugment, AutoAugment or AugMix, as `rand-m9-mstd0.5`; instead of jitter.
         color_jitter: brightness, contrast and saturation of training images change by up to this part.
     Raises:
-        EagleEyeError: `augment` is not understood.
+        EagleEyeError: `augment` is not understood, or the model takes neither gray nor colour images.
     """
     described = describe_model(model)
     config = resolve_data_config(model=unwrap_model(model))
     config |= {"input_size": described.input_size, "mean": described.mean, "std": described.std}
     size = described.image_size
+    if described.channels not in (1, 3):
+        raise EagleEyeError(
+            f"the model takes images of {described.channels} channels; those of a dataset are gray or in colour, 1 or "
+            "3. Give batches of your own, or build it with `in_chans`"
+        )
     mode = "L" if described.channels == 1 else "RGB"
     common: dict[str, Any] = {"mode": mode, "mean": described.mean, "std": described.std}
     told = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")} | common

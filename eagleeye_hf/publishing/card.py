@@ -41,6 +41,8 @@ class CardFacts:
     dataset_revision: str = ""
     split: str = "test"
     """Of the dataset, in which the test images are."""
+    parted: bool = False
+    """Whether it has no such split, and they were set apart of its training images."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
     """On the test images, in order: of `full`, and of the network that is published under the name of its last step
     (`adaptive`, `compensated`, `fine-tuned`). Steps between them belong in `steps`."""
@@ -119,6 +121,7 @@ def write_card(facts: CardFacts, location: str, on_hub: bool = False) -> str:
         dataset=dataset,
         dataset_revision=_plain(facts.dataset_revision),
         split=_plain(facts.split),
+        parted=facts.parted,
         table=cost_table(facts),
         tested=_metric_rows(facts.metrics),
         steps=_metric_rows(facts.steps),
@@ -196,7 +199,7 @@ def _metadata(facts: CardFacts, title: str) -> ModelCardData:
                 task_type="image-classification",
                 dataset_type=dataset or "unknown",
                 dataset_name=dataset.rstrip("/").split("/")[-1] or "unknown",
-                dataset_split=facts.split or None,
+                dataset_split="train" if facts.parted else facts.split or None,
                 dataset_revision=facts.dataset_revision or None,
                 metric_type="accuracy",
                 metric_name=name,

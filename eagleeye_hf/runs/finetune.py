@@ -145,6 +145,7 @@ def _facts(
         metrics=metrics,
         steps=_metrics_of(history, "holdout_metrics"),
         split=data.test.split,
+        parted=data.parted,
         local_weights=local,
         holdout_images=data.holdout.count(),
         training_curve=curve_points(curve),

@@ -58,10 +58,10 @@ def open_job(config: JobConfig, accelerator: Accelerator | None = None, download
     columns = {"image_column": told.image_column, "label_column": told.label_column}
     needs_labels = config.finetune.epochs != 0 or bool(config.adapt.adapt_epochs)
     labelled = needs_labels or has_labels(source, told.label_column)
-    names = find_classes(source, **columns, label_names=told.label_names) if labelled else None
     before = describe_model(model).num_classes
     head = ""
     if config.adapt.adapt_epochs != 0:
+        names = find_classes(source, **columns, label_names=told.label_names) if labelled else None
         model, head = adapt_head(model, names)
     check_strategy(model, config)
     arguments = split_arguments(told, config.held_out, config.augmentation, config.seed)

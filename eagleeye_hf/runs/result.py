@@ -85,6 +85,7 @@ def save_result(
         metrics=measured.metrics,
         steps=measured.steps,
         split=data.test.split,
+        parted=data.parted,
         local_weights=config.network.weights is not None if measured.adapted else config.local_weights,
         holdout_images=data.holdout.count(),
         training_curve=curve_points(measured.curve),

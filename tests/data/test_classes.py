@@ -5,11 +5,14 @@ import copy
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
 from eagleeye_hf import EagleEyeError, evaluate_model, open_splits
 from eagleeye_hf.data.measured import open_test
+from eagleeye_hf.data.source import OpenedDataset
+from eagleeye_hf.data.splits import find_classes
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset
 
@@ -179,3 +182,29 @@ def test_a_single_class():
     for only in (relabelled(one, ("class 4",)), relabelled(one, text=True)):
         with pytest.raises(EagleEyeError, match="has a single class, class 4; a classifier needs two or more"):
             open_splits(datasets.DatasetDict(train=only, test=only), Faultless(), **COUNTS)
+
+
+def test_folders_that_are_numbers_are_in_the_order_of_numbers():
+    """Sorted as texts, 10 would come before 2."""
+    rows = digits_dataset(80, 20)
+    names = sorted(map(str, range(12)))
+    order = {str(number): place for place, number in enumerate(names)}
+    rows = rows.cast_column("label", datasets.Value("int64"))
+    labelled = rows.map(lambda row: {"label": order[str(row["label"] + 2 if row["label"] > 1 else row["label"])]})
+    listed = labelled.cast_column("label", datasets.ClassLabel(names=names))
+    data = open_splits(listed, timm.create_model("resnet20_cifar", num_classes=12), holdout_images=0)
+    assert data.label_names == tuple(map(str, range(12)))
+    expected = [label + 2 if label > 1 else label for label in rows["test"]["label"]]
+    assert data.test.cached_batches()[0][1].tolist() == expected
+
+
+def test_numbers_with_gaps_are_names_or_refused():
+    rows = digits_dataset(60, 20)["train"].cast_column("label", datasets.Value("int64"))
+    years = rows.map(lambda row: {"label": 2000 + row["label"]})
+    with pytest.raises(EagleEyeError, match=r"are 10 different numbers up to 2,009.*`--adapt-epochs 0`"):
+        find_classes(OpenedDataset(splits=datasets.DatasetDict(train=years), name="photographs"))
+    texts = datasets.DatasetDict(train=years.cast_column("label", datasets.Value("string")))
+    names = find_classes(OpenedDataset(splits=texts, name="photographs"))
+    assert names == tuple(map(str, range(2000, 2010)))
+    data = open_splits(texts, timm.create_model("resnet20_cifar"), calibration_images=10, holdout_images=0)
+    assert data.label_names == names

@@ -11,6 +11,7 @@ from PIL import Image
 from eagleeye_hf.data.batches import Decoder, seed_everything
 from eagleeye_hf.data.images import decode_image
 from eagleeye_hf.data.transforms import build_preprocessing
+from eagleeye_hf.errors import EagleEyeError
 
 SIZE = 96
 
@@ -40,10 +41,16 @@ def rotated() -> Image.Exif:
     return exif
 
 
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
 FILES = {
     "photograph": encode(photograph(320, 240), quality=92),
     "upright": encode(photograph(240, 320), quality=92),
     "on its side": encode(photograph(320, 240), quality=92, exif=rotated()),
+    "on its side by XMP": encode(photograph(320, 240), quality=92, xmp=XMP),
     "png": encode(photograph(200, 240), "PNG"),
     "gray": encode(photograph(240, 200).convert("L")),
     "cmyk": encode(photograph(240, 200).convert("CMYK")),
@@ -87,6 +94,11 @@ def test_what_else_timm_does_is_left_to_timm():
     assert build_preprocessing(timm.create_model("resnet10t"), color_jitter=0.4)[0].fast is None
     lanczos = timm.create_model("resnet10t", pretrained_cfg_overlay={"interpolation": "lanczos"})
     assert build_preprocessing(lanczos)[1].fast is None
+
+
+def test_a_network_of_other_channels_is_refused():
+    with pytest.raises(EagleEyeError, match="takes images of 4 channels; those of a dataset are gray or in colour"):
+        build_preprocessing(timm.create_model("resnet10t", in_chans=4))
 
 
 def test_a_broken_file_is_told():

@@ -102,12 +102,14 @@ def test_not_one_image_is_an_error():
 @pytest.mark.parametrize("streaming", [False, True])
 def test_missing_images_and_labels_are_skipped_and_unknown_names_refused(streaming):
     good = digits_dataset(100, 20)
-    rows = [{"image": row["image"], "label": f"kind {row['label']}"} for row in good["train"]]
+    rows, others = (
+        [{"image": row["image"], "label": f"kind {row['label']}"} for row in good[split]] for split in ("train", "test")
+    )
     rows[3]["image"], rows[8]["label"] = None, None
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     parts = {
         "train": datasets.Dataset.from_list(rows, features),
-        "test": datasets.Dataset.from_list(rows[20:], features),
+        "test": datasets.Dataset.from_list(others, features),
     }
     opened = datasets.DatasetDict(parts)
     if streaming:
@@ -166,7 +168,7 @@ def test_a_file_that_another_program_would_read_is_skipped(tmp_path, monkeypatch
             place = tmp_path / split / f"kind {row['label']}" / f"{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             row["image"].save(place)
-        (tmp_path / split / "kind 3" / "99.jpg").write_bytes(EPS)
+        (tmp_path / split / "kind 3" / "99.jpg").write_bytes(EPS + split.encode())  # no copies
     model = timm.create_model("resnet20_cifar")
     data = open_splits(tmp_path, model, calibration_images=0, holdout_images=0, hflip=False)
     for part, num in ((data.test, 20), (data.train, 40)):

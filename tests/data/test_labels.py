@@ -50,11 +50,10 @@ def test_truth_values():
 def test_texts_of_digits_are_in_the_order_of_numbers():
     """Sorted as texts, 10 would come before 2."""
     original = digits_dataset(80, 20)
-    rows = typed(original["train"], "string", lambda label: str(label + 2 if label > 1 else label))
+    parts = {key: typed(part, "string", lambda n: str(n + 2 if n > 1 else n)) for key, part in original.items()}
     model = timm.create_model("resnet20_cifar", num_classes=12)
-    data = datasets.DatasetDict(train=rows, test=rows)
-    splits = open_splits(data, model, calibration_images=20, holdout_images=0)
-    expected = [label + 2 if label > 1 else label for label in original["train"]["label"]]
+    splits = open_splits(datasets.DatasetDict(parts), model, calibration_images=20, holdout_images=0)
+    expected = [label + 2 if label > 1 else label for label in original["test"]["label"]]
     assert splits.test.cached_batches()[0][1].tolist() == expected
 
 

@@ -127,3 +127,48 @@ def test_a_table_whose_files_are_missing(tmp_path):
     table.write_text("path,label\nphotos/1.jpg,a\nphotos/2.jpg,b\n")
     with pytest.raises(EagleEyeError, match=r"its column path names files such as photos/1.jpg, which are not in .*"):
         open_splits(table, MODEL)
+
+
+def test_the_fifth_is_the_same_for_every_network(folders):
+    """Whatever the order of its outputs, and without labels, where the dataset has some."""
+    names = [f"kind {number}" for number in range(10)]
+    expected = set(seen(open_splits(folders, MODEL, label_names=names).test))
+    assert set(seen(open_splits(folders, MODEL, label_names=names[::-1]).test)) == expected
+    taught = open_test(folders, MODEL, split="test", teacher=MODEL).images
+    assert set(seen(taught.images)) == expected
+
+
+def test_copies_of_a_test_split_are_not_trained_on():
+    rows = digits_dataset(100)["train"]
+    parts = datasets.DatasetDict(train=rows.select(range(60)), test=rows.select(range(40, 100)))
+    data = open_splits(parts, MODEL, calibration_images=20, holdout_images=0)
+    tested = set(seen(data.test))
+    assert len(tested) == 60
+    learned = [*seen(data.calibration), *seen(data.train, epoch=0)]
+    assert len(learned) == 40
+    assert not tested & set(learned)
+
+
+def test_streams_that_the_caller_has_changed_tell_their_own_number(tmp_path):
+    digits_dataset(100, 20)["train"].to_parquet(tmp_path / "train.parquet")
+    digits_dataset(100, 20)["test"].to_parquet(tmp_path / "test.parquet")
+    options = {"calibration_images": 20, "holdout_images": 0}
+
+    def opened(change) -> datasets.IterableDatasetDict:
+        found = datasets.load_dataset(str(tmp_path), streaming=True)
+        told = {"train": datasets.SplitInfo("train", num_examples=100)}  # as datasets of the Hub do
+        found["train"].info.splits = datasets.splits.SplitDict(told)
+        return datasets.IterableDatasetDict(train=change(found["train"]), test=found["test"])
+
+    assert open_splits(opened(lambda rows: rows), MODEL, **options).train.count() == 80
+    for change in (lambda rows: rows.take(50), lambda rows: rows.filter(lambda row: row["label"] < 5)):
+        data = open_splits(opened(change), MODEL, **options)
+        assert data.train.count() == 30
+        assert len(seen(data.train, epoch=0)) == 30
+
+
+def test_a_transform_that_the_caller_has_set_does_not_matter():
+    rows = digits_dataset(60, 20)
+    expected = seen(open_splits(rows, MODEL, calibration_images=10, holdout_images=10).test)
+    changed = rows.with_transform(lambda batch: {"pixel_values": [1 for _ in batch["image"]]})
+    assert seen(open_splits(changed, MODEL, calibration_images=10, holdout_images=10).test) == expected
