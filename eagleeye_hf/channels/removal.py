@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
@@ -19,12 +19,14 @@ def block_of(blocks: Mapping[str, int], module: str) -> int:
     return next((blocks[n] for i in range(len(parts)) if (n := ".".join(parts[: i + 1])) in blocks), -1)
 
 
-def remove_blocks(model: nn.Module, removed_blocks: Collection[str]) -> dict[str, nn.Module]:
+def remove_blocks(
+    model: nn.Module, removed_blocks: Collection[str], instead: Callable[[], nn.Module] = nn.Identity
+) -> dict[str, nn.Module]:
     """Put `nn.Identity` in the place of these modules of a model, in place; return what was there."""
     before = {}
     for name in removed_blocks:
         before[name] = model.get_submodule(name)
-        _put(model, name, nn.Identity())
+        _put(model, name, instead())
     return before
 
 
@@ -34,9 +36,11 @@ def restore_blocks(model: nn.Module, before: dict[str, nn.Module]) -> None:
 
 
 @contextmanager
-def without_blocks(model: nn.Module, removed_blocks: Collection[str]) -> Iterator[None]:
+def without_blocks(
+    model: nn.Module, removed_blocks: Collection[str], instead: Callable[[], nn.Module] = nn.Identity
+) -> Iterator[None]:
     """The model lacks these blocks while the context lasts."""
-    before = remove_blocks(model, removed_blocks)
+    before = remove_blocks(model, removed_blocks, instead)
     try:
         yield
     finally:

@@ -7,14 +7,15 @@ from the full network.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from eagleeye_hf.channels.cut import kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
@@ -24,6 +25,10 @@ from eagleeye_hf.networks.running import AnyBatch, evaluation_mode, images_of, r
 
 RIDGE = 1e-4
 """Added to the diagonal of the kept channels' moments, as a fraction of their mean."""
+PROBED = 4
+"""Images on which it is seen where a constant goes."""
+ROUNDING = 1e-8
+"""Relative change of the outputs, in float64, below which nothing has reached them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class Moments:
     """Sums, shape `(channels,)`."""
     products: Tensor
     """Sums of products, shape `(channels, channels)`."""
+    constant: bool
+    """Whether a constant of the fit has a place: in the reader's own bias, or a BatchNorm takes it out again."""
 
 
 def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[AnyBatch]) -> dict[str, Moments]:
@@ -69,10 +76,12 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     readers = find_readers(model, graph)
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_pre_hook(collect(name)) for name in readers]
-    num_batches = 0
+    num_batches, without_bias = 0, [name for name in readers if modules[name].bias is None]
     try:
         with evaluation_mode(model), torch.no_grad():
             for batch in batches:
+                if not num_batches:
+                    first = images_of(batch)[:PROBED]
                 run_model(model, images_of(batch))
                 num_batches += 1
     finally:
@@ -80,9 +89,59 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
             handle.remove()
     if not num_batches:
         raise EagleEyeError("`batches` is empty; give at least one batch of calibration images")
+    kept = keep_constants(model, without_bias, first)
     return {
-        name: Moments(count=counts[name], total=total, products=products) for name, (total, products) in sums.items()
+        name: Moments(count=counts[name], total=total, products=products, constant=name not in kept)
+        for name, (total, products) in sums.items()
     }
+
+
+def keep_constants(model: nn.Module, names: Sequence[str], images: Tensor) -> set[str]:
+    """The layers for which a constant added to their output reaches the network's, though every BatchNorm takes the
+    statistics of the batch: gates (SE, SK), and convolutions with an activation before the BatchNorm.
+
+    A network that can't run so, on a single image of one pixel, say, is taken to have none.
+    """
+    if not names:
+        return set()
+    probe, images = copy.deepcopy(model).cpu().double().eval(), images.cpu().double()
+    modules = dict(probe.named_modules())
+    for layer in probe.modules():  # a synchronised one would wait for other processes
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm):
+            layer.training = True
+    if len(images) == 1:
+        images = torch.cat([images, images.flip(-1)])
+
+    def run(shifted: Sequence[str]) -> Tensor:
+        handles = [modules[name].register_forward_hook(_shift) for name in shifted]
+        try:
+            return run_model(probe, images)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def find(some: Sequence[str]) -> set[str]:
+        moved = (run(some) - expected).norm() / expected.norm().clamp_min(1e-12)
+        if float(moved) < ROUNDING:
+            return set()
+        if len(some) == 1:
+            return set(some)
+        return find(some[: len(some) // 2]) | find(some[len(some) // 2 :])
+
+    with torch.no_grad():
+        try:
+            expected = run(())
+        except ValueError:  # a BatchNorm of one value per channel
+            return set()
+        return find(list(names))
+
+
+def _shift(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    """Add another constant to each channel."""
+    axis = 1 if isinstance(module, nn.Conv2d) else output.ndim - 1
+    shape = [-1 if place == axis else 1 for place in range(output.ndim)]
+    constants = torch.linspace(0.5, 1.5, output.shape[axis], device=output.device).view(shape)
+    return output + output.std() * constants
 
 
 def find_readers(model: nn.Module, graph: ChannelGraph) -> list[str]:
@@ -117,53 +176,33 @@ def compensate_readers(
         kept = places.get((f"{name}.weight", 1))
         if kept is None or len(kept) == weight.shape[1]:
             continue
-        constant = takes_constant(graph, tensors, name)
         removed = np.setdiff1d(np.arange(weight.shape[1]), kept)
         kept_index, removed_index = (torch.from_numpy(i).to(weight.device) for i in (kept, removed))
-        mixing, offset = _solve(moment, kept_index, removed_index, constant)
+        mixing, offset = _solve(moment, kept_index, removed_index)
         gone = weight.index_select(1, removed_index)
         repaired = weight.clone()
         extra = torch.einsum("or...,kr->ok...", to_float64(gone), mixing).to(weight)
         repaired.index_add_(1, kept_index, extra)
         changed[f"{name}.weight"] = repaired
-        if bias is not None and constant:
+        if bias is not None:
             taps = gone.flatten(2).sum(2) if gone.ndim > 2 else gone
             changed[f"{name}.bias"] = bias + (to_float64(taps) @ offset).to(bias)
     return changed
 
 
-def _solve(moments: Moments, kept: Tensor, removed: Tensor, constant: bool) -> tuple[Tensor, Tensor]:
+def _solve(moments: Moments, kept: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """Mixing, shape `(kept, removed)`, and offset, shape `(removed,)`, in float64."""
-    products, mean = central_moments(moments, constant)
+    products, mean = central_moments(moments)
     kept, removed = kept.to(mean.device), removed.to(mean.device)
     gram = products.index_select(0, kept).index_select(1, kept)
     ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
     gram = gram + ridge * torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
     mixing = torch.linalg.solve(gram, products.index_select(0, kept).index_select(1, removed))
-    offset = mean[removed] - mean[kept] @ mixing
-    return mixing, offset if constant else torch.zeros_like(offset)
+    return mixing, mean[removed] - mean[kept] @ mixing
 
 
-def central_moments(moments: Moments, constant: bool) -> tuple[Tensor, Tensor]:
-    """Mean products of a reader's inputs, shape `(channels, channels)`, and their means, in float64.
-
-    Args:
-        constant: least squares have a free constant, which is least squares on what is left without the means.
-    """
+def central_moments(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Mean products of a reader's inputs, shape `(channels, channels)`, and their means, in float64; of what is left
+    without the means where least squares have a free constant, which is the same."""
     products, mean = to_float64(moments.products) / moments.count, to_float64(moments.total) / moments.count
-    return (products - torch.outer(mean, mean) if constant else products), mean
-
-
-def takes_constant(graph: ChannelGraph, tensors: Mapping[str, Tensor], name: str) -> bool:
-    """Whether a reader can store a constant, in its own bias, or a BatchNorm that follows takes it out again."""
-    return f"{name}.bias" in tensors or f"{name}.weight" in _followed_by_norm(graph)
-
-
-@functools.lru_cache(maxsize=4)
-def _followed_by_norm(graph: ChannelGraph) -> set[str]:
-    """Weights whose output channels pass a BatchNorm, as far as the groups tell."""
-    found = set()
-    for group in graph.groups:
-        if any(member.tensor.endswith("running_mean") for member in group.members):
-            found |= {member.tensor for member in group.members if member.dim == 0}
-    return found
+    return (products - torch.outer(mean, mean) if moments.constant else products), mean

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph, ChannelGroup, Member, check_widths
@@ -63,12 +65,15 @@ class Importance:
             raise EagleEyeError(f"`criterion={criterion!r}` needs `batches`: {NEED_IMAGES[criterion]}")
         self.graph, self.criterion, self.seed = graph, criterion, seed
         model = unwrap_model(model)
-        self._tensors = dict(named_tensors(model))
+        self._tensors = dict(named_tensors(model)) | computed_weights(model)
+        self._outputs = output_dims(model)
         self.moments = (
             collect_moments(model, graph, batches) if criterion == "reconstruction" and batches is not None else None
         )
         """Of the readers' inputs, where the criterion goes by them."""
-        self._effects = filter_effects(model, batches) if criterion == "taylor" and batches is not None else {}
+        self._effects: dict[tuple[str, int], np.ndarray] = {}
+        if criterion == "taylor" and batches is not None:
+            self._effects = filter_effects(model, batches, {(m.tensor, m.dim) for g in graph.groups for m in g.members})
         self._units: dict[int, np.ndarray] = {}
 
     def unit_scores(self, number: int) -> np.ndarray:
@@ -100,7 +105,7 @@ class Importance:
         total = np.zeros(group.channels)
         for member in self._producers(group):
             if self.criterion == "taylor":
-                total += self._effects[member.tensor][member.index].sum(1)
+                total += self._effects[member.tensor, member.dim][member.index].sum(1)
                 continue
             weight = self._tensors[member.tensor].detach().float().movedim(member.dim, 0)
             scores = CRITERIA[self.criterion](weight.flatten(1) if weight.ndim > 1 else weight)
@@ -113,18 +118,41 @@ class Importance:
         if self.criterion == "bn_scale":
             rows = [m for m in group.members if tensors[m.tensor].ndim == 1 and _is_scale(m, tensors)]
         else:
-            rows = [m for m in group.members if m.dim == 0 and tensors[m.tensor].ndim >= 2]
+            rows = [m for m in group.members if m.dim == self._outputs.get(m.tensor, 0) and tensors[m.tensor].ndim >= 2]
             rows = [m for m in rows if tensors[m.tensor][0].numel() > tensors[m.tensor][0, 0].numel()] or rows
             if not rows:  # banks of kernels (CondConv) hold their outputs along another dimension
                 weights = [m for m in group.members if tensors[m.tensor].ndim >= 2]
                 rows = [m for m in weights if m.tensor.rpartition(".")[0] == group.name.partition(":")[0]] or weights
         if self.criterion == "taylor":
-            rows = [m for m in rows if m.tensor in self._effects]
+            rows = [m for m in rows if (m.tensor, m.dim) in self._effects]
         if not rows:
             raise EagleEyeError(
                 f"`criterion={self.criterion!r}` has nothing to go by in group {group.name}; use another one"
             )
         return rows
+
+
+def output_dims(model: nn.Module) -> dict[str, int]:
+    """The dimension along which a weight holds its outputs, where that is not the first."""
+    return {
+        f"{name}.weight": 1
+        for name, module in model.named_modules()
+        if isinstance(module, _ConvTransposeNd) and module.groups == 1
+    }
+
+
+def computed_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What parametrised layers compute with, as weight_norm, by the name of the tensor of that shape that it is
+    made of."""
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            parts = dict(named_tensors(module))
+            for key in module.parametrizations:
+                weight = getattr(module, key).detach()
+                own = [part for part in parts if part.startswith(f"parametrizations.{key}.")]
+                found |= {f"{name}.{part}": weight for part in own if parts[part].shape == weight.shape}
+    return found
 
 
 def choose_channels(
@@ -150,30 +178,42 @@ def choose_channels(
     return {name: torch.from_numpy(kept) for name, kept in importance.choose(widths).items()}
 
 
-def filter_effects(model: nn.Module, batches: Iterable[AnyBatch]) -> dict[str, np.ndarray]:
+def filter_effects(
+    model: nn.Module, batches: Iterable[AnyBatch], wanted: Collection[tuple[str, int]]
+) -> dict[tuple[str, int], np.ndarray]:
     """Squared change of the loss when a filter is set to zero, to first order, averaged over the batches.
 
+    Args:
+        wanted: names of tensors, and the dimensions along which they hold filters.
     Returns:
-        Per weight of two dimensions or more, `(sum of weight * gradient over the filter)^2`, shape `(filters,)`.
+        Per weight of two dimensions or more, and dimension, `(sum of weight * gradient over the filter)^2`, shape
+        `(filters,)`.
     Raises:
         EagleEyeError: there are no batches.
     """
     weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.is_floating_point()}
     device = device_of(model)
-    totals = {name: to_float64(torch.zeros(len(p), device=device)) for name, p in weights.items()}
+    totals = {
+        (name, dim): to_float64(torch.zeros(weights[name].shape[dim], device=device))
+        for name, dim in wanted
+        if name in weights
+    }
     num_batches = 0
     with evaluation_mode(model), _trainable(weights.values()):
         for batch in batches:
             with torch.enable_grad():
                 loss = F.cross_entropy(run_model(model, images_of(batch)).float(), labels_of(batch).to(device))
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            found = dict(zip(weights, gradients, strict=True))
+            for (name, dim), total in totals.items():
+                gradient = found[name]
                 if gradient is not None:
-                    totals[name] += to_float64((weight.detach() * gradient).flatten(1).sum(1)).square()
+                    effects = (weights[name].detach() * gradient).movedim(dim, 0)
+                    total += to_float64(effects.flatten(1).sum(1)).square()
             num_batches += 1
     if not num_batches:
         raise EagleEyeError("`batches` is empty; `criterion='taylor'` needs images and labels")
-    return {name: (total / num_batches).cpu().numpy() for name, total in totals.items()}
+    return {place: (total / num_batches).cpu().numpy() for place, total in totals.items()}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.networks.threads import one_thread
-from eagleeye_hf.pruning.compensate import RIDGE, Moments, central_moments, takes_constant
+from eagleeye_hf.pruning.compensate import RIDGE, Moments, central_moments
 
 TOGETHER = 64
 """Of this many units that are left, one goes at a time; of more, a part of as many."""
@@ -88,7 +88,7 @@ def find_group_readers(
             continue
         columns = member.index[group.units].reshape(len(group.units), -1)
         if np.unique(columns).size == columns.size:  # no channel that is read twice
-            products, _ = central_moments(moments[name], takes_constant(graph, tensors, name))
+            products, _ = central_moments(moments[name])
             with one_thread():
                 found.append(make_reader(tensors[member.tensor].detach(), products, torch.from_numpy(columns)))
     return found

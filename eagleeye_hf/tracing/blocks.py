@@ -16,6 +16,7 @@ from eagleeye_hf.tracing.values import Values
 OTHER_SHAPE = "its output has another shape than its input"
 OTHER_VALUES = "its output is not its input when its branch adds zero"
 SEVERAL_RUNS = "it runs several times"
+OTHER_NAME = "it, or a part of it, is reached by another name, too"
 
 
 @dataclass
@@ -75,6 +76,11 @@ class BlockFinder:
         if needed and not _is_container(module) and all(tensor.startswith(f"{name}.") for tensor in needed):
             self.same[name] = needed
 
+    def _is_shared(self, name: str, places: dict[int, set[str]]) -> bool:
+        block = self.model.get_submodule(name)
+        parts = [id(part) for part in (*block.modules(), *block.parameters(), *block.buffers())]
+        return any(place != name and not _lies_in(place, name) for part in parts for place in places.get(part, ()))
+
     def finish(self, groups: tuple[ChannelGroup, ...]) -> tuple[Block, ...]:
         """The blocks, in the order of the model's modules."""
         again = {name for name in self.same if self._runs[name] > 1}
@@ -82,15 +88,32 @@ class BlockFinder:
         inner = {name for name in members if not _holds(name, members)}
         chosen = inner | {name for name in self.same if not any(_lies_in(name, m) or _lies_in(m, name) for m in inner)}
         chosen = {name for name in chosen if not any(_lies_in(name, other) for other in chosen)}
+        places = reached_by(self.model)
         refused = {n for n in self.adds if not any(n == c or _lies_in(n, c) or _lies_in(c, n) for c in chosen)}
         blocks = []
         for name, _ in self.model.named_modules():
             if name in chosen:
-                reason = SEVERAL_RUNS if name in again else ""
+                reason = SEVERAL_RUNS if name in again else OTHER_NAME if self._is_shared(name, places) else ""
                 blocks.append(Block(name, self.same[name], _inside(name, groups), reason))
             elif name in refused:
                 blocks.append(Block(name, frozenset(), (), self.adds[name]))
         return tuple(blocks)
+
+
+def reached_by(model: nn.Module) -> dict[int, set[str]]:
+    """By which names each module, parameter and buffer of a model can be reached, also in plain lists."""
+    places: dict[int, set[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), set()).add(name)
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            places.setdefault(id(tensor), set()).add(f"{name}.{key}")
+        for key, value in vars(module).items():
+            listed = value.values() if isinstance(value, dict) else value
+            if not key.startswith("_") and isinstance(value, (list, tuple, dict)):
+                for item in listed:
+                    if isinstance(item, (nn.Module, Tensor)):
+                        places.setdefault(id(item), set()).add(f"{name}.{key}[]")
+    return places
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -33,18 +33,7 @@ def confirm_groups(full: Shadow, grouping: Grouping, graph: ChannelGraph) -> Cha
     kinds = _sort_kinds([group.name for group in graph.groups], [group.prunable for group in graph.groups])
     shapes = {name: tensor.shape for name, tensor in full.tensors.items()}
     problem_of = functools.partial(_try_removing, full, shapes, grouping, graph)
-    reasons: dict[int, str] = {}
-    _bisect(list(kinds.values()), problem_of, reasons)
-    if reasons:
-        good = [[n for n in numbers if n not in reasons] for numbers in kinds.values()]
-        together = [number for numbers in good for number in numbers]
-        if problem_of(together):  # fine alone, not together: add kind by kind
-            fine: list[int] = []
-            for numbers in good:
-                if problem := problem_of([*fine, *numbers]):
-                    reasons.update(dict.fromkeys(numbers, problem))
-                else:
-                    fine += numbers
+    reasons = _find_reasons(list(kinds.values()), problem_of)
     groups = tuple(replace(g, reason=reasons[i]) if i in reasons else g for i, g in enumerate(graph.groups))
     graph = replace(graph, groups=groups)
     return replace(graph, blocks=_confirm_blocks(full, shapes, grouping, graph))
@@ -55,14 +44,13 @@ def _confirm_blocks(
 ) -> tuple[Block, ...]:
     """Refuse the blocks without which the model breaks, every group that can shrink being thin."""
     thin = [number for number, group in enumerate(graph.groups) if group.prunable]
-    reasons: dict[int, str] = {}
 
     def problem_of(numbers: list[int]) -> str:
         removed = [graph.blocks[number].name for number in numbers]
         return _try_removing(full, shapes, grouping, graph, thin, removed) if removed else ""
 
     kinds = _sort_kinds([block.name for block in graph.blocks], [block.removable for block in graph.blocks])
-    _bisect(list(kinds.values()), problem_of, reasons)
+    reasons = _find_reasons(list(kinds.values()), problem_of)
     return tuple(replace(b, reason=reasons[i]) if i in reasons else b for i, b in enumerate(graph.blocks))
 
 
@@ -73,6 +61,24 @@ def _sort_kinds(names: list[str], wanted: list[bool]) -> dict[str, list[int]]:
         if wanted[number]:
             kinds.setdefault(re.sub(r"\d+", "#", name), []).append(number)
     return kinds
+
+
+def _find_reasons(kinds: list[list[int]], problem_of: Callable[[list[int]], str]) -> dict[int, str]:
+    """Why numbers can't go, so that all others can go together."""
+    reasons: dict[int, str] = {}
+    everything = [number for numbers in kinds for number in numbers]
+    if not problem_of(everything):
+        return reasons
+    _bisect(kinds, problem_of, reasons)
+    good = [[n for n in numbers if n not in reasons] for numbers in kinds]
+    if problem_of([number for numbers in good for number in numbers]):  # fine alone, not together: add kind by kind
+        fine: list[int] = []
+        for numbers in good:
+            if problem := problem_of([*fine, *numbers]):
+                reasons.update(dict.fromkeys(numbers, problem))
+            else:
+                fine += numbers
+    return reasons
 
 
 def _bisect(sets: list[list[int]], problem_of: Callable[[list[int]], str], reasons: dict[int, str]) -> None:
@@ -126,8 +132,8 @@ def _try_removing(
         resize_modules(full.model, {path: int(left.sum()) for path, left in places.items()})
         checker = Checker(kept, grouping.pinned)
         choices = iter([choice for choice, module in full.choices if not is_removed(module, removed_blocks)])
-        with without_blocks(full.model, removed_blocks):
-            check = Shadow(full.model, checker, tensors=full.tensors, following=choices)
+        check = Shadow(full.model, checker, tensors=full.tensors, following=choices)
+        with without_blocks(full.model, removed_blocks, check.passed.make):
             check.run(graph.input_size)
     except MismatchError as error:
         return f"removing {what} breaks the model: {error}"
@@ -158,7 +164,9 @@ def _same_places(full: Shadow, check: Shadow, roots: np.ndarray, is_left: np.nda
 
     for (shape, dims), (thin_shape, thin_dims) in zip(full.results, check.results, strict=True):
         for size, dim, thin_size, thin_dim in zip(shape, dims, thin_shape, thin_dims, strict=True):
-            pairs = zip(factors_of(size, dim), factors_of(thin_size, thin_dim), strict=False)
+            if isinstance(dim, Product) != isinstance(thin_dim, Product):  # of a bank of kernels only parts are known
+                continue
+            pairs = zip(factors_of(size, dim), factors_of(thin_size, thin_dim), strict=True)
             if not all(fits(*wanted, *found) for wanted, found in pairs):
                 return False
     return True

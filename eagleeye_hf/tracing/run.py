@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagleeye_hf.channels.cut import named_tensors
 from eagleeye_hf.tracing.blocks import BlockFinder
-from eagleeye_hf.tracing.ids import Dim, Dims, Recorder, Store
+from eagleeye_hf.tracing.ids import Dim, Dims, MismatchError, Recorder, Store
 from eagleeye_hf.tracing.rules.operators import apply_rule
 from eagleeye_hf.tracing.rules.register import argument_names, factor_names, operator_name
 from eagleeye_hf.tracing.sizes import SizeFinder
@@ -50,6 +50,7 @@ class Shadow:
     """What was decided, and in which module."""
     following: Iterator[bool] | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    passed: Passed = field(default_factory=lambda: Passed())
     finished: bool = False
     """Whether the forward pass is over; what runs afterwards costs nothing and is not compared."""
 
@@ -134,6 +135,7 @@ class Shadow:
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         named = dict(zip(argument_names(func), args, strict=False))
         named.update(kwargs)
+        self.passed.see(func, named)
         self._all_weights = self._only_weights(named)
         apply_rule(self, func, named, out)
         if isinstance(self.store, Recorder) and self.values.see(operator_name(func), named, out):
@@ -157,6 +159,53 @@ def _numbers(func: Any, named: Mapping[str, Any], out: Any) -> list[Any]:
     if isinstance(out, Tensor) and out.device.type != "meta" and out.numel() == 1:  # made of a number
         numbers.append(out.item())
     return [value for value in numbers if isinstance(value, (int, float))]
+
+
+class Passed:
+    """Values that removed blocks pass on: the same memory before and after, so that whoever writes into one changes the
+    other, which the full network's blocks keep apart."""
+
+    def __init__(self) -> None:
+        self._same: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        """Per tensor that was passed on, itself and all that share its memory."""
+        self._changed: dict[int, Tensor] = {}
+        """Per tensor that is no longer what it was, the one that was written."""
+
+    def make(self) -> nn.Module:
+        """What stands in a removed block's place."""
+        return _Passing(self)
+
+    def join(self, before: Tensor, after: Tensor) -> None:
+        same = self._same[id(before)][1] if id(before) in self._same else [before]
+        same.append(after)
+        self._same |= {id(tensor): (tensor, same) for tensor in same}
+
+    def see(self, func: Any, named: Mapping[str, Any]) -> None:
+        """One call of an operator.
+
+        Raises:
+            MismatchError: it reads what has been changed.
+        """
+        if not self._same:
+            return
+        for tensor in _tensors(named):
+            if id(tensor) in self._changed:
+                raise MismatchError("what it passes on is written in place, and read once more")
+        written = named.get("self")
+        if operator_name(func).endswith("_") and id(written) in self._same:
+            writer, same = self._same[id(written)]
+            self._changed |= {id(tensor): writer for tensor in same if tensor is not writer}
+
+
+class _Passing(nn.Module):
+    def __init__(self, passed: Passed) -> None:
+        super().__init__()
+        self.passed = passed
+
+    def forward(self, given: Tensor) -> Tensor:
+        after = given.view_as(given)
+        self.passed.join(given, after)
+        return after
 
 
 class _Dispatch(TorchDispatchMode):

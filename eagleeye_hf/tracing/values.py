@@ -74,13 +74,16 @@ class Values:
             results = results[:1]
         added = name in ("add", "add_") and len(tensors) == 2
         before = [self.of(tensor) for tensor in tensors]
+        in_place = name.endswith("_")
+        if args.get("alpha", 1) != 1:  # nothing is known of a sum one part of which is scaled
+            added, name = False, "scaled sum"
         zero = self._zero(name, args, before)
         low, high = self._range(name, args, before)
         same = self._sum(before) if added else self._passed(name, args, before)
         for tensor in results:
             self._set(tensor, zero, same if len(results) == 1 else NOTHING, (low, high))
             base = tensor._base
-            if base is not None and name.endswith("_"):  # a part of it was written
+            if base is not None and in_place:  # a part of it was written
                 self._set(base)
         return added and not any(id(tensor) in self.parameters for tensor in tensors)
 

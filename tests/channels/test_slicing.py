@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from eagleeye_hf import EagleEyeError, choose_channels, slice_model, trace_model
 from eagleeye_hf.pruning.importance import filter_effects
@@ -93,7 +94,7 @@ def test_taylor_is_the_squared_slope_of_the_loss_along_each_filter():
                 scaled[0].weight[channel] *= 1 + epsilon
                 losses.append(nn.functional.cross_entropy(scaled(images), labels).item())
         expected.append(((losses[0] - losses[1]) / 2e-4) ** 2)
-    found = filter_effects(model, [(images, labels)])["0.weight"]
+    found = filter_effects(model, [(images, labels)], {("0.weight", 0)})["0.weight", 0]
     assert found == pytest.approx(expected, rel=1e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -112,3 +113,30 @@ def test_taylor_and_random_choose_whole_widths():
     assert any(not torch.equal(first[name], other[name]) for name in first)
     with pytest.raises(EagleEyeError, match="needs `batches`"):
         choose_channels(model, graph, widths, "taylor")
+
+
+def test_importance_goes_by_the_layers_that_produce_channels():
+    """A transposed convolution holds its outputs along the second dimension; weight_norm's direction has no scale."""
+    block = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)]
+    up = nn.ConvTranspose2d(16, 8, 2, 2)
+    model = nn.Sequential(*block, up, nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 64, 5)).eval()
+    with torch.no_grad():
+        model[2].weight.copy_(torch.arange(10, 26.0)[:, None, None, None].expand_as(model[2].weight))
+        up.weight.copy_(torch.arange(200, 40, -10.0)[:, None, None, None] * torch.arange(1, 9.0)[None, :, None, None])
+    graph = trace_model(model, (3, 8, 8))
+    widths = [group.channels // 2 if group.prunable else group.channels for group in graph.groups]
+    keep = choose_channels(model, graph, widths)
+    assert keep["2"].tolist() == [*range(8, 16)]
+    assert keep["4"].tolist() == [*range(4, 8)]
+    batches = [(torch.randn(4, 3, 8, 8), torch.arange(4))]
+    taylor = choose_channels(model, graph, widths, "taylor", batches=batches)
+    assert {name: len(kept) for name, kept in taylor.items()} == {name: len(kept) for name, kept in keep.items()}
+
+    layer = parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.copy_(torch.arange(1, 9.0)[:, None, None, None])
+    normed = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5)).eval()
+    graph = trace_model(normed, (3, 8, 8))
+    widths = [4 if group.name.startswith("0") else group.channels for group in graph.groups]
+    (kept,) = choose_channels(normed, graph, widths).values()
+    assert kept.tolist() == layer.weight.detach().flatten(1).abs().sum(1).topk(4).indices.sort().values.tolist()

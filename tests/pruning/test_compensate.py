@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +122,53 @@ def test_threads_are_what_they_were_when_the_last_of_many_is_done():
             assert fresh.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
+
+
+class Gated(nn.Module):
+    """A reader without bias for each place that a constant may go to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+        self.normed, self.norm = nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.added = nn.Conv2d(16, 8, 1, bias=False)
+        self.late, self.late_norm = nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.squeeze, self.excite = nn.Linear(16, 8, bias=False), nn.Linear(8, 16, bias=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.norm(self.normed(x) + self.added(x)).relu()
+        x = self.late_norm(self.late(x).relu())
+        gate = self.excite(self.squeeze(x.mean((2, 3))).relu()).sigmoid()
+        return self.head((x * gate[:, :, None, None]).mean((2, 3)))
+
+
+def test_a_constant_is_part_of_the_fit_where_a_batchnorm_takes_it_out():
+    torch.manual_seed(0)
+    model = Gated().eval()
+    before = copy.deepcopy(model.state_dict())
+    graph = trace_model(model, (3, 12, 12))
+    moments = collect_moments(model, graph, [torch.randn(6, 3, 12, 12)])
+    told = {name: moment.constant for name, moment in moments.items()}
+    expected = {"normed": True, "added": True, "late": False, "squeeze": False, "excite": False, "head": True}
+    assert told == expected
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_gate_that_loses_inputs_is_repaired_as_well_as_without_a_constant():
+    torch.manual_seed(0)
+    model = Gated().eval()
+    graph, images = trace_model(model, (3, 12, 12)), [torch.randn(64, 3, 12, 12)]
+    keep = {"late": np.arange(5)}
+    changed = compensate_readers(model, graph, keep, collect_moments(model, graph, images))
+    with torch.no_grad():
+        x = model.norm(model.normed(stem := model.stem(images[0])) + model.added(stem)).relu()
+        pooled = model.late_norm(model.late(x).relu()).mean((2, 3))
+        wanted = pooled @ model.squeeze.weight.T
+        kept, gone = pooled[:, :5], model.squeeze.weight[:, 5:]
+        best = torch.linalg.lstsq(kept.double(), pooled[:, 5:].double()).solution.float()
+        expected = kept @ (model.squeeze.weight[:, :5] + gone @ best.T).T
+        found = kept @ changed["squeeze.weight"][:, :5].T
+    errors = [float((made - wanted).square().mean()) for made in (found, expected)]
+    assert errors[0] < 1.05 * errors[1]

@@ -133,3 +133,60 @@ def test_wrong_blocks_are_refused():
     ):
         with pytest.raises(EagleEyeError, match=message):
             slice_model(model, graph, {}, removed)
+
+
+class InPlace(nn.Module):
+    """A residual around residuals whose activation writes into what it is given."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.body = nn.Sequential(Residual(nn.Identity()), Residual(nn.Identity()))
+        self.act, self.head = nn.ReLU(inplace=inplace), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((x + self.act(self.body(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_a_removed_block_passes_on_is_not_written_into(inplace):
+    graph = trace_model(InPlace(inplace), (3, 8, 8))
+    assert [block.reason for block in graph.blocks if not block.removable] == (
+        ["removing it breaks the model: what it passes on is written in place, and read once more"] * inplace * 2
+    )
+    assert len(graph.blocks) == 2
+
+
+class Aliased(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        first, second = Residual(nn.Identity()), Residual(nn.Identity())
+        self.body = nn.Sequential(first, second)
+        if how == "name":
+            self.first = first
+        elif how == "list":
+            self.order = [second]
+        elif how == "layer":
+            second.conv = first.conv
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("how", "num"), [("", 2), ("name", 1), ("list", 1), ("layer", 0)])
+def test_a_block_that_is_reached_by_another_name_stays(how, num):
+    graph = trace_model(Aliased(how), (3, 8, 8))
+    assert len(graph.removable) == num
+    others = [block for block in graph.blocks if not block.removable]
+    assert all(block.reason == "it, or a part of it, is reached by another name, too" for block in others)
+
+
+def test_a_branch_that_is_scaled_when_added_is_no_identity():
+    class Scaled(Residual):
+        def forward(self, x):
+            return torch.add(self.bn(self.conv(x)), x, alpha=0.5)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(nn.Identity()), nn.Flatten(), nn.Linear(4 * 64, 2))
+    assert not trace_model(model, (3, 8, 8)).removable
