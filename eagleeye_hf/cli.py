@@ -26,7 +26,7 @@ COMMANDS = {
 }
 """Each is a module of `eagleeye_hf.commands` with a `Config` and `run(config)`, imported when it is called."""
 
-USAGE = "usage: eagleeye COMMAND [--help] ...\n\nChannel pruning with EagleEye.\n"
+USAGE = "usage: eagleeye COMMAND [--help] ...\n\nMakes a trained CNN faster, with EagleEye.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -132,6 +132,18 @@ def test_a_file_of_settings_starts_the_same_run(tmp_path):
     assert parse_config(RunConfig, ["resnet50", "--config", str(file)], "", "eagleeye").network.model == "resnet50"
 
 
+@pytest.mark.parametrize("several", [("26.5M", "12.1M"), [0.5, 0.3]])
+def test_several_budgets_may_be_a_default(several, capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RunConfig):
+        search: SearchConfig = SearchConfig(macs=several)
+
+    with pytest.raises(SystemExit, match="0"):
+        parse_config(Config, ["--help"], "", "recipe")
+    assert "--macs NUMBER [NUMBER ...]" in capsys.readouterr().out
+    assert parse_config(Config, ["resnet18"], "", "recipe").search.macs == tuple(several)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -172,7 +172,7 @@ def _table(graph: ChannelGraph, leaders: Sequence[Candidate], reports: str) -> s
     full = count_cost(graph, graph.widths)
     framed = any(c.strategy.removed_blocks or c.strategy.image_size for c in leaders)
     lines = [
-        f"{'':>4}{'index':>7}  {'origin':<10}{'loss':>8}{reports:>9}{'MACs':>8}{'params':>8}{'ms':>8}{'images':>8}"
+        f"{'':>4}{'index':>7}  {'origin':<10}{'loss':>8}{reports:>11}{'MACs':>8}{'params':>8}{'ms':>8}{'images':>8}"
         + (f"{'blocks gone':>13}{'px':>6}" if framed else "")
     ]
     for place, candidate in enumerate(leaders[:SHOWN], 1):

@@ -7,6 +7,7 @@ the image) alone, so neither the number of processes nor that of workers changes
 from __future__ import annotations
 
 import random
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from eagleeye_hf.data.rows import IndexedRows, StreamRows, describe
 from eagleeye_hf.data.transforms import Transform
 from eagleeye_hf.errors import EagleEyeError
 
+MEMORY = re.compile(r" <_io\.\w+ object at 0x[0-9a-f]+>")
+"""What PIL calls an image that is not a file of its own; that says nothing to anybody."""
 NO_LABEL = "it has no label"
 """The problem of an image of which the class is not known."""
 
@@ -129,7 +132,7 @@ class Decoder:
                     images.append(image if self.fast is not None else self.transform(image))
                     labels.append(label)
                 except Exception as error:  # a broken file raises anything; it is counted and reported
-                    problems.append(f"{path}: {describe(error)}")
+                    problems.append(f"{path}: {MEMORY.sub('', describe(error))}")
         return Decoded(pixels=_stack(images), labels=torch.tensor(labels, dtype=torch.long), problems=problems)
 
 

@@ -107,7 +107,8 @@ def _choose_split(name: str, opened: Any, split: str | None) -> str:
     if split is not None:
         found = next((known for known in (split, RENAMED.get(split)) if known in opened), None)
         if found is None:
-            raise EagleEyeError(f"`split={split}` is no split of `dataset={name}`; it has {listed}")
+            fifth = f", and `{PARTED}` would be the fifth that runs set apart" if list(opened) == ["train"] else ""
+            raise EagleEyeError(f"`split={split}` is no split of `dataset={name}`; it has {listed}{fifth}")
         return found
     if len(opened) == 1:
         return str(next(iter(opened)))

@@ -32,6 +32,9 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 def check_name(name: str) -> None:
     """Refuse what neither timm nor the Hub can know."""
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
+        if "/" in name or name.startswith((".", "~")):
+            hub = f"hf-hub:{name.lstrip('./~')}"
+            raise EagleEyeError(f"`model={name}`: there is no such folder; for one on the Hub write {hub}")
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4)
         raise EagleEyeError(
             f"`model={name}` is no model of timm{'; did you mean ' + ', '.join(close) if close else ''}"
@@ -92,7 +95,7 @@ def read_weights(weights: str) -> dict[str, Tensor]:
         with open(weights, "rb") as file:
             beginning = file.read(4)
     except OSError as error:
-        raise EagleEyeError(f"`weights={weights}` can't be read as safetensors: {_first_line(error)}") from error
+        raise EagleEyeError(f"`weights={weights}` can't be read: {_first_line(error)}") from error
     if beginning.startswith(PICKLES):
         return _bare(_find_state(weights, _unpickle(weights)))
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
+from torch import nn
 
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.publishing.card_checks import address_card, check_card, license_card
@@ -44,6 +46,7 @@ def push_to_hub(
     remote_code: bool = False,
     license: str | None = None,
     token: str | bool | None = None,
+    builder: Callable[[], nn.Module] | None = None,
 ) -> str:
     """Publish a folder written by `save_pretrained` as one commit.
 
@@ -57,6 +60,7 @@ def push_to_hub(
         remote_code: add a modeling file, so that transformers loads the model without this package, for those who
             pass `trust_remote_code=True`.
         license: for the card's metadata, where the card tells none.
+        builder: of a network of your own, as for `from_pretrained`.
     Returns:
         Address of the commit or pull request.
     Raises:
@@ -65,8 +69,8 @@ def push_to_hub(
     """
     if create_pr and revision:
         raise EagleEyeError(f"`revision={revision}` and `create_pr` exclude each other: pull requests go to main")
-    _check_repo(repo)
-    contents = _contents(Path(folder), repo, remote_code, license)
+    check_repo(repo)
+    contents = _contents(Path(folder), repo, remote_code, license, builder)
     api = HfApi(token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -85,19 +89,22 @@ def push_to_hub(
     return str(info.pr_url or info.commit_url)
 
 
-def _check_repo(repo: str) -> None:
+def check_repo(repo: str, argument: str = "repo") -> None:
     """Refuse what can't be the name of a repo, before anything is sent."""
     try:
         validate_repo_id(repo)
     except ValueError as error:
-        raise EagleEyeError(f"`repo={repo}` is no name of a Hub repo: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split())
+        raise EagleEyeError(f"`{argument}={repo}` is no name of a Hub repo: {told}") from error
     if "/" not in repo:
-        raise EagleEyeError(f"`repo={repo}` has to be USER/REPO or ORGANIZATION/REPO")
+        raise EagleEyeError(f"`{argument}={repo}` has to be USER/REPO or ORGANIZATION/REPO")
 
 
-def _contents(folder: Path, repo: str, remote_code: bool, license: str | None) -> dict[str, Path | bytes]:
+def _contents(
+    folder: Path, repo: str, remote_code: bool, license: str | None, builder: Callable[[], nn.Module] | None
+) -> dict[str, Path | bytes]:
     """Everything to publish, by its name in the repo, after a check that it is whole."""
-    open_checkpoint(folder)
+    open_checkpoint(folder, builder)
     if not (folder / CARD).is_file():
         raise EagleEyeError(f"`folder={folder}` has no model card ({CARD}); write one with `save_pretrained(card=...)`")
     try:

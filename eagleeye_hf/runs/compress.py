@@ -21,7 +21,7 @@ from eagleeye_hf.evaluation.metrics import Metrics, evaluate_model
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.evaluation.steps import measure_steps
 from eagleeye_hf.processes import main_process_works
-from eagleeye_hf.publishing.hub import push_to_hub
+from eagleeye_hf.publishing.hub import check_repo, push_to_hub
 from eagleeye_hf.publishing.own import Build
 from eagleeye_hf.runs.adapt import BASE
 from eagleeye_hf.runs.arguments import RUN_FILE, settings_text
@@ -93,7 +93,7 @@ def compress_model(
         _compress(model, graph, data, config, run, accelerator, adapted, builder, on_phase or (lambda _: None))
     with main_process_works():
         if accelerator.is_main_process:
-            _finish(run, config)
+            _finish(run, config, builder)
     return RunResult(folder=run.path, strategy=read_strategy(graph, str(run.path / "strategy.json")))
 
 
@@ -167,12 +167,12 @@ def _compress(
             save_result(model, pruned, graph, (data, seen), measured, config, run, accelerator, builder)
 
 
-def _finish(run: RunFolder, config: RunConfig) -> None:
+def _finish(run: RunFolder, config: RunConfig, builder: Build | None) -> None:
     """What comes after the checkpoint, again where a run was killed on the way."""
     run.remove(TRAINING, MATCHED, BASE)
     print(run.record["summary"])
     if config.publishing.push_to and not run.record["finished"]:
-        publish_run(run.path, config.publishing.push_to, config.hub)
+        publish_run(run.path, config.publishing.push_to, config.hub, builder)
     run.note(finished=True)
 
 
@@ -195,6 +195,8 @@ def check_settings(config: RunConfig) -> None:
     """Refuse what no run can do, before anything is loaded."""
     find_runtime(config.measuring)
     check_held_out(config.held_out)
+    if config.publishing.push_to:
+        check_repo(config.publishing.push_to, "push_to")
     if not config.strategy and len(config.search.budgets) > 1:
         raise EagleEyeError(
             f"a run takes one budget; got {'; '.join(map(str, config.search.budgets))}. Several in one search are for "
@@ -239,10 +241,10 @@ def _given_strategy(graph: ChannelGraph, config: RunConfig) -> Strategy:
     return read_strategy(graph, str(config.strategy), 1 if divisor == "auto" else divisor)
 
 
-def publish_run(folder: Path, repo: str, hub: HubConfig) -> None:
+def publish_run(folder: Path, repo: str, hub: HubConfig, builder: Build | None = None) -> None:
     """Push the saved result."""
     try:
-        url = push_to_hub(folder, repo, private=hub.private or None, remote_code=hub.remote_code)
+        url = push_to_hub(folder, repo, private=hub.private or None, remote_code=hub.remote_code, builder=builder)
     except EagleEyeError as error:
         raise EagleEyeError(f"{error} The result is saved; publish it with: eagleeye push {folder} {repo}") from error
     print(f"published: {url}")

@@ -130,6 +130,7 @@ class JobConfig(RunConfig):
     """A whole run, whose settings go by the data where they are left open."""
 
     finetune: SizedFinetuneConfig = SizedFinetuneConfig()  # type: ignore[assignment]
+    """How the pruned network is trained further."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -16,7 +16,7 @@ from eagleeye_hf.strategies.frames import Dimension
 from eagleeye_hf.strategies.keeping import parse_keep
 from eagleeye_hf.strategies.sampling import Sampler
 
-Bound = Annotated[float | str | Sequence[float | str] | None, arg(metavar="NUMBER [NUMBER ...]")]
+Bound = Annotated[float | str | tuple[float | str, ...] | None, arg(metavar="NUMBER [NUMBER ...]")]
 Method = Literal["random", "evolution", "uniform", "global"]
 GENERATION, SMALLEST_GENERATION, GENERATIONS = 16, 4, 8
 """Candidates of a generation, at most and at least, and how many generations there are between these limits."""
@@ -49,7 +49,7 @@ class SearchConfig:
     """What may change: `width` (channels), `depth` (which residual blocks there are), `size` (of the image)."""
     image_sizes: tuple[Annotated[int, Within("[1, inf)")], ...] = ()
     """Sides of the images to choose from, in pixels, where `dimensions` has `size`; by default those between half of
-    the network's own and all of it that its stride divides."""
+    the network's own (or four of its strides) and all of it that its stride divides."""
     method: Method = "evolution"
     """`random`; `evolution`: mutation and crossover of the best so far; `uniform`: one ratio everywhere; `global`: the
     least important channels of the whole network go."""

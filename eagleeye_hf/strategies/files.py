@@ -93,6 +93,15 @@ def _ordered(graph: ChannelGraph, data: Mapping[str, Any], place: str) -> list[f
     ratios, layers = data["ratios"], data.get("layers") or []
     if not all(type(ratio) in (int, float) for ratio in ratios) or not isinstance(layers, list):
         raise EagleEyeError(f"{place}: `ratios` are numbers, and `layers` a list of names")
+    named = {name for entry in layers for name in (entry if isinstance(entry, list) else [entry])}
+    known = {member.tensor for group in graph.groups for member in group.members}
+    if named & known and (others := sorted(map(str, named - known))):  # where none is known, the order tells
+        raise EagleEyeError(
+            f"{place} is of another network: {others[0]} is no weight of this one ({len(others)} of its "
+            f"{len(named)} `layers` are not)"
+        )
+    if layers and len(layers) != len(ratios):
+        raise EagleEyeError(f"{place}: {len(ratios)} `ratios` for {len(layers)} `layers`; give one each")
     by_tensor = {
         name: ratio
         for entry, ratio in zip(layers, ratios, strict=False)

@@ -156,6 +156,7 @@ def test_a_search_in_three_dimensions_ends_in_a_network(inputs, tmp_path, capsys
         (["--dimensions", "size", "--image-sizes", "48"], "`image_sizes` are at most the network's own 32 pixels"),
         (["--dimensions", "width", "width"], "`dimensions` are some of width, depth and size, each once"),
         (["--label-names", "cat", "dog"], "`label_names`"),
+        (["--push-to", "not/a/repo"], "`push_to=not/a/repo` is no name of a Hub repo"),
         (["--strategy", "nowhere.json#half"], "`strategy=nowhere.json#half` can't be read"),
     ],
 )

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -106,6 +107,18 @@ def test_checkpoints_are_compared_and_the_full_network_goes_first(thin, inputs, 
     assert len([row for row in rows if row.startswith(str(thin))]) == 2
     assert "MB" in rows[1]
     assert re.search(r"top-1 on \d+ images of data, split test", out)
+    assert "as the first checkpoint tells it" not in out, "this one tells nothing of its images"
+    config = json.loads((thin / "config.json").read_text())
+    told = tmp_path / "told"
+    shutil.copytree(thin, told)
+    images = int(re.search(r"top-1 on (\d+) images", out)[1])
+    for split, shown in (("test", True), ("validation", False)):
+        tested = {"dataset": "data", "split": split, "images": images}
+        facts = {"metrics": {"full": {"top1": 0.1234, "top5": 1, "loss": 1, "num_images": images}}, "tested_on": tested}
+        (told / "config.json").write_text(json.dumps(config | {"eagleeye": config["eagleeye"] | facts}))
+        code, out, _ = run_command(capsys, "compare", str(told), *inputs[3:], "--num-workers", "0")
+        assert code == 0
+        assert ("12.34%" in out) == ("as the first checkpoint tells it" in out) == shown
     picture = tmp_path / "front.png"
     code, out, _ = run_command(
         capsys,
@@ -175,6 +188,7 @@ def test_int8_is_written_measured_beside_float32_and_told_in_the_card(thin, inpu
         ),
         (["search", "resnet20_cifar", "--divisor", "x"], "`--divisor` is"),
         (["compare", "nowhere", "--costs-only"], "`model=nowhere` is no model of timm"),
+        (["compare", "outputs/nowhere", "--costs-only"], "no such folder; for one on the Hub write hf-hub:outputs/"),
         (["compare", "resnet20_cifar", "--output", "x.jpg"], "has to end in .png"),
     ],
 )

@@ -23,8 +23,10 @@ from eagleeye_hf import (
     slice_model,
     trace_model,
 )
+from eagleeye_hf.runs.config import PublishConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
 from tests.helpers import digits_dataset, random_keep, randomise
+from tests.hub_server import TOKEN
 
 SIZE = (3, 64, 64)
 
@@ -110,7 +112,9 @@ def test_a_config_of_strangers_may_name_a_builder_and_no_more(tmp_path):
             from_pretrained(tmp_path / "thin", builder=Small)
 
 
-def test_the_whole_job_on_a_network_of_ones_own(tmp_path):
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # huggingface_hub's own
+def test_the_whole_job_on_a_network_of_ones_own(tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     torch.manual_seed(0)
     model = Small()
     model.pretrained_cfg = {"input_size": (3, 32, 32)}
@@ -121,11 +125,15 @@ def test_the_whole_job_on_a_network_of_ones_own(tmp_path):
         finetune=FinetuneConfig(epochs=1, batch_size=32),
         measuring=LatencyConfig(runtime="torch"),
         output=str(tmp_path / "run"),
+        publishing=PublishConfig(push_to="user/own", license="mit"),
     )
     data = open_splits(digits_dataset(), model, calibration_images=20, holdout_images=20)
     result = compress_model(model, data, config, builder=Small)
     loaded = from_pretrained(result.folder, builder=Small)
     assert loaded(torch.randn(1, 3, 32, 32)).shape == (1, 10)
     card = (result.folder / "README.md").read_text()
+    assert "model.safetensors" in hub.repos["user/own"].commits[hub.repos["user/own"].refs["main"]]
+    with pytest.raises(EagleEyeError, match="of a network of your own"):
+        push_to_hub(result.folder, "user/other")
     assert "builder=...)" in card
     assert "create_model" not in card

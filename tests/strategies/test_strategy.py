@@ -111,6 +111,20 @@ def test_the_authors_resnets_are_matched_by_layer(name, fraction):
     assert count_cost(graph, strategy).macs / count_cost(graph, graph.widths).macs == pytest.approx(fraction, abs=0.02)
 
 
+def test_a_file_of_another_networks_layers_is_refused(graph, tmp_path):
+    names = [group.name + ".weight" for group in graph.prunable]
+    file = tmp_path / "strategy.json"
+    for layers, ratios, message in (
+        ([*names, "layer1.0.conv3.weight"], [0.5] * (len(names) + 1), "of another network: layer1.0.conv3.weight"),
+        (names, [0.5] * (len(names) + 1), rf"{len(names) + 1} `ratios` for {len(names)} `layers`"),
+    ):
+        file.write_text(json.dumps({"layers": layers, "ratios": ratios}))
+        with pytest.raises(EagleEyeError, match=message):
+            read_strategy(graph, str(file))
+    file.write_text(json.dumps({"layers": names, "ratios": [0.5] * len(names)}))
+    assert read_strategy(graph, str(file)) == Strategy(tuple(widths_from_ratios(graph, [0.5] * len(names))))
+
+
 def test_a_strategy_file_round_trips(graph, tmp_path):
     strategy = sample_strategies(graph, Budget(macs=0.5), 2)[1]
     file = tmp_path / "strategy.json"
