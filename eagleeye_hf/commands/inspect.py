@@ -43,6 +43,8 @@ class Config:
         check_fields(self)
         if self.plot and Path(self.plot).exists():
             raise EagleEyeError(f"`plot={self.plot}` is there already; move it away, or give another name")
+        if self.plot and not Path(self.plot).absolute().parent.is_dir():
+            raise EagleEyeError(f"`plot={self.plot}` can't be written: there is no folder {Path(self.plot).parent}")
 
 
 def run(config: Config) -> None:

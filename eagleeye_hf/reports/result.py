@@ -59,11 +59,12 @@ def draw_result(
 
 def draw_steps(axes: Any, metrics: Mapping[str, Metrics], steps: Mapping[str, Metrics], reports: str) -> None:
     """Top-1, or agreement, of the full network, after each step, and of the result."""
-    first, *last = metrics
-    ordered = [first, *steps, *last]
-    tops = [100 * (steps.get(name) or metrics[name]).top1 for name in ordered]
-    colors = [STEP_COLORS.get(name, DARK) for name in ordered]
-    bars = axes.bar(ordered, tops, color=colors, edgecolor="white", hatch=["//" if n in steps else "" for n in ordered])
+    tested = [(name, found, "") for name, found in metrics.items()]
+    ordered = [*tested[:1], *((name, found, "//") for name, found in steps.items()), *tested[1:]]
+    tops = [100 * found.top1 for _, found, _ in ordered]
+    colors = [STEP_COLORS.get(name, DARK) for name, _, _ in ordered]
+    bars = axes.bar(range(len(ordered)), tops, color=colors, edgecolor="white", hatch=[hatch for *_, hatch in ordered])
+    axes.set_xticks(range(len(ordered)), [name for name, *_ in ordered])
     axes.bar_label(bars, [f"{top:.1f}" for top in tops], padding=2)
     axes.set(
         title="What each step gave" if steps else f"{reports.capitalize()} on the test images", ylabel=f"{reports}, %"

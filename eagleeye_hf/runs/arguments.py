@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from tyro import _errors as events
 from eagleeye_hf.configs import annotations_of, check_value, describe_type, flat_dict
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.processes import is_main, leave_processes, watch_launcher
+from eagleeye_hf.telling import warn
 
 Config = TypeVar("Config")
 CONFIG_FLAG = "--config"
@@ -160,6 +162,8 @@ def _flag(argument: Any) -> str:
 def run_main(main: Callable[[Any], Any], parse: Callable[[], Any]) -> int:
     """Run and return the exit code: bad input and a disk that refuses are one line on the error stream, and code 2."""
     watch_launcher()
+    shown = warnings.showwarning
+    warnings.showwarning = _show_warning
     try:
         main(parse())
         leave_processes()
@@ -174,7 +178,17 @@ def run_main(main: Callable[[Any], Any], parse: Callable[[], Any]) -> int:
     except OSError as error:
         place = f"`{error.filename}`: " if error.filename else ""
         return _complain(f"{place}{error.strerror or error}. The same command goes on once that is mended.")
+    finally:
+        warnings.showwarning = shown
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *place: Any, **others: Any) -> None:
+    """Ours as all that is told; those of libraries as Python shows them."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        warn(str(message))
+    else:
+        print(warnings.formatwarning(message, category, filename, place[0] if place else 0), file=sys.stderr, end="")
 
 
 def _complain(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagleeye_hf.channels.cut import named_tensors
+from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.tracing.blocks import BlockFinder
 from eagleeye_hf.tracing.ids import Dim, Dims, MismatchError, Recorder, Store
 from eagleeye_hf.tracing.rules.operators import apply_rule
@@ -75,7 +77,10 @@ class Shadow:
             with torch.no_grad(), _Dispatch(self):
                 features = model.forward_intermediates(images, intermediates_only=True)
                 self.sizes.found_intermediates(features, self.dims)
-        for tensor in _tensors(output):
+        outputs = list(_tensors(vars(output) if dataclasses.is_dataclass(output) else output))
+        if not outputs:
+            raise EagleEyeError(f"its output, a {type(output).__name__}, holds no tensor that is known of")
+        for tensor in outputs:
             self.shapes.append(tuple(tensor.shape))
             for dim in self.dims(tensor):
                 self.store.pin(dim, OUTPUT)

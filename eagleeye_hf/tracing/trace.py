@@ -78,6 +78,11 @@ def with_image_sizes(
     Raises:
         EagleEyeError: the forward pass fails at one of them, or does something else there.
     """
+    if image_sizes and len(set(graph.input_size[1:])) > 1:
+        raise EagleEyeError(
+            f"`image_sizes` are sides of square images, and the network's are {graph.input_size[1]} x "
+            f"{graph.input_size[2]} pixels; leave them out"
+        )
     factors = []
     for size in sorted({int(size) for size in image_sizes} - {graph.image_size}):
         try:

@@ -135,12 +135,26 @@ def test_the_picture_is_drawn(tmp_path):
     assert point.read_bytes() == plain.read_bytes() != path.read_bytes()  # one epoch is no curve
 
 
+def test_the_last_step_is_drawn_on_test_images_too():
+    plots, figures = pytest.importorskip("eagleeye_hf.reports.result"), pytest.importorskip("matplotlib.figure")
+    axes = figures.Figure().subplots()
+    full, matched, tested = (Metrics(top1=top1, top5=1.0, loss=0.0, num_images=10) for top1 in (0.9, 0.6, 0.5))
+    plots.draw_steps(axes, {"full": full, "matched": tested}, {"matched": matched}, "top-1")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["full", "matched", "matched"]
+    assert [round(bar.get_height()) for bar in axes.patches] == [90, 60, 50]
+    assert [bar.get_hatch() for bar in axes.patches] == ["", "//", ""]
+
+
 def test_the_split_is_named():
     text = card(split="validation")
     assert "On 100 images of the validation split" in text
     assert "tested on its validation split" in text
     (model,) = metadata(text)["model-index"]
     assert model["results"][0]["dataset"]["split"] == "validation"
+    text = card(parted=True)
+    assert "images that were set apart of the training images, for the dataset has no others" in text
+    assert "tested on training images set apart" in text
+    assert metadata(text)["model-index"][0]["results"][0]["dataset"]["split"] == "train"
 
 
 def test_steps_on_holdout_images_are_told_as_such():

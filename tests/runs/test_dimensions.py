@@ -38,3 +38,8 @@ def test_default_sizes_are_those_that_the_network_takes(name, sizes, told, capsy
 def test_a_size_that_is_asked_for_and_fails_is_an_error():
     with pytest.raises(EagleEyeError, match="`image_sizes`: at 128 pixels the network has other channel groups"):
         trace_network(timm.create_model("mobilevit_xxs"), SearchConfig(dimensions=("size",), image_sizes=(128,)))
+
+
+def test_sizes_of_a_network_whose_images_are_no_squares_are_refused():
+    with pytest.raises(EagleEyeError, match="sides of square images, and the network's are 32 x 16 pixels"):
+        trace_model(timm.create_model("resnet20_cifar"), (3, 32, 16), image_sizes=[24])

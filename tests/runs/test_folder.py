@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from eagleeye_hf import EagleEyeError
+from eagleeye_hf.data import image_set
 from eagleeye_hf.runs.arguments import run_main
 from eagleeye_hf.runs.folder import SAVED, open_run
 from tests.helpers import run_command
@@ -69,6 +71,7 @@ def test_a_run_that_was_killed_while_it_saved_goes_on(tmp_path):
 
 HOLD = """
 import sys
+import warnings
 from eagleeye_hf.runs.folder import open_run
 open_run(sys.argv[1], "search")
 print("locked", flush=True)
@@ -89,6 +92,7 @@ def test_two_runs_at_once_are_refused_and_a_killed_one_frees_its_folder(tmp_path
 
 OPEN = """
 import sys
+import warnings
 from eagleeye_hf.runs.folder import open_run
 for number in range(100):
     open_run(f"{sys.argv[1]}/{number}", "search")
@@ -149,6 +153,20 @@ def test_a_disk_that_refuses_is_one_line(number, capsys):
     assert err == (
         f"error: `/data/run/search.jsonl`: {os.strerror(number)}. The same command goes on once that is mended.\n"
     )
+
+
+def test_a_warning_of_ours_is_a_line(capsys):
+    def remark(config: None) -> None:
+        code = compile("import warnings\nwarnings.warn('2 of 64 images were skipped')", image_set.__file__, "exec")
+        exec(code, {})
+        warnings.warn("a library's own", stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run_main(remark, lambda: None) == 0
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "warning: 2 of 64 images were skipped"
+    assert "UserWarning: a library's own" in others[0]
 
 
 def test_the_record_is_plain(tmp_path):

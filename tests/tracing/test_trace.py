@@ -1,4 +1,5 @@
 import copy
+from dataclasses import dataclass
 
 import pytest
 import timm
@@ -8,7 +9,7 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from eagleeye_hf import ChannelGraph, EagleEyeError, count_cost, slice_model, trace_model
-from tests.helpers import make_model, random_keep, silence
+from tests.helpers import make_model, random_keep, silence, strategy_of
 
 # (name, input pixels, share of convolutions that must shrink); a representative of each family
 ZOO = [
@@ -187,6 +188,49 @@ def test_what_has_no_rule_is_pinned_with_a_reason():
     groups = {group.name: group for group in graph.groups}
     assert "no rule" in groups["a"].reason
     assert groups["b"].prunable
+
+
+class Folded(nn.Module):
+    """Channels folded into the batch, as efficient channel attention has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.each, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(1, 1, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        b, c, h, w = x.shape
+        return self.head(self.each(x.reshape(b * c, 1, h, w)).reshape(b, c, h, w).mean((2, 3)))
+
+
+def test_macs_of_channels_that_are_folded_into_the_batch_go_with_them():
+    model = Folded().eval()
+    graph = trace_model(model, (3, 16, 16))
+    assert [group.name for group in graph.prunable] == ["stem"]
+    keep = random_keep(graph, 0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        slice_model(model, graph, keep)(torch.randn(1, 3, 16, 16))
+    assert 2 * count_cost(graph, strategy_of(graph, keep)).macs == counter.get_total_flops()
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+
+
+def test_outputs_in_a_dataclass_stay_and_others_are_refused():
+    class Answering(nn.Module):
+        def __init__(self, kind) -> None:
+            super().__init__()
+            self.stem, self.head, self.kind = nn.Conv2d(3, 16, 3), nn.Linear(16, 10), kind
+
+        def forward(self, x):
+            return self.kind(self.head(self.stem(x).relu().mean((2, 3))))
+
+    graph = trace_model(Answering(Answer), (3, 8, 8))
+    assert {group.name: group.reason for group in graph.groups} == {"stem": "", "head": "carries the model's output"}
+    with pytest.raises(EagleEyeError, match="its output, a map, holds no tensor that is known of"):
+        trace_model(Answering(lambda x: map(str, x)), (3, 8, 8))
 
 
 def test_bad_input_is_one_clear_error():

@@ -36,7 +36,7 @@ def convolution(tracer: Tracer, args: dict[str, Any], out: Tensor) -> None:
         store.producers.append(channels)
     tracer.set_dims(out, [x[0], channels, *[None] * (out.ndim - 2)])
     positions = (data if args["transposed"] else out).shape
-    tracer.count(math.prod(positions[2:]) * positions[0], list(zip(weight.shape, w, strict=True)))
+    tracer.count(math.prod(positions[2:]), [(positions[0], x[0]), *zip(weight.shape, w, strict=True)])
 
 
 def reads(tracer: Tracer, data: Dim, weight: Dim) -> None:
