@@ -164,10 +164,10 @@ def _same_places(full: Shadow, check: Shadow, roots: np.ndarray, is_left: np.nda
 
     for (shape, dims), (thin_shape, thin_dims) in zip(full.results, check.results, strict=True):
         for size, dim, thin_size, thin_dim in zip(shape, dims, thin_shape, thin_dims, strict=True):
-            if isinstance(dim, Product) != isinstance(thin_dim, Product):  # of a bank of kernels only parts are known
+            wanted, found = factors_of(size, dim), factors_of(thin_size, thin_dim)
+            if len(wanted) != len(found):  # flattened of other parts: a bank of kernels, rows and columns of pixels
                 continue
-            pairs = zip(factors_of(size, dim), factors_of(thin_size, thin_dim), strict=True)
-            if not all(fits(*wanted, *found) for wanted, found in pairs):
+            if not all(fits(*part, *thin_part) for part, thin_part in zip(wanted, found, strict=True)):
                 return False
     return True
 
