@@ -71,10 +71,14 @@ def test_the_example_of_a_network_of_ones_own_runs(tmp_path, monkeypatch):
         ("model.load_state_dict(...)", 'model.pretrained_cfg = {"input_size": (3, 32, 32)}'),
         ('open_splits("path/to/photographs", like=model)', "open_splits(DATASET, like=model)"),
         (
-            "SearchConfig(latency=0.5)",
-            "SearchConfig(candidates=2), finetune=FinetuneConfig(epochs=0), match=MatchConfig(match_steps=1)",
+            'latency=0.5, dimensions=("width", "depth", "size")',
+            "candidates=2",
         ),
-        ("import NetworkConfig", "import FinetuneConfig, MatchConfig, NetworkConfig"),
+        (
+            "FinetuneConfig(epochs=30, batch_size=64, lr=0.02)",
+            "FinetuneConfig(epochs=0), match=MatchConfig(match_steps=1)",
+        ),
+        ("    NetworkConfig,\n", "    MatchConfig,\n    NetworkConfig,\n"),
     )
     names = {"DATASET": digits_dataset(100, 20)}
     exec(code, names)

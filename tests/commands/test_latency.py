@@ -26,6 +26,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 COUNTS = ["--calibration-images", "32", "--holdout-images", "64", "--num-workers", "0"]
+SEARCH = ["--latency", "0.85", "0.7", "--candidates", "6", "--dimensions", "width", "--tolerance", "0.03"]
+"""Of widths alone: a network without some blocks, or at another size, has to be exported, which takes seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,10 @@ def searched(inputs, tmp_path_factory) -> tuple[Path, str, str]:
         patch.setattr(profiling, "PROFILED", 12)
         patch.setattr(profiling, "MEASURED", 6)
         folder = tmp_path_factory.mktemp("search")
-        command = ["search", *inputs, *COUNTS, "--latency", "0.85", "0.7", "--candidates", "6", "--threads", "1"]
+        command = ["search", *inputs, *COUNTS, *SEARCH, "--threads", "1"]
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
-            assert main([*command, "--tolerance", "0.03", "--output", str(folder)]) == 0, err.getvalue()
+            assert main([*command, "--output", str(folder)]) == 0, err.getvalue()
     return folder, out.getvalue(), err.getvalue()
 
 
@@ -84,7 +86,7 @@ def test_milliseconds_are_predicted_for_all_and_measured_for_the_leaders(searche
 
 
 def test_a_search_goes_on_in_the_same_runtime_only(searched, inputs, capsys):
-    command = ["search", *inputs, *COUNTS, "--latency", "0.85", "0.7", "--candidates", "6", "--tolerance", "0.03"]
+    command = ["search", *inputs, *COUNTS, *SEARCH]
     code, _, err = run_command(capsys, *command, "--threads", "1", "--runtime", "torch", "--output", str(searched[0]))
     assert code == 2
     assert "the search's milliseconds are of ONNX Runtime on CPU" in err
