@@ -211,11 +211,9 @@ class Table:
 
     def left(self, part: float) -> float:
         """Seconds until a part of the minutes is over."""
-        return (
-            math.inf
-            if self.options.minutes is None
-            else 60 * self.options.minutes * part - (time.perf_counter() - self.started)
-        )
+        if self.options.minutes is None:
+            return math.inf
+        return 60 * self.options.minutes * part - (time.perf_counter() - self.started)
 
     def run(self) -> None:
         seeds = self.options.seeds

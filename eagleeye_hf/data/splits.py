@@ -168,20 +168,19 @@ def open_splits(
     training, evaluation = build_preprocessing(like, hflip, augment, color_jitter)
     known = replace(outputs, num=len(names), names=names, owner="the training split")
     test = _find_test(name, opened, where, known, needs_test and not indexed)
-    notes, tested, parted = list[str](), frozenset[int](), False
+    notes, tested, parted = list[str](), frozenset[int](), test is None and isinstance(train, MapRows)
     if isinstance(train, MapRows):
-        if test is not None and isinstance(test[1], MapRows) and len(test[1]) <= COMPARED:
-            told = test[1]
-            tested = make_in_main(accelerator, lambda: content_keys(told))
         if test is None:
             train, part = part_off_test(train)
-            parted = True
-            test, tested = (PARTED, part), make_in_main(accelerator, lambda: content_keys(part))
+            test = PARTED, part
             whole = len(train) + len(part)
             notes.append(
                 f"`dataset={name}` has no labelled test images: {len(part):,} of its {whole:,} training images are set "
                 "apart for testing, the same ones whatever the seed"
             )
+        told = test[1]
+        if isinstance(told, MapRows) and (parted or len(told) <= COMPARED):
+            tested = make_in_main(accelerator, lambda: content_keys(told))
         if labelled:
             notes += describe_imbalance(train.labels(), names)
     total = train.num_rows if isinstance(train, StreamRows) else len(train)

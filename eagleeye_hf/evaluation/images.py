@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eagleeye_hf.data.kept import KeptBatches
 from eagleeye_hf.evaluation.format import Format
-from eagleeye_hf.networks.running import Batch, scale_images
+from eagleeye_hf.networks.running import Batch, bytes_of, scale_images
 
 
 class ScoringImages:
@@ -78,7 +78,7 @@ def _hash(batches: Sequence[Batch]) -> str:
     told = hashlib.sha256()
     for images, labels in batches:
         for tensor in (images, labels):
-            told.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            told.update(bytes_of(tensor))
     return told.hexdigest()[:16]
 
 

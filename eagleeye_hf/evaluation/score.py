@@ -27,7 +27,7 @@ from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.evaluation.prepare import prepare_scoring
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from eagleeye_hf.networks.description import unwrap_model
-from eagleeye_hf.networks.running import Batch, channels_last, device_of
+from eagleeye_hf.networks.running import Batch, bytes_of, channels_last, device_of
 from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.builder import Builder
 from eagleeye_hf.pruning.config import Criterion
@@ -256,7 +256,7 @@ class AdaptiveBNScore:
         """Everything here that determines a score."""
         weights = hashlib.sha256()
         for name, tensor in named_tensors(self.model):
-            weights.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            weights.update(name.encode() + bytes_of(tensor))
         cuda = self.device.type == "cuda"
         return {
             "weights": weights.hexdigest()[:16],

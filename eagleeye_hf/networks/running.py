@@ -132,6 +132,11 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def bytes_of(tensor: Tensor) -> bytes:
+    """Its values as they lie in memory, of any type and on any device; to be hashed."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def to_float64(tensor: Tensor) -> Tensor:
     """In float64; on the CPU where the device has no such type, as Apple's."""
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
