@@ -26,6 +26,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 import eagleeye_hf  # noqa: F401  # timm knows the CIFAR ResNets from then on
 from benchmarks.cifar_tensors import MEAN, STD, load_tensors, normalize
@@ -33,7 +34,7 @@ from eagleeye_hf import AdaptiveBNScore, SearchConfig, count_cost, recalibrate_b
 
 NUM_CALIBRATION, NUM_HOLDOUT = 1024, 2048
 """Of the 50,000 training images, the last; all others train."""
-BATCH, LR, WEIGHT_DECAY, WARM_UP = 128, 0.1, 5e-4, 3
+BATCH, LR, WEIGHT_DECAY, WARM_UP = 256, 0.2, 5e-4, 3
 DIVISOR = 4
 """Of widths."""
 TIMED = 40
@@ -51,7 +52,7 @@ ARMS = {
 
 @dataclass
 class Images:
-    """Training images on the device: bytes, padded by four pixels on each side."""
+    """Training images on the device: bytes, padded by four pixels on each side, channels last."""
 
     padded: Tensor
     labels: Tensor
@@ -60,32 +61,47 @@ class Images:
 
     @staticmethod
     def put(images: Tensor, labels: Tensor, device: torch.device) -> Images:
-        return Images(F.pad(images.to(device), (4, 4, 4, 4)), labels.to(device), MEAN.to(device), STD.to(device))
+        padded = F.pad(images.to(device), (4, 4, 4, 4)).permute(0, 2, 3, 1).contiguous()
+        return Images(padded, labels.to(device), MEAN.to(device).flatten(), STD.to(device).flatten())
 
     def crop(self, chosen: Tensor, shifts: Tensor) -> Tensor:
-        """Crops (`shifts`: down, right, mirrored or not) of the chosen images, normalised."""
+        """Crops (`shifts`: down, right, mirrored or not) of the chosen images, normalised, channels last."""
         side = torch.arange(32, device=self.padded.device)
+        rows = shifts[:, 0, None] + side
         columns = shifts[:, 1, None] + torch.where(shifts[:, 2, None] > 0, 31 - side, side)
-        rows, planes = shifts[:, 0, None] + side, torch.arange(3, device=self.padded.device)
-        pixels = self.padded[
-            chosen[:, None, None, None], planes[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
-        ]
-        return ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        pixels = self.padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return (pixels.float() / 255 - self.mean) / self.std
 
 
 class Learner:
-    """One network in training; on a GPU a step is one graph. Call `begin` before it trains."""
+    """One network in training; on a GPU a step is one graph. Call `begin` before it trains.
+
+    Few kernels: `worker` shares the network's BatchNorm layers and has its other weights in bfloat16, written and read
+    all at once; the crops of an epoch are made together; the teacher's BatchNorm layers are in its convolutions.
+    """
 
     def __init__(
         self, network: nn.Module, images: Images, most_epochs: int, seed: int, teacher: nn.Module | None
     ) -> None:
         device = images.padded.device
         self.network = copy.deepcopy(network).to(device, memory_format=torch.channels_last).train()
-        self.teacher = teacher and copy.deepcopy(teacher).to(device, memory_format=torch.channels_last).eval()
+        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.num_batches_tracked = None  # it would be counted by a kernel of its own
+        self.worker = copy.deepcopy(self.network, {id(norm): norm for norm in norms})
+        own = {id(parameter) for norm in norms for parameter in norm.parameters()}
+        self.exact = [parameter for parameter in self.network.parameters() if id(parameter) not in own]
+        self.rounded = [parameter for parameter in self.worker.parameters() if id(parameter) not in own]
+        for exact, rounded in zip(self.exact, self.rounded, strict=True):
+            exact.grad, rounded.data = torch.zeros_like(exact), rounded.data.bfloat16()
+        self.teacher: nn.Module | None = None
+        if teacher is not None:
+            folded = fuse(copy.deepcopy(teacher)).to(device, torch.bfloat16)
+            self.teacher = folded.to(memory_format=torch.channels_last)
         self.images, self.generator = images, torch.Generator(device).manual_seed(seed)
         self.steps = len(images.labels) // BATCH
-        self.order = torch.zeros(self.steps, BATCH, dtype=torch.long, device=device)
-        self.shifts = torch.zeros(self.steps, BATCH, 3, dtype=torch.long, device=device)
+        self.crops = torch.zeros(self.steps, BATCH, 32, 32, 3, dtype=torch.bfloat16, device=device)
+        self.labels = torch.zeros(self.steps, BATCH, dtype=torch.long, device=device)
         self.done = torch.zeros(1, dtype=torch.long, device=device)
         self.rates, self.rate = torch.zeros(most_epochs * self.steps, device=device), torch.zeros((), device=device)
         self.optimizer = torch.optim.SGD(
@@ -95,16 +111,24 @@ class Learner:
         self._before = copy.deepcopy(self.network.state_dict())
         self.replay: Callable[[], None] = self._capture() if self.stream else self._step
 
+    @torch.no_grad()
     def begin(self, epochs: int) -> None:
         """As it was made, with the learning rates of so many epochs."""
         steps = epochs * self.steps
         self.rates[:steps] = torch.tensor([_rate(step / steps) for step in range(steps)])
-        with torch.no_grad():
-            self.network.load_state_dict(self._before)
-            for state in self.optimizer.state.values():
-                if state.get("momentum_buffer") is not None:
-                    state["momentum_buffer"].zero_()
-            self.done.zero_()
+        self.network.load_state_dict(self._before)
+        torch._foreach_copy_(self.rounded, self.exact)
+        for state in self.optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].zero_()
+        self.done.zero_()
+
+    def end(self) -> nn.Module:
+        """The network, in evaluation mode."""
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.num_batches_tracked = self.done[0].clone()
+        return self.network.eval()
 
     def _capture(self) -> Callable[[], None]:
         """Warm up and record one step."""
@@ -120,29 +144,30 @@ class Learner:
         return graph.replay
 
     def plan(self) -> None:
-        """Order and crops of the next epoch."""
-        device, shape = self.order.device, (self.steps, BATCH)
-        order = torch.randperm(len(self.images.labels), generator=self.generator, device=device)
-        self.order.copy_(order[: self.order.numel()].view(shape))
-        for place, end in enumerate((9, 9, 2)):
-            self.shifts[..., place] = torch.randint(0, end, shape, generator=self.generator, device=device)
+        """Crops of the next epoch, and their labels."""
+        device, num = self.crops.device, self.labels.numel()
+        order = torch.randperm(len(self.images.labels), generator=self.generator, device=device)[:num]
+        shifts = [torch.randint(0, end, (num,), generator=self.generator, device=device) for end in (9, 9, 2)]
+        self.crops.copy_(self.images.crop(order, torch.stack(shifts, 1)).view(self.crops.shape))
+        self.labels.copy_(self.images.labels[order].view(self.labels.shape))
 
     def _step(self) -> None:
         place = self.done % self.steps
         self.rate.copy_(self.rates[self.done][0])
-        chosen, shifts = self.order[place][0], self.shifts[place][0]
-        images, labels = self.images.crop(chosen, shifts), self.images.labels[chosen]
-        with torch.autocast(images.device.type, torch.bfloat16, cache_enabled=False):
-            logits = self.network(images)
-            loss = F.cross_entropy(logits, labels)
-            if self.teacher is not None:
-                with torch.no_grad():
-                    wanted = self.teacher(images)
-                softened = F.kl_div((logits / 4).log_softmax(1), (wanted / 4).softmax(1), reduction="batchmean")
-                loss = 0.1 * loss + 0.9 * 16 * softened
-        self.optimizer.zero_grad(set_to_none=False)
+        images, labels = self.crops[place][0].permute(0, 3, 1, 2), self.labels[place][0]
+        logits = self.worker(images).float()
+        loss = F.cross_entropy(logits, labels)
+        if self.teacher is not None:
+            with torch.no_grad():
+                wanted = self.teacher(images).float()
+            softened = F.kl_div((logits / 4).log_softmax(1), (wanted / 4).softmax(1), reduction="batchmean")
+            loss = 0.1 * loss + 0.9 * 16 * softened
+        self.worker.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_([weight.grad for weight in self.exact], [weight.grad for weight in self.rounded])
+            self.optimizer.step()
+            torch._foreach_copy_(self.rounded, self.exact)
         self.done += 1
 
 
@@ -161,7 +186,7 @@ def train_together(learners: Sequence[Learner], epochs: int, title: str) -> list
         _take_steps(learners, learners[0].steps)
         if epoch % 10 == 9 or epoch == epochs - 1:
             print(f"{title}: {epoch + 1} of {epochs} epochs, {time.perf_counter() - started:.0f} s", flush=True)
-    return [learner.network.eval() for learner in learners]
+    return [learner.end() for learner in learners]
 
 
 def time_epoch(learners: Sequence[Learner]) -> float:

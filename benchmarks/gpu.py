@@ -58,6 +58,11 @@ STEP = 256
 """Images of a training step."""
 IMAGENET = Counts(train=1_281_167 - CALIBRATION - HOLDOUT, calibration=CALIBRATION, holdout=HOLDOUT, test=50_000)
 FORMATS = {"float32": Format(channels_last=True), "bfloat16": Format(channels_last=True, bfloat16=True)}
+SCORED = (("float32", 128), ("bfloat16", 128), ("bfloat16", 256))
+"""Formats and batches."""
+DIVISORS = (1, 8, 32)
+TIMED = ((torch.float32, 64), (torch.float16, 64), (torch.bfloat16, 64), (torch.bfloat16, 1))
+"""Precisions and batches; the first pass of each network takes seconds, in which the library looks for kernels."""
 Row = dict[str, object]
 
 
@@ -116,18 +121,17 @@ def scoring(folder: Path) -> Iterator[Row]:
     for name in MODELS:
         model, graph, _ = make(name)
         strategies = sample_strategies(graph, Budget(macs=0.5), 9, seed=0, divisor=4)[1:]
-        for size in (128, 256):
+        for title, size in SCORED:
             images = noise(CALIBRATION, size), noise(HOLDOUT, size)
-            for title, format in FORMATS.items():
-                score = AdaptiveBNScore(model, graph, *images, format=format)
-                for recorded in (False, True):
-                    if recorded and not record_passes(score, strategies[:3]):
-                        yield {"model": name, "batch": size, "format": title, "failed": True}
-                        continue
-                    found = _time_score(score, strategies[3:] if recorded else strategies[3:5])
-                    yield {"model": name, "batch": size, "format": title, "recorded": recorded, **found}
-                del score
-                torch.cuda.empty_cache()
+            score = AdaptiveBNScore(model, graph, *images, format=FORMATS[title])
+            for recorded in (False, True):
+                if recorded and not record_passes(score, strategies[:3]):
+                    yield {"model": name, "batch": size, "format": title, "failed": True}
+                    continue
+                found = _time_score(score, strategies[3:] if recorded else strategies[3:5])
+                yield {"model": name, "batch": size, "format": title, "recorded": recorded, **found}
+            del score
+            torch.cuda.empty_cache()
         score = AdaptiveBNScore(model, graph, noise(CALIBRATION, 128), noise(HOLDOUT, 128))
         started = time.perf_counter()
         config = SearchConfig(macs=0.5, candidates=100, divisor=4)
@@ -184,25 +188,29 @@ def make_step(network: nn.Module, teacher: nn.Module | None) -> Callable[[], Non
 
 def latency(folder: Path) -> Iterator[Row]:
     """Milliseconds of networks at half their MACs, by multiple of channels, precision, batch and runtime."""
-    for name in (*MODELS, "efficientnet_b0"):
-        model, thin = make_widths(name, (1, 8, 16, 32, 64))
-        for precision in (torch.float32, torch.float16, torch.bfloat16):
-            for batch in (1, 64):
-                yield compare(name, model, thin, "torch", precision, batch)
-        for runtime in ("onnxruntime-cuda", "tensorrt"):
-            try:
-                find_runtime(LatencyConfig(runtime=runtime), "cuda")
-            except EagleEyeError as error:
-                yield {"model": name, "runtime": runtime, "failed": str(error)}
-                continue
-            yield compare(name, model, thin, runtime, torch.float32, 64)
+    for name in MODELS:
+        model, thin = make_widths(name, DIVISORS)
+        for precision, batch in TIMED:
+            yield compare(name, model, thin, "torch", precision, batch)
     yield {"alignment": measure_alignment(find_runtime(LatencyConfig(), "cuda"))}
 
 
+def onnx(folder: Path) -> Iterator[Row]:
+    """The same in ONNX Runtime, where each network is exported first."""
+    for runtime in ("onnxruntime-cuda", "tensorrt"):
+        try:
+            for name in MODELS:
+                model, thin = make_widths(name, DIVISORS)
+                for precision in (torch.float32, torch.float16):
+                    yield compare(name, model, thin, runtime, precision, 64)
+        except EagleEyeError as error:
+            yield {"runtime": runtime, "failed": str(error)}
+
+
 def compiled(folder: Path) -> Iterator[Row]:
-    """The same with `torch.compile`, which takes a minute for each network."""
-    for batch in (1, 64):
-        yield compare("resnet50", *make_widths("resnet50", (8,)), "compile", torch.bfloat16, batch)
+    """The same with `torch.compile`, which takes half a minute for each network."""
+    for name in MODELS:
+        yield compare(name, *make_widths(name, (8,)), "compile", torch.bfloat16, 64)
 
 
 def make_widths(name: str, divisors: Sequence[int]) -> tuple[nn.Module, dict[int, nn.Module]]:
@@ -270,8 +278,9 @@ STEPS = {
     "scoring": scoring,
     "training": training,
     "latency": latency,
-    "imagenet": imagenet,
+    "onnx": onnx,
     "compiled": compiled,
+    "imagenet": imagenet,
 }
 
 
@@ -316,8 +325,8 @@ def _latency_row(row: dict) -> str:
     if "alignment" in row:
         return f"\n`--divisor auto` finds {row['alignment']} for PyTorch in float32, one image."
     if "failed" in row:
-        return f"| {row['model']} | {TITLES[row['runtime']]} | not measured | | | | | | | |"
-    parts = " | ".join(f"{row['left'][d]:.2f}" if d in row["left"] else "" for d in ("1", "8", "16", "32", "64"))
+        return f"| | {TITLES[row['runtime']]} | not measured | | | | | |"
+    parts = " | ".join(f"{row['left'][str(d)]:.2f}" if str(d) in row["left"] else "" for d in DIVISORS)
     return (
         f"| {row['model']} | {TITLES[row['runtime']]} | {row['precision']} | {row['batch']} "
         f"| {row['full_ms']:.2f} ms | {parts} |"
@@ -334,6 +343,10 @@ def _imagenet_row(row: dict) -> str:
     )
 
 
+LATENCY_HEAD = [
+    "| network | runtime | precision | batch | full | any width | x 8 | x 32 |",
+    "|---|---|---|---:|---:|---:|---:|---:|",
+]
 TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
     "tests": ("Tests", [], _test_row),
     "scoring": (
@@ -355,20 +368,11 @@ TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
     ),
     "latency": (
         "Milliseconds at half the MACs, of the full network's, by the multiple of channels",
-        [
-            "| network | runtime | precision | batch | full | any width | x 8 | x 16 | x 32 | x 64 |",
-            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
-        ],
+        LATENCY_HEAD,
         _latency_row,
     ),
-    "compiled": (
-        "The same with `torch.compile`",
-        [
-            "| network | runtime | precision | batch | full | any width | x 8 | x 16 | x 32 | x 64 |",
-            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
-        ],
-        _latency_row,
-    ),
+    "onnx": ("The same in ONNX Runtime", LATENCY_HEAD, _latency_row),
+    "compiled": ("The same with `torch.compile`", LATENCY_HEAD, _latency_row),
     "imagenet": (
         "ImageNet, predicted from timed steps",
         [

@@ -138,13 +138,25 @@ def _weight_shape(arguments: Mapping[str, Any]) -> tuple[int, ...] | None:
 def open_session(
     graph: bytes | str, threads: int = 1, name: str = "onnxruntime", profile: str | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session of a serialised graph or of a file."""
+    """A session of a serialised graph or of a file.
+
+    Raises:
+        EagleEyeError: the execution provider can't start here; ONNX Runtime would take another instead.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    return onnxruntime.InferenceSession(graph, options, providers=list(PROVIDERS[name]))
+    session = onnxruntime.InferenceSession(graph, options, providers=list(PROVIDERS[name]))
+    wanted = PROVIDERS[name][0]
+    if wanted not in session.get_providers():
+        raise EagleEyeError(
+            f"`runtime={name}`: {wanted} is installed but did not start, and ONNX Runtime took "
+            f"{session.get_providers()[0]} instead; install the libraries of its release (CUDA, cuDNN, TensorRT) "
+            f"and see that they are found (LD_LIBRARY_PATH), or choose another runtime"
+        )
+    return session
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:

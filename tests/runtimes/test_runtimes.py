@@ -116,20 +116,34 @@ def test_weights_are_found_by_order_and_by_their_filled_up_shapes():
     assert assign_weights(multiplying, swapped, weights) == ["b", "", "a", "c"]
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "tensorrt"])
+def test_a_provider_that_does_not_start_is_told(monkeypatch, name):
+    """ONNX Runtime would go on with another one, and its milliseconds would be the CPU's."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    runtime = find_runtime(LatencyConfig(runtime=name), "cuda")
+    with pytest.raises(EagleEyeError, match=f"`runtime={name}`: .* did not start, and ONNX Runtime took CPUExec"):
+        runtime.load(make_model("resnet20_cifar"), torch.randn(1, 3, 32, 32))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["torch", "onnxruntime-cuda", "tensorrt"])
 def test_programs_on_a_gpu(name):
     """They compute what the sliced model does, their layers are timed, and the alignment is found."""
     device = torch.device("cuda")
-    try:
-        runtime = find_runtime(LatencyConfig(runtime=name), device)
-    except EagleEyeError as error:
-        pytest.skip(str(error))
-    model = make_model("resnet20_cifar").to(runtime.device)
+    model = make_model("resnet20_cifar")
     graph, images = trace_model(model), torch.randn(1, 3, 32, 32)
     keep = {name: kept.numpy() for name, kept in random_keep(graph, 0).items()}
-    program = runtime.load_thin(model, graph, images)(keep)
+    try:
+        runtime = find_runtime(LatencyConfig(runtime=name), device)
+        model.to(runtime.device)
+        program = runtime.load_thin(model, graph, images)(keep)
+    except EagleEyeError as error:
+        pytest.skip(str(error))
     program.run()
     profile = program.profile(5)
     assert sum(bool(operator.weight) for operator in profile) >= 20
