@@ -16,17 +16,20 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.channels.removal import is_removed
 from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.networks.running import device_of, dtype_of
+from eagleeye_hf.runtimes.onnx_blocks import leave_out
 from eagleeye_hf.runtimes.onnx_files import export_proto
 from eagleeye_hf.runtimes.quantize import quantize_proto
 from eagleeye_hf.runtimes.runtime import Loader, Program, Weights
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+Use = tuple[int, int]
+"""Number of a node, and of one of its inputs."""
 _WRITTEN: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Any]] = weakref.WeakKeyDictionary()
 """What was exported of a network for as long as it lives: runtimes share it, and exporting takes seconds."""
 QUANTIZED = "_quantized"
 """What ONNX Runtime's quantisation appends to the names of weights."""
-PROBES = 2
-"""Thin networks that are exported to find numbers of channels."""
+PROBES, DRAWS = 2, 16
+"""Thin networks that are exported to find numbers of channels, and how many such pairs are drawn for a good one."""
 
 
 def write_proto(model: nn.Module, images: Tensor, precision: str) -> Any:
@@ -46,7 +49,10 @@ def slice_proto(model: nn.Module, graph: ChannelGraph, images: Tensor, precision
     key = (tuple(images.shape), precision, graph)
     written = _WRITTEN.setdefault(model, {})
     if key not in written:
-        written[key] = SlicedGraph(lambda network: write_proto(network, images, precision), model, graph)
+        like = next(
+            (other for other in written.values() if isinstance(other, SlicedGraph) and other.graph == graph), None
+        )
+        written[key] = SlicedGraph(lambda network: write_proto(network, images, precision), model, graph, like)
     return written[key]
 
 
@@ -66,13 +72,12 @@ def load_slices(
 
     def load(keep: Mapping[str, np.ndarray], removed_blocks: Collection[str] = ()) -> Program:
         weights = [pair for pair in sliced.thin_weights(keep) if not is_removed(pair[0], removed_blocks)]
-        if not removed_blocks:
-            try:
-                program = open_program(sliced.take(keep), weights)
-                program.run()
-                return program
-            except Exception:  # a graph that keeps channel numbers elsewhere, too; the runtimes' errors are many
-                pass
+        try:
+            program = open_program(sliced.take(keep, removed_blocks), weights)
+            program.run()
+            return program
+        except Exception:  # a graph that keeps channel numbers elsewhere, too; the runtimes' errors are many
+            pass
         proto = write_proto(slice_model(model, graph, keep, removed_blocks).eval(), images, precision)
         return open_program(proto.SerializeToString(), weights)
 
@@ -88,9 +93,12 @@ class SlicedGraph:
 
     Args:
         export: writes a network as an `onnx.ModelProto`, quantised or not.
+        like: of the same network for other images, whose integers save two exports where they are as many.
     """
 
-    def __init__(self, export: Callable[[nn.Module], Any], model: nn.Module, graph: ChannelGraph) -> None:
+    def __init__(
+        self, export: Callable[[nn.Module], Any], model: nn.Module, graph: ChannelGraph, like: SlicedGraph | None = None
+    ) -> None:
         proto = export(model)
         self.graph = graph
         self._shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
@@ -107,10 +115,11 @@ class SlicedGraph:
             if node.op_type in WEIGHTED and (weight := self._weight_of(node)) is not None
         ]
         """Names and shapes of the weights, in the order of the graph."""
-        self._integers: dict[str, list[tuple[int, tuple[int, int] | None]]] = {}
-        """Per initialiser of integers that changes with widths: its values in the full network and, where one is a
+        self._integers: dict[Use, list[tuple[int, tuple[int, int] | None]]] = {}
+        """Of each input of integers that changes with widths: its values in the full network and, where one is a
         number of channels, which of `_sizes` it is, times what."""
-        self._find_integers(export, model)
+        if not (like and self._take_integers(like)):
+            self._find_integers(export, model)
 
     def thin_weights(self, keep: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, ...]]]:
         """`weights` of the thin network."""
@@ -120,8 +129,12 @@ class SlicedGraph:
             for name, shape in self.weights
         ]
 
-    def take(self, keep: Mapping[str, np.ndarray]) -> bytes:
-        """The thin network, as a serialised graph."""
+    def take(self, keep: Mapping[str, np.ndarray], removed_blocks: Collection[str] = ()) -> bytes:
+        """The thin network, as a serialised graph.
+
+        Raises:
+            ValueError: a block can't be told from the rest.
+        """
         kept = kept_places(self.graph, keep, self._shapes)
         cuts: dict[str, dict[int, np.ndarray]] = {}
         for (tensor, dim), places in kept.items():
@@ -129,20 +142,27 @@ class SlicedGraph:
         thin = onnx.ModelProto()
         thin.CopyFrom(self._bare)
         sizes = self._sizes(keep, kept) if self._integers else []
-        changed = {
-            name: np.array([value if size is None else size[1] * sizes[size[0]] for value, size in entries])
-            for name, entries in self._integers.items()
-        }
+        changed: dict[str, np.ndarray] = {}
+        for (number, place), entries in self._integers.items():  # nodes of unlike widths may share an initialiser
+            inputs = thin.graph.node[number].input
+            inputs[place] = f"{inputs[place]}_{number}"
+            values = [value if size is None else size[1] * sizes[size[0]] for value, size in entries]
+            changed[inputs[place]] = np.array(values, dtype=np.int64)
+        leave_out(thin.graph, removed_blocks)
         for node in thin.graph.node:
             weight = self._weight_of(node) if node.op_type in WEIGHTED else None
             if weight is None:
                 continue
+            if is_removed(weight, removed_blocks):
+                raise ValueError(f"{weight} is still there")
             for role, source in enumerate(node.input[1:3], 1):
                 changed |= self._cut_operand(source, weight, cuts.get(weight, {}), is_bias=role == 2)
             self._set_groups(node, weight, keep)
-        for name, array in self._arrays.items():
-            array = changed[name].astype(array.dtype) if name in changed else _cut(array, cuts.get(name, {}))
-            thin.graph.initializer.append(numpy_helper.from_array(array, name))
+        read = {name for node in thin.graph.node for name in node.input}
+        for name in dict.fromkeys([*self._arrays, *changed]):
+            if name in read:
+                array = changed[name] if name in changed else _cut(self._arrays[name], cuts.get(name, {}))
+                thin.graph.initializer.append(numpy_helper.from_array(array, name))
         return thin.SerializeToString()
 
     def _cut_operand(
@@ -181,25 +201,62 @@ class SlicedGraph:
                         entry.i = kept_size(attribute, self.graph, keep)
 
     def _find_integers(self, export: Callable[[nn.Module], Any], model: nn.Module) -> None:
-        names = [n for n, a in self._arrays.items() if a.dtype == np.int64 and a.ndim == 1 and (a > 1).any()]
-        random, found, sizes = np.random.default_rng(0), list[dict[str, np.ndarray]](), list[list[int]]()
-        for _ in range(PROBES if names else 0):
-            keep = _draw_keep(self.graph, random)
-            thin = export(slice_model(model, self.graph, keep).eval())
-            arrays = {entry.name: entry for entry in thin.graph.initializer}
-            found.append({name: numpy_helper.to_array(arrays[name]) for name in names if name in arrays})
-            sizes.append(self._sizes(keep, kept_places(self.graph, keep, self._shapes)))
+        uses, found = self._integer_uses(), list[dict[Use, np.ndarray]]()
+        probes, sizes = self._draw_probes() if uses else ([], [])
+        for keep in probes:
+            thin = export(slice_model(model, self.graph, keep).eval()).graph
+            if [node.op_type for node in thin.node] != [node.op_type for node in self._bare.graph.node]:
+                return
+            arrays = {entry.name: entry for entry in thin.initializer}
+            entries = {use: arrays.get(_input(thin.node[use[0]], use[1])) for use in uses}
+            found.append({use: numpy_helper.to_array(entry) for use, entry in entries.items() if entry is not None})
         full = self._sizes({}, {})
-        for name in names:
-            values = [self._arrays[name], *(one.get(name, self._arrays[name]) for one in found)]
-            if any(other.shape != values[0].shape for other in values):
+        for use, whole in uses.items():
+            values = [whole, *(one.get(use, whole) for one in found)]
+            if any(other.shape != whole.shape for other in values):
                 continue
-            entries = [
+            columns = [
                 (int(column[0]), _match(column, np.array([full, *sizes])) if (column != column[0]).any() else None)
                 for column in np.stack(values, axis=1)
             ]
-            if any(size is not None for _, size in entries):
-                self._integers[name] = entries
+            if any(size is not None for _, size in columns):
+                self._integers[use] = columns
+
+    def _integer_uses(self) -> dict[Use, np.ndarray]:
+        """Where nodes read integers, more than ones, and which."""
+        return {
+            (number, place): array
+            for number, node in enumerate(self._bare.graph.node)
+            for place, name in enumerate(node.input)
+            if (array := self._arrays.get(name)) is not None
+            and array.dtype == np.int64
+            and array.ndim == 1
+            and (array > 1).any()
+        }
+
+    def _draw_probes(self) -> tuple[list[dict[str, np.ndarray]], list[list[int]]]:
+        """Thin networks, and their numbers of channels: of many draws those that tell most of them apart."""
+        random, drawn = np.random.default_rng(0), []
+        for _ in range(DRAWS):
+            probes = [_draw_keep(self.graph, random) for _ in range(PROBES)]
+            sizes = [self._sizes(keep, kept_places(self.graph, keep, self._shapes)) for keep in probes]
+            drawn.append((len(set(zip(self._sizes({}, {}), *sizes, strict=True))), probes, sizes))
+        _, probes, sizes = max(drawn, key=lambda one: one[0])
+        return probes, sizes
+
+    def _take_integers(self, like: SlicedGraph) -> bool:
+        """Those of a graph for other images; whether it has the same, with the full network's numbers of channels."""
+        uses = self._integer_uses()
+        if list(uses) != list(like._integer_uses()):
+            return False
+        found = {}
+        for use, entries in like._integers.items():
+            pairs = list(zip(uses[use], entries, strict=False))
+            if len(uses[use]) != len(entries) or any(size and value != old for value, (old, size) in pairs):
+                return False
+            found[use] = [(int(value), size) for value, (_, size) in pairs]
+        self._integers = found
+        return True
 
     def _sizes(self, keep: Mapping[str, np.ndarray], kept: Mapping[tuple[str, int], np.ndarray]) -> list[int]:
         """Every number of channels that a graph may hold: what the model's Python counts, then tensors' dimensions."""
@@ -226,6 +283,10 @@ def _draw_keep(graph: ChannelGraph, random: np.random.Generator) -> dict[str, np
         units = random.permutation(len(group.units))[: max(1, int(len(group.units) * random.uniform(0.4, 0.95)))]
         keep[group.name] = np.sort(group.units[units].ravel())
     return keep
+
+
+def _input(node: Any, place: int) -> str:
+    return node.input[place] if place < len(node.input) else ""
 
 
 def _match(column: np.ndarray, sizes: np.ndarray) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.profiles import assign_weights
 from eagleeye_hf.runtimes.runtime import find_runtime
-from tests.helpers import make_model, random_keep
+from tests.helpers import make_model, random_blocks, random_keep
 
 ON_CPU = ["torch", "onnxruntime", "openvino"]
 QUICK = ["resnet20_cifar"]
@@ -55,6 +55,63 @@ def test_thin_programs_compute_what_the_sliced_model_does(name, model_name):
     assert set(weighted) <= set(layers)
     assert len(weighted) > 0.9 * len(layers)
     assert all(operator.milliseconds >= 0 for operator in profile)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("model_name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
+def test_networks_without_blocks_and_for_other_images_are_cut_out_too(monkeypatch, model_name):
+    """What is exported: the network for each image size, and two thin ones for the first."""
+    need("onnxruntime")
+    from eagleeye_hf.runtimes import onnx_slices
+
+    exports, export = [], onnx_slices.export_proto
+    monkeypatch.setattr(onnx_slices, "export_proto", lambda *args: exports.append(args) or export(*args))
+    try:
+        model = make_model(model_name)
+    except RuntimeError:
+        pytest.skip(f"this timm has no {model_name}")
+    pixels = 32 if "cifar" in model_name else 64
+    graph, runtime = trace_model(model, (3, pixels, pixels)), find_runtime(LatencyConfig(runtime="onnxruntime"))
+    for size in (pixels, pixels + 32):
+        images = torch.randn(1, 3, size, size)
+        load = runtime.load_thin(model, graph, images)
+        made = len(exports)
+        for seed in range(2):
+            keep = {name: kept.numpy() for name, kept in random_keep(graph, seed, None).items()}
+            blocks = random_blocks(graph, seed)
+            found = load(keep, blocks).run()
+            with torch.inference_mode():
+                expected = slice_model(model, graph, keep, blocks)(images).numpy()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+        assert len(exports) == made, "a thin network was exported"
+    assert len(exports) <= 2 + onnx_slices.PROBES
+
+
+def test_a_block_whose_nodes_are_not_told_apart_is_exported():
+    """Its nodes have no notes; or what they compute is read in two places."""
+    onnx = pytest.importorskip("onnx")
+    from eagleeye_hf.runtimes.onnx_blocks import SCOPES, leave_out
+
+    def make(notes: dict[str, str]):
+        nodes = [onnx.helper.make_node("Relu", [a], [b]) for a, b in ("xa", "ab", "bc", "cd")]
+        nodes.append(onnx.helper.make_node("Add", ["d", "b"], ["e"]))
+        for node in nodes:
+            if node.output[0] in notes:
+                node.metadata_props.add(key=SCOPES, value=str(["", notes[node.output[0]]]))
+        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xe"]
+        return onnx.helper.make_graph(nodes, "graph", values[:1], values[1:])
+
+    for notes in ({}, {"b": "block", "c": "block", "a": "stem", "d": "head", "e": "head"}):
+        with pytest.raises(ValueError, match="block can't be told from the rest"):
+            leave_out(make(notes), ["block"])
+    graph = make({"a": "stem", "c": "block", "d": "head", "e": "head"})
+    leave_out(graph, ["block"])
+    assert [(list(node.input), list(node.output)) for node in graph.node] == [
+        (["x"], ["a"]), (["a"], ["b"]), (["b"], ["d"]), (["d", "b"], ["e"])
+    ]  # fmt: skip  # a node without a note before the block stays
+    graph = make({"a": "stem", "c": "block", "e": "head", "d": "block"})
+    leave_out(graph, ["block"])
+    assert [list(node.input) for node in graph.node] == [["x"], ["a"], ["b", "b"]]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
