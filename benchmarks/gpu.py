@@ -26,6 +26,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.io import decode_jpeg
 
 from benchmarks.speed_224 import synthetic_jpegs
 from eagleeye_hf import (
@@ -243,6 +244,22 @@ def compare(
     }
 
 
+def decoding(folder: Path) -> Iterator[Row]:
+    """Images of 500 x 375 pixels per second: by the GPU, which then resizes them one by one, and by one core."""
+    jpegs = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in synthetic_jpegs(256)]
+
+    def resize() -> None:
+        for image in images:
+            F.interpolate(image[None].float(), (224, 224), mode="bilinear", antialias=True)
+
+    for size in (32, 256):
+        images = decode_jpeg(jpegs[:size], device="cuda")
+        rates = {"decoded": size / fastest(partial(decode_jpeg, jpegs[:size], device="cuda"))}
+        yield {"decoder": "the GPU", "batch": size, **rates, "resized": size / fastest(resize)}
+    torch.set_num_threads(1)
+    yield {"decoder": "one core", "batch": 1, "decoded": 256 / fastest(lambda: [decode_jpeg(jpeg) for jpeg in jpegs])}
+
+
 def imagenet(folder: Path) -> Iterator[Row]:
     """How long the paper's experiments may take, predicted from timed steps as `--dry-run` does."""
     from accelerate import Accelerator
@@ -280,6 +297,7 @@ STEPS = {
     "latency": latency,
     "onnx": onnx,
     "compiled": compiled,
+    "decoding": decoding,
     "imagenet": imagenet,
 }
 
@@ -333,10 +351,16 @@ def _latency_row(row: dict) -> str:
     )
 
 
+def _decoding_row(row: dict) -> str:
+    resized = f"{row['resized']:,.0f}" if "resized" in row else ""
+    return f"| {row['decoder']} | {row['batch']} | {row['decoded']:,.0f} | {resized} |"
+
+
 def _imagenet_row(row: dict) -> str:
     times = " | ".join(about(row["phases"].get(name, 0)) for name in ("search", "fine-tuning", "measuring"))
     rates = Rates(**row["rates"])
-    bound = "decoding" if rates.decode / row["workers"] > rates.train / 2 else "the GPU"
+    step = rates.train / 2 + rates.forward  # half of the full network's work, and the full network's outputs
+    bound = "decoding" if rates.decode / row["workers"] > step else "the GPU"
     return (
         f"| {row['model']} | {row['gpus']} | {times} | {bound} | {1 / rates.forward:,.0f} | {1 / rates.train:,.0f} "
         f"| {row['workers']} x {1 / rates.decode:,.0f} |"
@@ -373,6 +397,11 @@ TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
     ),
     "onnx": ("The same in ONNX Runtime", LATENCY_HEAD, _latency_row),
     "compiled": ("The same with `torch.compile`", LATENCY_HEAD, _latency_row),
+    "decoding": (
+        "JPEGs of 500 x 375 pixels, images a second",
+        ["| decoded by | at a time | decoded | resized to 224 px, then, on the GPU |", "|---|---:|---:|---:|"],
+        _decoding_row,
+    ),
     "imagenet": (
         "ImageNet, predicted from timed steps",
         [

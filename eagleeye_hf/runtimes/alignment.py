@@ -19,8 +19,8 @@ from eagleeye_hf.tracing.trace import trace_model
 UNMEASURED = 8
 """Where nothing could be measured."""
 LEAST_ON_GPU = 8
-"""What half precision on a GPU asks for, whatever float32 does there: at half the MACs and any width ResNet-50 took 1.2
-to 1.3 times the full network's milliseconds, and 0.77 in multiples of 8 (benchmarks/gpu.md)."""
+"""What half precision on a GPU asks for, whatever float32 does there: at half the MACs and any width ResNet-50 took 1.1
+to 1.2 times the full network's milliseconds, and 0.75 in multiples of 8 (benchmarks/gpu.md)."""
 COARSEST = 32
 MULTIPLES = (16, 8, 4, 2, 1)
 WIDTHS = {16: (80, 112, 144), 8: (88, 104, 136), 4: (84, 100, 132), 2: (90, 102, 126), 1: (91, 103, 125)}
