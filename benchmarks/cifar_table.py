@@ -5,8 +5,9 @@
     python -m benchmarks.cifar_table run --minutes 10 ...       # with as many epochs as that allows
 
 Three seeds of every arm, the last epoch's weights, no choice by the test images. All networks of a step train together,
-each on a stream of its own: a step of one is a graph of small kernels that leaves some of a GPU idle (an epoch of the full
-network takes 1.35 s of an H100, three together 2.8 s). Images and crops stay on the device; convolutions are in bfloat16.
+each on a stream of its own: a step of one is a graph of small kernels that leaves some of a GPU idle (an epoch of the
+full network takes 1.35 s of an H100, of three together 2.8 s). Images and crops stay on the device; convolutions are in
+bfloat16.
 """
 
 from __future__ import annotations
