@@ -17,11 +17,11 @@ def leave_out(graph: Any, removed_blocks: Collection[str]) -> None:
         ValueError: a block's nodes are not known, or not those between one value and another.
     """
     for block in removed_blocks:
-        if not (_bypass(graph, _find_nodes(graph, block)) or _bypass(graph, _find_nodes(graph, block, first=True))):
+        if not any(_bypass(graph, _find_nodes(graph, block, first)) for first in (False, True)):
             raise ValueError(f"{block} can't be told from the rest")
 
 
-def _find_nodes(graph: Any, block: str, first: bool = False) -> dict[str, Any]:
+def _find_nodes(graph: Any, block: str, first: bool) -> dict[str, Any]:
     """A block's nodes by their first output. Those whose place is not noted are its own where they lie between others.
 
     Args:
@@ -29,7 +29,7 @@ def _find_nodes(graph: Any, block: str, first: bool = False) -> dict[str, Any]:
     """
     inside = {node.output[0]: node for node in graph.node if block in _scopes(node)}
     unknown, before = [node for node in graph.node if not _scopes(node)], -1
-    while len(inside) != before:
+    while inside and len(inside) != before:
         before = len(inside)
         for node in unknown:
             readers = {reader.output[0] for reader in graph.node if set(reader.input) & set(node.output)}

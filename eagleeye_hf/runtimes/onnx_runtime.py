@@ -48,7 +48,8 @@ class OnnxRuntime:
         if missing:
             raise EagleEyeError(
                 f"`runtime={name}` needs {missing.pop()}, which this ONNX Runtime lacks (it has "
-                f"{', '.join(onnxruntime.get_available_providers())}); install onnxruntime-gpu in place of onnxruntime, or choose another"
+                f"{', '.join(onnxruntime.get_available_providers())}); install onnxruntime-gpu in its place, or choose "
+                "another runtime"
             )
         self.name, self.threads, self.device = name, threads, torch.device("cpu")
         on_cpu = name == "onnxruntime"
