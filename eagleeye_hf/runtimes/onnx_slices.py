@@ -18,12 +18,11 @@ from eagleeye_hf.channels.slicing import slice_model
 from eagleeye_hf.networks.running import device_of, dtype_of
 from eagleeye_hf.runtimes.onnx_blocks import leave_out
 from eagleeye_hf.runtimes.onnx_files import export_proto
+from eagleeye_hf.runtimes.onnx_integers import Entry, Use, carry_over, find_uses, match_integers
 from eagleeye_hf.runtimes.quantize import quantize_proto
 from eagleeye_hf.runtimes.runtime import Loader, Program, Weights
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-Use = tuple[int, int]
-"""Number of a node, and of one of its inputs."""
 _WRITTEN: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Any]] = weakref.WeakKeyDictionary()
 """What was exported of a network for as long as it lives: runtimes share it, and exporting takes seconds."""
 QUANTIZED = "_quantized"
@@ -115,11 +114,10 @@ class SlicedGraph:
             if node.op_type in WEIGHTED and (weight := self._weight_of(node)) is not None
         ]
         """Names and shapes of the weights, in the order of the graph."""
-        self._integers: dict[Use, list[tuple[int, tuple[int, int] | None]]] = {}
-        """Of each input of integers that changes with widths: its values in the full network and, where one is a
-        number of channels, which of `_sizes` it is, times what."""
-        if not (like and self._take_integers(like)):
-            self._find_integers(export, model)
+        self._uses = find_uses(self._bare.graph, self._arrays)
+        known = carry_over(self._uses, like._uses, like._integers) if like else None
+        self._integers: dict[Use, list[Entry]] = self._find_integers(export, model) if known is None else known
+        """Of each input of integers that changes with widths; places are those in `_sizes`."""
 
     def thin_weights(self, keep: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, ...]]]:
         """`weights` of the thin network."""
@@ -200,63 +198,24 @@ class SlicedGraph:
                     if entry.name == "group":
                         entry.i = kept_size(attribute, self.graph, keep)
 
-    def _find_integers(self, export: Callable[[nn.Module], Any], model: nn.Module) -> None:
-        uses, found = self._integer_uses(), list[dict[Use, np.ndarray]]()
-        probes, sizes = self._draw_probes() if uses else ([], [])
-        for keep in probes:
-            thin = export(slice_model(model, self.graph, keep).eval()).graph
-            if [node.op_type for node in thin.node] != [node.op_type for node in self._bare.graph.node]:
-                return
-            arrays = {entry.name: entry for entry in thin.initializer}
-            entries = {use: arrays.get(_input(thin.node[use[0]], use[1])) for use in uses}
-            found.append({use: numpy_helper.to_array(entry) for use, entry in entries.items() if entry is not None})
-        full = self._sizes({}, {})
-        for use, whole in uses.items():
-            values = [whole, *(one.get(use, whole) for one in found)]
-            if any(other.shape != whole.shape for other in values):
-                continue
-            columns = [
-                (int(column[0]), _match(column, np.array([full, *sizes])) if (column != column[0]).any() else None)
-                for column in np.stack(values, axis=1)
-            ]
-            if any(size is not None for _, size in columns):
-                self._integers[use] = columns
-
-    def _integer_uses(self) -> dict[Use, np.ndarray]:
-        """Where nodes read integers, more than ones, and which."""
-        return {
-            (number, place): array
-            for number, node in enumerate(self._bare.graph.node)
-            for place, name in enumerate(node.input)
-            if (array := self._arrays.get(name)) is not None
-            and array.dtype == np.int64
-            and array.ndim == 1
-            and (array > 1).any()
-        }
+    def _find_integers(self, export: Callable[[nn.Module], Any], model: nn.Module) -> dict[Use, list[Entry]]:
+        """By thin networks that are exported, where any integers are there."""
+        if not self._uses:
+            return {}
+        probes, sizes = self._draw_probes()
+        thin = [export(slice_model(model, self.graph, keep).eval()).graph for keep in probes]
+        return match_integers(self._bare.graph, self._uses, thin, sizes)
 
     def _draw_probes(self) -> tuple[list[dict[str, np.ndarray]], list[list[int]]]:
-        """Thin networks, and their numbers of channels: of many draws those that tell most of them apart."""
-        random, drawn = np.random.default_rng(0), []
+        """Thin networks, and the numbers of channels of the full one and of them: of many draws those that tell most
+        apart."""
+        random, drawn, full = np.random.default_rng(0), [], self._sizes({}, {})
         for _ in range(DRAWS):
             probes = [_draw_keep(self.graph, random) for _ in range(PROBES)]
-            sizes = [self._sizes(keep, kept_places(self.graph, keep, self._shapes)) for keep in probes]
-            drawn.append((len(set(zip(self._sizes({}, {}), *sizes, strict=True))), probes, sizes))
+            sizes = [full, *(self._sizes(keep, kept_places(self.graph, keep, self._shapes)) for keep in probes)]
+            drawn.append((len(set(zip(*sizes, strict=True))), probes, sizes))
         _, probes, sizes = max(drawn, key=lambda one: one[0])
         return probes, sizes
-
-    def _take_integers(self, like: SlicedGraph) -> bool:
-        """Those of a graph for other images; whether it has the same, with the full network's numbers of channels."""
-        uses = self._integer_uses()
-        if list(uses) != list(like._integer_uses()):
-            return False
-        found = {}
-        for use, entries in like._integers.items():
-            pairs = list(zip(uses[use], entries, strict=False))
-            if len(uses[use]) != len(entries) or any(size and value != old for value, (old, size) in pairs):
-                return False
-            found[use] = [(int(value), size) for value, (_, size) in pairs]
-        self._integers = found
-        return True
 
     def _sizes(self, keep: Mapping[str, np.ndarray], kept: Mapping[tuple[str, int], np.ndarray]) -> list[int]:
         """Every number of channels that a graph may hold: what the model's Python counts, then tensors' dimensions."""
@@ -283,23 +242,6 @@ def _draw_keep(graph: ChannelGraph, random: np.random.Generator) -> dict[str, np
         units = random.permutation(len(group.units))[: max(1, int(len(group.units) * random.uniform(0.4, 0.95)))]
         keep[group.name] = np.sort(group.units[units].ravel())
     return keep
-
-
-def _input(node: Any, place: int) -> str:
-    return node.input[place] if place < len(node.input) else ""
-
-
-def _match(column: np.ndarray, sizes: np.ndarray) -> tuple[int, int] | None:
-    """Which size, times which integer, has these values in the full network and in the probes.
-
-    Args:
-        sizes: shape `(1 + probes, num_sizes)`.
-    """
-    for place in range(sizes.shape[1]):
-        factor = int(column[0]) // max(int(sizes[0, place]), 1)
-        if factor and np.array_equal(sizes[:, place] * factor, column):
-            return place, factor
-    return None
 
 
 def _cut(array: np.ndarray, cut: Mapping[int, np.ndarray]) -> np.ndarray:
