@@ -137,7 +137,7 @@ WITHOUT_EXTRAS = """
 import sys
 for name in ("onnx", "onnxruntime", "onnxscript", "openvino", "matplotlib"):
     sys.modules[name] = None
-NEED_ONNX = ("onnx_files", "onnx_runtime", "onnx_slices", "runtimes.quantize")
+NEED_ONNX = ("onnx_files", "onnx_integers", "onnx_runtime", "onnx_slices", "runtimes.quantize")
 import importlib, pkgutil, eagleeye_hf
 for module in pkgutil.walk_packages(eagleeye_hf.__path__, "eagleeye_hf."):
     drawing = ("reports.result", "reports.front", "search_plots", "study_plots")
