@@ -81,12 +81,17 @@ class Task:
     normalize: Callable[[Tensor], Tensor]
 
 
-def open_task(name: str, cache: Path) -> Task:
+def open_task(name: str, cache: Path, whole: bool = False) -> Task:
+    """A network and its images.
+
+    Args:
+        whole: with all images for training that are left, instead of a part.
+    """
     random = torch.Generator().manual_seed(0)
-    if name == "resnet20_cifar":
+    if name.endswith("_cifar"):
         full, folder, num = timm.create_model(name, num_classes=10), SHARED / "data" / "cifar10", 8_000
-        full.load_state_dict(load_file(SHARED / "models" / "resnet20_cifar10.safetensors"))
-        whole, tested = cifar.load_tensors(folder, "train", cache), cifar.load_tensors(folder, "test", cache)
+        full.load_state_dict(load_file(SHARED / "models" / f"{name}10.safetensors"))
+        seen, tested = cifar.load_tensors(folder, "train", cache), cifar.load_tensors(folder, "test", cache)
         augment, normalize, inner = cifar.augment, cifar.normalize, slice(None)
     else:
         margin, folder, num = imagenette.MARGIN, SHARED / "data" / "imagenette", 2_400
@@ -95,7 +100,7 @@ def open_task(name: str, cache: Path) -> Task:
         for key in ("classifier.weight", "classifier.bias"):
             state[key] = state[key][list(imagenette.CLASSES)]
         full.load_state_dict(state)
-        whole = imagenette.load_photographs(folder, "train", cache, PIXELS + margin)
+        seen = imagenette.load_photographs(folder, "train", cache, PIXELS + margin)
         tested = imagenette.load_photographs(folder, "validation", cache, PIXELS)
         inner = slice(margin // 2, margin // 2 + PIXELS)
         normalize = imagenette.normalize
@@ -103,14 +108,14 @@ def open_task(name: str, cache: Path) -> Task:
         def augment(images: Tensor, generator: torch.Generator) -> Tensor:
             return imagenette.augment(images, generator, PIXELS)
 
-    order, tests = torch.randperm(len(whole[0]), generator=random), torch.randperm(len(tested[0]), generator=random)
+    order, tests = torch.randperm(len(seen[0]), generator=random), torch.randperm(len(tested[0]), generator=random)
     held, test = order[: CALIBRATION + HOLDOUT], tests[:5_000]
-    chosen = order[CALIBRATION + HOLDOUT :][:num]
-    images, labels = whole[0][held][:, :, inner, inner], whole[1][held]
+    chosen = order[CALIBRATION + HOLDOUT :][: None if whole else num]
+    images, labels = seen[0][held][:, :, inner, inner], seen[1][held]
     return Task(
         name=name,
         full=full.eval(),
-        train=(whole[0][chosen], whole[1][chosen]),
+        train=(seen[0][chosen], seen[1][chosen]),
         calibration=images[:CALIBRATION],
         calibration_labels=labels[:CALIBRATION],
         holdout=(images[CALIBRATION:], labels[CALIBRATION:]),
