@@ -3,10 +3,11 @@
     python -m benchmarks.recovery run --network resnet20_cifar        # about 15 minutes of one core a seed
     python -m benchmarks.recovery table                               # writes recovery.md
 
-Needs ../shared. Half of the MACs by width, the best of 64 candidates repaired and with statistics recomputed, per criterion of which
-channels stay. From the repaired network on: matched without labels, for as many steps of 64 images as an epoch has, at
-most 600; or trained on labels and the full network's outputs for five epochs. ResNet-20 is matched on 2,048 images, as
-few as that. Test top-1; none of it chose anything. Results stay in --output; a run goes on where it was stopped.
+Needs ../shared. Half of the MACs by width, the best of 64 candidates, repaired and with statistics recomputed, per
+criterion of which channels stay. From the repaired network on: matched without labels, for as many steps of 64 images
+as an epoch has, at most 600; or trained on labels and the full network's outputs for five epochs. ResNet-20 is matched
+on 2,048 images alone. Test top-1; none of it chose anything. Results stay in --output; a run goes on where it was
+stopped.
 """
 
 from __future__ import annotations
