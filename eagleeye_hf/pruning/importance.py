@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,9 +28,13 @@ from eagleeye_hf.networks.running import (
     run_model,
     to_float64,
 )
+from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.pruning.compensate import collect_moments
 from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.pruning.reconstruction import find_group_readers, removal_costs
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Importance:
@@ -75,11 +81,20 @@ class Importance:
         if criterion == "taylor" and batches is not None:
             self._effects = filter_effects(model, batches, {(m.tensor, m.dim) for g in graph.groups for m in g.members})
         self._units: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def share(self, accelerator: Accelerator) -> None:
+        """Go by the main process's scores in all of them: sums over images may differ in the last digit from one device
+        to another, and all have to keep the same channels."""
+        if self.criterion in NEED_IMAGES and accelerator.num_processes > 1:
+            prunable = [number for number, group in enumerate(self.graph.groups) if group.prunable]
+            self._units = make_in_main(accelerator, lambda: {number: self.unit_scores(number) for number in prunable})
 
     def unit_scores(self, number: int) -> np.ndarray:
         """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""
-        if number not in self._units:
-            self._units[number] = self._score_units(number)
+        with self._lock:
+            if number not in self._units:
+                self._units[number] = self._score_units(number)
         return self._units[number]
 
     def _score_units(self, number: int) -> np.ndarray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
@@ -137,7 +139,7 @@ def _compress(
         "calibration": data.calibration,
         "image_size": strategy.image_size,
         "accelerator": accelerator,
-        "identity": config.images | network | start | strategy.to_dict(),
+        "identity": config.images | network | start | strategy.to_dict() | {"channels": _digest(keep)},
         "num_workers": config.data.num_workers,
     }
     if config.match.match_steps != 0:
@@ -174,6 +176,11 @@ def _finish(run: RunFolder, config: RunConfig, builder: Build | None) -> None:
     if config.publishing.push_to and not run.record["finished"]:
         publish_run(run.path, config.publishing.push_to, config.hub, builder)
     run.note(finished=True)
+
+
+def _digest(keep: Mapping[str, np.ndarray]) -> str:
+    """Which channels stay: where a criterion goes by images, another machine may choose others."""
+    return f"{zlib.crc32(b''.join(name.encode() + keep[name].tobytes() for name in sorted(keep))):08x}"
 
 
 def teach(data: Splits, model: nn.Module) -> Splits:

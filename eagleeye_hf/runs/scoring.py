@@ -61,7 +61,7 @@ def make_score(
         objective, holdout = Agreement(), data.holdout.taught_batches(batch, **kept)
     else:
         holdout = data.holdout.cached_batches(batch, **kept)
-    return AdaptiveBNScore(
+    score = AdaptiveBNScore(
         model,
         graph,
         data.calibration.cached_batches(batch, **kept) if calibration is None else calibration,
@@ -74,3 +74,6 @@ def make_score(
         latency=settings.measuring,
         threads=settings.scoring.scoring_threads,
     )
+    if accelerator is not None:
+        score.builder.importance.share(accelerator)
+    return score

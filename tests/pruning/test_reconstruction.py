@@ -1,6 +1,7 @@
 """The criterion that knows of repair: beside least squares on the images themselves."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,3 +155,16 @@ def test_without_images_it_is_refused():
         choose_channels(model, graph, graph.widths, "reconstruction")
     with pytest.raises(EagleEyeError, match="`batches` is empty"):
         choose_channels(model, graph, graph.widths, "reconstruction", batches=[])
+
+
+def test_all_processes_keep_the_channels_of_the_main_one(chain, monkeypatch):
+    """Where sums over images differ in the last digit, ties would fall differently from device to device."""
+    model, graph, number, images, _ = chain
+    importance = Importance(model, graph, "reconstruction", [images])
+    own = importance.unit_scores(number)
+    monkeypatch.setattr("eagleeye_hf.pruning.importance.make_in_main", lambda _, make: {number: -make()[number]})
+    importance.share(SimpleNamespace(num_processes=2))
+    np.testing.assert_array_equal(importance.unit_scores(number), -own)
+    widths = tuple(group.channels - (place == number) for place, group in enumerate(graph.groups))
+    kept = importance.choose(widths)[graph.groups[number].name]
+    assert int(np.argmax(own)) not in kept
