@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from eagleeye_hf import RunConfig, trace_model
 from eagleeye_hf.cli import main
 from eagleeye_hf.runs.arguments import parse_config
+from eagleeye_hf.runs.dimensions import trace_network
 from eagleeye_hf.runtimes import profiling
+from eagleeye_hf.strategies.files import read_strategy
 from tests.helpers import digits_dataset, make_model
 from tests.hub_server import TOKEN
 
@@ -41,6 +43,20 @@ def replaced(code: str, *pairs: tuple[str, str]) -> str:
         assert old in code
         code = code.replace(old, new)
     return code
+
+
+def test_the_strategy_of_the_docs_fits_its_network(tmp_path):
+    (text,) = blocks("json", page("steps.md"))
+    single, several = tmp_path / "one.json", tmp_path / "several.json"
+    single.write_text(text)
+    several.write_text(json.dumps({"strategies": {"half": json.loads(text)}}))
+    model = timm.create_model("resnet20_cifar")
+    graph = trace_network(model, strategy=str(single))
+    found = read_strategy(graph, str(single))
+    assert read_strategy(graph, f"{several}#half") == found
+    changed = {group.name: width for group, width in zip(graph.groups, found.widths, strict=True)}
+    assert (changed["layer1.0.conv1"], changed["layer2.0.conv1"]) == (12, 20)
+    assert (found.removed_blocks, found.image_size) == (("layer3.2",), 28)
 
 
 def test_the_python_code_runs(tmp_path, monkeypatch):
