@@ -1,6 +1,7 @@
 """Settings: a config that exists is valid, and stands once, whoever gives it."""
 
 import ast
+import itertools
 import json
 from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import getsource
@@ -104,7 +105,8 @@ def test_one_spelling_means_one_thing():
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, None], ids=lambda c: c.__name__.split(".")[-1] if c else "compress")
-def test_every_setting_is_explained_under_its_name(command, capsys):
+def test_every_setting_is_explained_under_its_name(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     config_class = command.Config if command else RunConfig
     with pytest.raises(SystemExit) as stop:
         parse_config(config_class, ["--help"], "", "eagleeye")
@@ -117,6 +119,10 @@ def test_every_setting_is_explained_under_its_name(command, capsys):
         at = next(i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign) and node.target.id == name)
         assert isinstance(body[at + 1], ast.Expr), f"{written.__name__}.{name} has no text"
         assert isinstance(body[at + 1].value, ast.Constant)
+    text = " " * 28
+    for line, after in itertools.pairwise(told.splitlines()):  # the source's lines are no lines of the help
+        if line.startswith(text) and after.startswith(text) and line.strip() and after.strip():
+            assert len(line.rstrip()) + 1 + len(after.split()[0]) >= 99, line
 
 
 def test_a_file_of_settings_starts_the_same_run(tmp_path):

@@ -9,13 +9,15 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 import yaml
 from tyro import _errors as events
+from tyro import _strings as texts
 
 from eagleeye_hf.configs import annotations_of, check_value, describe_type, flat_dict
 from eagleeye_hf.errors import EagleEyeError
@@ -57,7 +59,7 @@ def parse_config(config_class: type[Config], arguments: Sequence[str], descripti
 
 
 def _parse(config_class: type[Config], arguments: Sequence[str], description: str, prog: str, default: Any) -> Config:
-    with events.on_parse_error(functools.partial(_refuse, arguments)):
+    with events.on_parse_error(functools.partial(_refuse, arguments)), _whole_paragraphs():
         return tyro.cli(
             config_class,
             prog=prog,
@@ -66,6 +68,17 @@ def _parse(config_class: type[Config], arguments: Sequence[str], description: st
             default=default,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
         )
+
+
+@contextmanager
+def _whole_paragraphs() -> Iterator[None]:
+    """Help without the line breaks of its source: tyro keeps those before indented lines, as a field's text has."""
+    join = texts.remove_single_line_breaks
+    texts.remove_single_line_breaks = lambda helptext: join(inspect.cleandoc(helptext))
+    try:
+        yield
+    finally:
+        texts.remove_single_line_breaks = join
 
 
 def settings_text(config: Any) -> str:
