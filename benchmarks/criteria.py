@@ -60,7 +60,7 @@ def _batches(task: Task) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     return task.calibration.split(128), task.calibration_labels.split(128)
 
 
-def run(name: str, output: Path, seeds: Sequence[int], budgets: Sequence[float]) -> None:
+def run(name: str, output: Path, seeds: Sequence[int], budgets: Sequence[float], criteria: Sequence[Criterion]) -> None:
     torch.set_num_threads(1)
     folder = output / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def run(name: str, output: Path, seeds: Sequence[int], budgets: Sequence[float])
     graph = trace_model(task.full, tuple(task.normalize(task.calibration[:1]).shape[1:]))
     for seed in seeds:
         for macs in budgets:
-            for criterion in CRITERIA:
+            for criterion in criteria:
                 file = folder / f"{criterion}-{macs}-{seed}.json"
                 if not file.exists():
                     found = try_criterion(task, graph, criterion, macs, seed)
@@ -110,8 +110,9 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("outputs/criteria"))
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS))
+    parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), choices=CRITERIA)
     told = parser.parse_args()
     if told.step == "run":
-        run(told.network, told.output, told.seeds, told.budgets)
+        run(told.network, told.output, told.seeds, told.budgets, told.criteria)
     else:
         table(told.output)

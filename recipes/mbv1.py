@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from eagleeye_hf import NetworkConfig, RunConfig, SearchConfig, compress_model, load_model, open_splits, run_recipe
+from eagleeye_hf import (
+    ImportanceConfig,
+    NetworkConfig,
+    RunConfig,
+    SearchConfig,
+    compress_model,
+    load_model,
+    open_splits,
+    run_recipe,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +28,7 @@ class MobileNetV1Config(RunConfig):
 
     network: NetworkConfig = NetworkConfig(model="mobilenetv1_100.ra4_e3600_r224_in1k")
     search: SearchConfig = SearchConfig(candidates=1000, matched=False)
+    importance: ImportanceConfig = ImportanceConfig(criterion="l1")
     output: str = "outputs/mbv1"
 
 

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from eagleeye_hf import NetworkConfig, RunConfig, SearchConfig, compress_model, load_model, open_splits, run_recipe
+from eagleeye_hf import (
+    ImportanceConfig,
+    NetworkConfig,
+    RunConfig,
+    SearchConfig,
+    compress_model,
+    load_model,
+    open_splits,
+    run_recipe,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,7 @@ class ResNet50Config(RunConfig):
 
     network: NetworkConfig = NetworkConfig(model="resnet50.tv_in1k")
     search: SearchConfig = SearchConfig(macs="2G", candidates=1000, matched=False)
+    importance: ImportanceConfig = ImportanceConfig(criterion="l1")
     output: str = "outputs/resnet50"
 
 

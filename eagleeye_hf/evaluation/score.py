@@ -30,7 +30,7 @@ from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import Batch, bytes_of, channels_last, device_of
 from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.builder import Builder
-from eagleeye_hf.pruning.config import Criterion
+from eagleeye_hf.pruning.config import Criterion, ImportanceConfig
 from eagleeye_hf.runtimes.alignment import measure_alignment
 from eagleeye_hf.runtimes.config import LatencyConfig
 from eagleeye_hf.runtimes.latency import Latency
@@ -72,7 +72,7 @@ class AdaptiveBNScore:
         calibration: Sequence[Batch],
         holdout: Sequence[Batch],
         *,
-        criterion: Criterion = "l1",
+        criterion: Criterion = ImportanceConfig.criterion,
         momentum: float | None = None,
         compensate: bool | Literal["auto"] = False,
         format: Format | FormatName = "auto",

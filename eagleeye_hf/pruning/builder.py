@@ -17,7 +17,7 @@ from eagleeye_hf.networks.load import adjust_input
 from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
-from eagleeye_hf.pruning.config import Criterion
+from eagleeye_hf.pruning.config import Criterion, ImportanceConfig
 from eagleeye_hf.pruning.importance import Importance
 from eagleeye_hf.strategies.strategy import Strategy
 
@@ -35,7 +35,7 @@ class Builder:
         model: nn.Module,
         graph: ChannelGraph,
         calibration: Sequence[Batch],
-        criterion: Criterion = "l1",
+        criterion: Criterion = ImportanceConfig.criterion,
         seed: int = 0,
     ) -> None:
         self.model, self.graph, self.calibration = model, graph, calibration

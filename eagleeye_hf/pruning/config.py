@@ -14,8 +14,9 @@ Criterion = Literal["l1", "l2", "bn_scale", "geometric_median", "taylor", "recon
 class ImportanceConfig:
     """Which channels stay."""
 
-    criterion: Criterion = "l1"
-    """Importance of a channel: the largest stay."""
+    criterion: Criterion = "reconstruction"
+    """Importance of a channel: the most important stay. `reconstruction`: what the layers that read it lose for good,
+    once their other weights make up for it; `l1`: the size of its filter, as in the paper."""
 
     def __post_init__(self) -> None:
         check_fields(self)
