@@ -35,7 +35,8 @@ def pairs(size: int = 32, num: int = 64, labels: int = 10) -> PairSet:
 
 
 def thinned(name: str, size: int):
-    model = make_model(name, num_classes=10)
+    small = {"block_config": (2, 2, 2)} if name.startswith("densenet") else {}
+    model = make_model(name, num_classes=10, **small)
     graph = trace_model(model, (3, size, size))
     strategy = sample_strategies(graph, Budget(macs=0.6), 2, seed=1, divisor=1)[1]
     keep = choose_channels(model, graph, strategy.widths)

@@ -119,7 +119,11 @@ def damage(path: Path, how: str, luck: random.Random) -> None:
     path.write_bytes(data if how == "flip" else data[: luck.randrange(len(data))] if how == "cut" else b"")
 
 
-@pytest.mark.parametrize("seed", range(30))
+DAMAGES = [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 30))]
+"""The first ten are of every file, in the newest checkpoint, and twice in both."""
+
+
+@pytest.mark.parametrize("seed", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_older_one_or_to_the_start(train, killed, tmp_path, capsys, seed):
     luck = random.Random(seed)
     folder, expected = killed
