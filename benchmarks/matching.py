@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = SearchConfig(latency=bound, candidates=CANDIDATES[task.name], max_ratio=0.85)
     folder = arguments.output / f"{task.name}_{arguments.arm}"
     best = run_search(score, graph, config, output=folder, fingerprint=score.fingerprint()).best
-    keep = score.builder.importance.choose(best.strategy.widths)
+    keep = score.choose_channels(best.strategy)
     thin = recalibrate_bn(score.build(best.strategy), calibration)
     told = {"compensated": task.test(copy.deepcopy(thin))}
     print(told, flush=True)

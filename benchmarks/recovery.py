@@ -57,7 +57,7 @@ def try_network(task: Task, num: int | None, criterion: Criterion, seed: int, fo
     found: dict[str, Any] = {"full": score_network(task, task.full), "compensated": score_network(task, thin)}
     steps, started = min(MOST_STEPS, len(task.train[0]) // BATCH), time.process_time()
     images = TensorImages(task.augment, task.train[0][:num], seed)
-    keep = score.builder.importance.choose(best.strategy.widths)
+    keep = score.choose_channels(best.strategy)
     how = MatchConfig(match_steps=steps)
     matched = match_teacher(copy.deepcopy(thin), task.full, graph, keep, images, how, accelerator=accelerator)
     found |= {"matching_seconds": time.process_time() - started, "images": len(images.images), "steps": steps}

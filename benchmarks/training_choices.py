@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -139,7 +138,7 @@ class Pruned:
         prints = score.fingerprint()
         found = run_search(score, self.graph, config, output=folder, fingerprint=prints, accelerator=accelerator)
         self.strategy: Strategy = found.best.strategy
-        self.keep: dict[str, np.ndarray] = score.builder.importance.choose(self.strategy.widths)
+        self.keep: dict[str, Tensor] = score.choose_channels(self.strategy)
         self.model = score.build(self.strategy)
         if not file.exists():
             images = TensorImages(task.augment, task.train[0], 0)

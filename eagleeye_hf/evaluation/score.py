@@ -130,6 +130,11 @@ class AdaptiveBNScore:
         """
         return self.builder.build(as_strategy(strategy), self.compensate if compensate is None else compensate)
 
+    def choose_channels(self, strategy: Strategy | Sequence[int]) -> dict[str, Tensor]:
+        """Those that stay in what `build` gives, as `choose_channels` tells them."""
+        keep = self.builder.importance.choose(as_strategy(strategy).widths)
+        return {name: torch.from_numpy(kept) for name, kept in keep.items()}
+
     def __call__(
         self,
         strategy: Strategy | Sequence[int],
@@ -172,7 +177,7 @@ class AdaptiveBNScore:
                 thin = channels_last(thin)
             with format.autocast(self.device):
                 recalibrate_bn(thin, seen)
-            keep = self.builder.importance.choose(strategy.widths)
+            keep = self.choose_channels(strategy)
             autocast = partial(format.autocast, self.device)
             match_briefly(thin, self.model, self.graph, keep, strategy.removed_blocks, images, seen, steps, autocast)
             try:

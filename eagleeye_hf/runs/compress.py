@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.configs import flat_dict
@@ -129,7 +128,7 @@ def _compress(
 
     metrics = {"full": test_model(model, data, accelerator, config.data.num_workers)}
     pruned, steps = measure_steps(score, strategy, hold, config.repair.compensate)
-    keep = score.builder.importance.choose(strategy.widths)
+    keep = score.choose_channels(strategy)
     del score  # its images and networks, before training needs the room
     curve = list[EpochRecord]()
     network = {"model": config.network.model, "weights": config.network.weights}
@@ -178,9 +177,9 @@ def _finish(run: RunFolder, config: RunConfig, builder: Build | None) -> None:
     run.note(finished=True)
 
 
-def _digest(keep: Mapping[str, np.ndarray]) -> str:
+def _digest(keep: Mapping[str, Tensor]) -> str:
     """Which channels stay: where a criterion goes by images, another machine may choose others."""
-    return f"{zlib.crc32(b''.join(name.encode() + keep[name].tobytes() for name in sorted(keep))):08x}"
+    return f"{zlib.crc32(b''.join(name.encode() + keep[name].numpy().tobytes() for name in sorted(keep))):08x}"
 
 
 def teach(data: Splits, model: nn.Module) -> Splits:

@@ -93,7 +93,7 @@ class Tuner:
         return tuned.to(self.material.score.device)
 
     def _match(self, thin: nn.Module, strategy: Strategy) -> nn.Module:
-        keep = self.material.score.builder.importance.choose(strategy.widths)
+        keep = self.material.score.choose_channels(strategy)
         with alone() as accelerator, quiet():
             set_seed(self.tuning.seed)
             return match_teacher(

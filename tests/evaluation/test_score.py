@@ -46,9 +46,14 @@ def example():
     return model, graph, batches[:2], batches[2:], sample_strategies(graph, Budget(macs=0.5), 4)
 
 
-def by_hand(model, graph, calibration, holdout, widths) -> tuple[float, float]:
-    """Slice, read the statistics of all calibration images layer by layer, count right answers."""
-    thin = slice_model(model, graph, choose_channels(model, graph, widths))
+def by_hand(model, graph, calibration, holdout, widths, known=None) -> tuple[float, float]:
+    """Slice, read the statistics of all calibration images layer by layer, count right answers.
+
+    Args:
+        known: all calibration images, by which channels are chosen, where statistics come from a part.
+    """
+    keep = choose_channels(model, graph, widths, "reconstruction", batches=known or calibration)
+    thin = slice_model(model, graph, keep)
     inputs = {}
     layers = [m for m in thin.modules() if isinstance(m, nn.BatchNorm2d)]
     for layer in layers:
@@ -79,7 +84,7 @@ def test_a_score_is_what_comes_out_by_hand(example):
         assert found.loss == pytest.approx(loss, rel=1e-4)
         assert found.reported == pytest.approx(top1)
         assert found.num_images == 64
-    loss, _ = by_hand(model, graph, calibration[:1], holdout[:1], strategies[1].widths)
+    loss, _ = by_hand(model, graph, calibration[:1], holdout[:1], strategies[1].widths, calibration)
     found = score(strategies[1], 0.25)
     assert found.num_images == 16
     assert found.loss == pytest.approx(loss, rel=1e-4)
@@ -258,12 +263,12 @@ def test_what_follows_is_scored_alone_and_joined_with_what_is_known(example, rec
     score.recorded = recorded
     first = score(strategies[1], 0.25)
     found = score(strategies[1], 1.0, Seen(0.25, first))
-    known = by_hand(model, graph, calibration[:1], holdout[:1], strategies[1].widths)
-    rest = by_hand(model, graph, calibration[1:], holdout[1:], strategies[1].widths)
+    known = by_hand(model, graph, calibration[:1], holdout[:1], strategies[1].widths, calibration)
+    rest = by_hand(model, graph, calibration[1:], holdout[1:], strategies[1].widths, calibration)
     assert found.num_images == 64
     assert found.loss == pytest.approx((known[0] + 3 * rest[0]) / 4, rel=1e-3)
     assert found.reported == pytest.approx((known[1] + 3 * rest[1]) / 4)
     half = score(strategies[1], 0.5, Seen(0.25, first))  # no other calibration batch: the same again
-    again = by_hand(model, graph, calibration[:1], holdout[1:2], strategies[1].widths)
+    again = by_hand(model, graph, calibration[:1], holdout[1:2], strategies[1].widths, calibration)
     assert half.loss == pytest.approx((known[0] + again[0]) / 2, rel=1e-3)
     assert score(strategies[1], 0.3, Seen(0.5, half)) == half  # nothing follows
