@@ -22,6 +22,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import AnyBatch, evaluation_mode, images_of, run_model, to_float64
+from eagleeye_hf.telling import progress_bar
 
 RIDGE = 1e-4
 """Added to the diagonal of the kept channels' moments, as a fraction of their mean."""
@@ -79,7 +80,7 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     num_batches, without_bias = 0, [name for name in readers if modules[name].bias is None]
     try:
         with evaluation_mode(model), torch.no_grad():
-            for batch in batches:
+            for batch in progress_bar(batches, "reading what layers are given", unit=" batches", delay=2, leave=False):
                 if not num_batches:
                     first = images_of(batch)[:PROBED]
                 run_model(model, images_of(batch))

@@ -32,6 +32,7 @@ from eagleeye_hf.processes import make_in_main
 from eagleeye_hf.pruning.compensate import collect_moments
 from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.pruning.reconstruction import find_group_readers, removal_costs
+from eagleeye_hf.telling import progress_bar
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,12 +84,18 @@ class Importance:
         self._units: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def share(self, accelerator: Accelerator) -> None:
-        """Go by the main process's scores in all of them: sums over images may differ in the last digit from one device
-        to another, and all have to keep the same channels."""
-        if self.criterion in NEED_IMAGES and accelerator.num_processes > 1:
-            prunable = [number for number, group in enumerate(self.graph.groups) if group.prunable]
-            self._units = make_in_main(accelerator, lambda: {number: self.unit_scores(number) for number in prunable})
+    def prepare(self, accelerator: Accelerator | None = None) -> None:
+        """Score all groups now, where that takes time. In several processes all go by the main one's scores: sums over
+        images may differ in the last digit from one device to another, and all have to keep the same channels."""
+        if self.criterion not in NEED_IMAGES:
+            return
+        prunable = [number for number, group in enumerate(self.graph.groups) if group.prunable]
+
+        def score_groups() -> dict[int, np.ndarray]:
+            bar = progress_bar(prunable, "ranking channels", unit=" groups", delay=2, leave=False)
+            return {number: self.unit_scores(number) for number in bar}
+
+        self._units = make_in_main(accelerator, score_groups)
 
     def unit_scores(self, number: int) -> np.ndarray:
         """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""

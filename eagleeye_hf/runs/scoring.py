@@ -74,6 +74,5 @@ def make_score(
         latency=settings.measuring,
         threads=settings.scoring.scoring_threads,
     )
-    if accelerator is not None:
-        score.builder.importance.share(accelerator)
+    score.builder.importance.prepare(accelerator)
     return score

@@ -163,7 +163,7 @@ def test_all_processes_keep_the_channels_of_the_main_one(chain, monkeypatch):
     importance = Importance(model, graph, "reconstruction", [images])
     own = importance.unit_scores(number)
     monkeypatch.setattr("eagleeye_hf.pruning.importance.make_in_main", lambda _, make: {number: -make()[number]})
-    importance.share(SimpleNamespace(num_processes=2))
+    importance.prepare(SimpleNamespace(num_processes=2))
     np.testing.assert_array_equal(importance.unit_scores(number), -own)
     widths = tuple(group.channels - (place == number) for place, group in enumerate(graph.groups))
     kept = importance.choose(widths)[graph.groups[number].name]
