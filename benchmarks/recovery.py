@@ -17,7 +17,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,18 @@ from eagleeye_hf.pruning.config import Criterion
 NETWORKS = {"resnet20_cifar": 2_048, "resnet56_cifar": None, "tf_efficientnet_lite0": None}
 """And the images that each is matched on, where not on all that there are for training."""
 CRITERIA: Sequence[Criterion] = ("l1", "reconstruction")
-SEEDS = (0, 1)
+SEEDS, PARTS = (0, 1), ("matched", "trained")
 EPOCHS, MOST_STEPS, CANDIDATES = 5, 600, 64
 
 
-def try_network(task: Task, num: int | None, criterion: Criterion, seed: int, folder: Path) -> dict[str, Any]:
-    """Top-1 on holdout and test images, and processor seconds, at each step."""
+def try_network(
+    task: Task, num: int | None, criterion: Criterion, seed: int, folder: Path, parts: Sequence[str]
+) -> None:
+    """Writes top-1 on holdout and test images, and processor seconds, at each step."""
+    file = folder / "found.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if all(part in found for part in parts):
+        return
     calibration = [(task.normalize(part), torch.zeros(len(part))) for part in task.calibration.split(128)]
     holdout = [(task.normalize(x), y) for x, y in zip(*(part.split(128) for part in task.holdout), strict=True)]
     graph = trace_model(task.full, tuple(calibration[0][0].shape[1:]))
@@ -54,32 +60,34 @@ def try_network(task: Task, num: int | None, criterion: Criterion, seed: int, fo
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     best = run_search(score, graph, config, seed=seed, output=folder, fingerprint=score.fingerprint()).best
     thin = recalibrate_bn(score.build(best.strategy), calibration)
-    found: dict[str, Any] = {"full": score_network(task, task.full), "compensated": score_network(task, thin)}
     steps, started = min(MOST_STEPS, len(task.train[0]) // BATCH), time.process_time()
     images = TensorImages(task.augment, task.train[0][:num], seed)
-    keep = score.choose_channels(best.strategy)
-    how = MatchConfig(match_steps=steps)
-    matched = match_teacher(copy.deepcopy(thin), task.full, graph, keep, images, how, accelerator=accelerator)
-    found |= {"matching_seconds": time.process_time() - started, "images": len(images.images), "steps": steps}
-    found["matched"] = score_network(task, matched)
-    print(task.name, criterion, seed, found["compensated"], found["matched"], flush=True)
+    if "matched" in parts and "matched" not in found:
+        keep = score.choose_channels(best.strategy)
+        how = MatchConfig(match_steps=steps)
+        matched = match_teacher(copy.deepcopy(thin), task.full, graph, keep, images, how, accelerator=accelerator)
+        found |= {"matching_seconds": time.process_time() - started, "images": len(images.images), "steps": steps}
+        found |= {"full": score_network(task, task.full), "compensated": score_network(task, thin)}
+        found["matched"] = score_network(task, matched)
+        file.write_text(json.dumps(found, indent=1))
+        print(task.name, criterion, seed, found["compensated"], found["matched"], flush=True)
+    if "trained" not in parts or "trained" in found:
+        return
     run, seconds, started = Run(task, thin, RATE, "logits", seed, EPOCHS), list[float](), time.process_time()
     for _ in run.train_epochs():
         seconds.append(time.process_time() - started)
     found |= {"trained": score_network(task, run.network), "epoch_seconds": seconds[-1] / EPOCHS}
-    return found
+    file.write_text(json.dumps(found, indent=1))
 
 
-def run(name: str, output: Path, seeds: Sequence[int]) -> None:
+def run(name: str, output: Path, seeds: Sequence[int], criteria: Sequence[Criterion], parts: Sequence[str]) -> None:
     torch.set_num_threads(1)
     task = open_task(name, output, whole=True)
     for seed in seeds:
-        for criterion in CRITERIA:
+        for criterion in criteria:
             folder = output / name / f"{criterion}-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            file = folder / "found.json"
-            if not file.exists():
-                file.write_text(json.dumps(try_network(task, NETWORKS[name], criterion, seed, folder), indent=1))
+            try_network(task, NETWORKS[name], criterion, seed, folder, parts)
 
 
 def table(output: Path) -> None:
@@ -101,15 +109,22 @@ def table(output: Path) -> None:
 
 
 def _row(name: str, criterion: str, rows: Sequence[dict[str, Any]]) -> str:
-    top1 = {
-        step: statistics.mean(row[step]["test"] for row in rows)
-        for step in ("full", "compensated", "matched", "trained")
-    }
-    part = (top1["matched"] - top1["compensated"]) / (top1["trained"] - top1["compensated"])
-    seconds = statistics.mean(row["matching_seconds"] / row["epoch_seconds"] for row in rows)
+    """A line; what was not trained is left open."""
+    whole = [row for row in rows if "trained" in row]
+    top1 = {step: _mean(row[step]["test"] for row in rows) for step in ("full", "compensated", "matched")}
     cells = [name, f"`{criterion}`", str(len(rows)), f"{top1['full']:.2%}", f"{top1['compensated']:.2%}"]
-    cells += [f"**{top1['matched']:.2%}**", f"{rows[0]['images']:,}", f"{seconds:.2f}", f"{top1['trained']:.2%}"]
-    return f"| {' | '.join(cells)} | {part:.0%} |"
+    cells += [f"**{top1['matched']:.2%}**", f"{rows[0]['images']:,}"]
+    if not whole:
+        return f"| {' | '.join(cells)} | | | |"
+    start, matched, trained = (
+        _mean(row[step]["test"] for row in whole) for step in ("compensated", "matched", "trained")
+    )
+    seconds = _mean(row["matching_seconds"] / row["epoch_seconds"] for row in whole)
+    return f"| {' | '.join(cells)} | {seconds:.2f} | {trained:.2%} | {(matched - start) / (trained - start):.0%} |"
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.mean(values)
 
 
 if __name__ == "__main__":
@@ -118,8 +133,10 @@ if __name__ == "__main__":
     parser.add_argument("--network", default="resnet20_cifar", choices=list(NETWORKS))
     parser.add_argument("--output", type=Path, default=Path("outputs/recovery"))
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
+    parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), choices=CRITERIA)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     told = parser.parse_args()
     if told.step == "run":
-        run(told.network, told.output, told.seeds)
+        run(told.network, told.output, told.seeds, told.criteria, told.parts)
     else:
         table(told.output)
