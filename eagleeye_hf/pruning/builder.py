@@ -28,6 +28,7 @@ class Builder:
     Args:
         calibration: batches of training images, for compensation and the criteria that look at images.
         seed: of the criterion `random`.
+        importance: instead of one by `criterion`, which may go by these images.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class Builder:
         calibration: Sequence[Batch],
         criterion: Criterion = ImportanceConfig.criterion,
         seed: int = 0,
+        importance: Importance | None = None,
     ) -> None:
         self.model, self.graph, self.calibration = model, graph, calibration
         with one_thread():
-            self.importance = Importance(model, graph, criterion, calibration, seed)
-        self._moments: dict[str, Moments] | None = self.importance.moments
+            self.importance = importance or Importance(model, graph, criterion, calibration, seed)
+        self._moments: dict[str, Moments] | None = None if importance else self.importance.moments
         self._of_thread = threading.local()
         self._lock = threading.Lock()
 

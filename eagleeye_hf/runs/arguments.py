@@ -74,7 +74,9 @@ def _parse(config_class: type[Config], arguments: Sequence[str], description: st
 def _whole_paragraphs() -> Iterator[None]:
     """Help without the line breaks of its source: tyro keeps those before indented lines, as a field's text has."""
     join = texts.remove_single_line_breaks
-    texts.remove_single_line_breaks = lambda helptext: join(inspect.cleandoc(helptext))
+    texts.remove_single_line_breaks = lambda helptext: "\n\n".join(
+        " ".join(paragraph.split()) for paragraph in inspect.cleandoc(helptext).split("\n\n")
+    )
     try:
         yield
     finally:

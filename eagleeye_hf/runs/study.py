@@ -99,7 +99,7 @@ def run_study(
     model = model.to(accelerator.device).eval()
     graph = trace_model(model)
     draws = divide_draws(data.calibration.cached_batches(), config.study.draws)
-    score = make_score(model, graph, data, config, calibration=draws[0])
+    score = make_score(model, graph, data, config, accelerator, calibration=draws[0])
     on_phase(CHOOSING)
     chosen = choose_subnets(
         score,

@@ -96,7 +96,8 @@ def make_material(score: AdaptiveBNScore, draws: Sequence[Sequence[Batch]]) -> M
     first, holdout = score.images.take(format)
     home = first[0].device
     others = [[format.convert(images.to(home)) for images, _ in draw] for draw in draws[1:]]
-    builders = [Builder(score.model, score.graph, draw, score.criterion, score.seed) for draw in draws[1:]]
+    kept = score.builder.importance  # whichever images: draws differ in statistics and repair alone
+    builders = [Builder(score.model, score.graph, draw, importance=kept) for draw in draws[1:]]
     material = Material(
         model=score.model,
         graph=score.graph,

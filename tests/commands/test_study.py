@@ -99,7 +99,9 @@ def test_accuracy_is_that_of_the_kept_weights_on_the_test_images(finished, input
     data = open_splits(inputs[-1], model, calibration_images=64, holdout_images=40)
     rows = [json.loads(line) for line in (finished / "study.jsonl").read_text().splitlines()[1:]]
     row = rows[1]
-    thin = slice_model(model, graph, choose_channels(model, graph, row["strategy"]["widths"]))
+    images = data.calibration.cached_batches()  # all of them, for there is one draw
+    keep = choose_channels(model, graph, row["strategy"]["widths"], "reconstruction", batches=images)
+    thin = slice_model(model, graph, keep)
     thin.load_state_dict(load_file(finished / "weights" / f"{row['index']:05}.safetensors"))
     found = evaluate_model(thin, data.test.batches())
     assert row["tuned"]["test"]["top1"] == pytest.approx(found.top1)

@@ -15,8 +15,10 @@ from eagleeye_hf import (
     slice_model,
     trace_model,
 )
+from eagleeye_hf.channels.refill import RefilledModel
 from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.evaluation.objective import Agreement
+from eagleeye_hf.pruning.compensate import collect_moments, compensate_readers
 from eagleeye_hf.study.material import divide_draws, make_material
 from eagleeye_hf.study.scores import higher_is_better, score_subnet
 from tests.helpers import make_model
@@ -49,7 +51,8 @@ def test_every_variant_is_what_the_parts_give(subject):
         return thin
 
     scores, seconds = score_subnet(make_material(score, draws), strategy, match)
-    thin = slice_model(model, graph, choose_channels(model, graph, strategy.widths))
+    keep = choose_channels(model, graph, strategy.widths, "reconstruction", batches=draws[0])
+    thin = slice_model(model, graph, keep)
     vanilla = evaluate_model(thin, holdout)
     assert scores["vanilla top-1"] == [pytest.approx(vanilla.top1)]
     assert scores["vanilla loss"] == [pytest.approx(vanilla.loss, rel=1e-4)]
@@ -60,7 +63,9 @@ def test_every_variant_is_what_the_parts_give(subject):
             taught = [(images, model(images)) for images, _ in holdout]
         divergence = Agreement().measure(thin, taught).loss
         assert scores["adaptive divergence"][draw] == pytest.approx(divergence, rel=1e-3)
-    compensated = AdaptiveBNScore(model, graph, draws[1], holdout, format=Format(), compensate=True)(strategy)
+    changed = compensate_readers(model, graph, keep, collect_moments(model, graph, draws[1]))
+    repaired = RefilledModel(model, graph).fill(keep, changed)
+    compensated = evaluate_model(recalibrate_bn(repaired, draws[1]), holdout)
     assert scores["compensated loss"][1] == pytest.approx(compensated.loss, rel=1e-4)
     assert scores["matched loss"] == [pytest.approx(scores["compensated loss"][0], rel=1e-5)]  # nothing was trained
     assert seen == [strategy]
