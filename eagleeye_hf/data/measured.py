@@ -11,11 +11,12 @@ import datasets
 from torch import nn
 
 from eagleeye_hf.data.classes import find_outputs
+from eagleeye_hf.data.columns import find_columns, labelled_rows
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.parting import part_off_test
 from eagleeye_hf.data.rows import MapRows, raw_classes
-from eagleeye_hf.data.source import find_columns
-from eagleeye_hf.data.splits import PARTED, TEST_SPLITS, Source, labelled_rows, open_any
+from eagleeye_hf.data.source import Source, open_any
+from eagleeye_hf.data.splits import PARTED, TEST_SPLITS
 from eagleeye_hf.data.transforms import build_preprocessing
 from eagleeye_hf.data.unlabelled import PLACEHOLDER, TaughtImages, fill_labels, has_labels
 from eagleeye_hf.errors import EagleEyeError

@@ -1,4 +1,4 @@
-"""Opening a dataset: from the Hub, parquet, image folders or webdataset tars; its columns of images and labels."""
+"""Opening a dataset: from the Hub, parquet, image folders or webdataset tars."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from eagleeye_hf.data.rows import Columns, MapRows, StreamRows, describe, is_network_fault
+from eagleeye_hf.data.rows import describe, is_network_fault
 from eagleeye_hf.errors import EagleEyeError
+from eagleeye_hf.processes import main_process_works
 
-LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
-"""Names of a column of labels that is not described as one, the likeliest first."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 TEXTS = ("string", "large_string")
-LABEL_TYPES = ("bool", "int", "uint", "float", "string", "large_string", "null")
-"""Beginnings of the types that labels may have."""
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
@@ -45,6 +45,9 @@ class OpenedDataset:
     """Of a dataset on the Hub."""
 
 
+Source: TypeAlias = str | Path | datasets.DatasetDict | datasets.IterableDatasetDict | OpenedDataset
+
+
 def open_source(
     dataset: str | Path,
     config: str | None = None,
@@ -65,6 +68,11 @@ def open_source(
     return OpenedDataset(splits=splits, name=name or str(dataset), commit=commit)
 
 
+def is_image(feature: Any) -> bool:
+    """Whether a column holds images."""
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
 def find_image_files(dataset: str, rows: Any) -> Any:
     """A table that names files of images, with these as its images; other datasets as they are.
 
@@ -72,7 +80,7 @@ def find_image_files(dataset: str, rows: Any) -> Any:
         EagleEyeError: none of the first files is there.
     """
     features = rows.features or {}
-    if not isinstance(rows, datasets.Dataset) or not len(rows) or any(map(_is_image, features.values())):
+    if not isinstance(rows, datasets.Dataset) or not len(rows) or any(map(is_image, features.values())):
         return rows
     texts = [key for key in PATH_NAMES if getattr(features.get(key), "dtype", None) in TEXTS]
     if not texts:
@@ -203,66 +211,36 @@ def _number_of(error: BaseException) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
-def find_columns(name: str, features: Any, image: str | None, label: str | None) -> tuple[str, str]:
-    """The columns of images and of labels, given or found.
+def open_together(
+    accelerator: Accelerator | None,
+    dataset: Any,
+    config: str | None,
+    revision: str | None,
+    streaming: bool | None,
+    name: str | None,
+) -> OpenedDataset:
+    """The same on all processes, which wait for one another: a download may take hours."""
+    if accelerator is None:
+        return open_any(dataset, config, revision, streaming, name)
+    with main_process_works():
+        return open_any(dataset, config, revision, streaming, name)
+
+
+def open_any(
+    dataset: Any, config: str | None, revision: str | None, streaming: bool | None, name: str | None
+) -> OpenedDataset:
+    """What a caller gives as a dataset, opened.
 
     Raises:
-        EagleEyeError: they can't be found.
+        EagleEyeError: it can't be opened, or is none.
     """
-    features = features or {}
-    listed = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
-    for argument, column in (("image_column", image), ("label_column", label)):
-        if column is not None and column not in features:
-            raise EagleEyeError(f"`{argument}={column}` is no column of `dataset={name}`; it has {listed}")
-    images = [image] if image else [key for key, feature in features.items() if _is_image(feature)]
-    label = label or find_label(features)
-    if len(images) == 1 and label is None and list(features) == images:
+    if isinstance(dataset, OpenedDataset):
+        return dataset
+    if isinstance(dataset, (str, Path)):
+        return open_source(dataset, config, revision, streaming, name)
+    if not isinstance(dataset, dict):
         raise EagleEyeError(
-            f"`dataset={name}` has images alone and no class labels; in an image folder, every class needs a folder "
-            "of its own, and there have to be two or more. Without labels: `eagleeye compress --epochs 0`, or, to "
-            "compare with another network, `eagleeye evaluate --teacher`"
+            f"`dataset` is a name, a folder, or an opened dataset with its splits (`datasets.DatasetDict`); "
+            f"got a {type(dataset).__name__}"
         )
-    if len(images) != 1 or label is None:
-        raise EagleEyeError(
-            f"`dataset={name}` needs one image column and a column of class labels; it has "
-            f"{listed or 'no described columns'}; name them with `image_column` and `label_column`"
-        )
-    if not is_label(features[label]):
-        raise EagleEyeError(
-            f"`label_column={label}` of `dataset={name}` holds no class labels (names or numbers): {features[label]}"
-        )
-    return images[0], label
-
-
-def is_label(feature: Any) -> bool:
-    """Whether a column may hold class labels."""
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    return isinstance(feature, datasets.Value) and feature.dtype.startswith(LABEL_TYPES)
-
-
-def _is_image(feature: Any) -> bool:
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-
-
-def find_label(features: Any) -> str | None:
-    described = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    for key in LABEL_NAMES:
-        if key in described:
-            return key
-    if described:
-        return described[0] if len(described) == 1 else None
-    return next((key for key in LABEL_NAMES if isinstance(features.get(key), datasets.Value)), None)
-
-
-WHOLE = ("ExamplesIterable", "ArrowExamplesIterable")
-"""What `datasets` calls a stream of all rows of a split, of which none has been skipped, taken or filtered."""
-
-
-def open_rows(name: str, dataset: Any, columns: Columns) -> MapRows | StreamRows:
-    """The rows of one split."""
-    if isinstance(dataset, datasets.Dataset):
-        return MapRows(dataset, columns)
-    whole = type(getattr(dataset, "_ex_iterable", None)).__name__ in WHOLE  # else it may tell of rows that are gone
-    split = (dataset.info.splits or {}).get(str(dataset.split)) if whole else None
-    return StreamRows(dataset, columns, name, split.num_examples if split is not None and split.num_examples else None)
+    return OpenedDataset(splits=dataset, name=name or "dataset")

@@ -10,24 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from torch import nn
 
-from eagleeye_hf.data.classes import Outputs, find_outputs, list_classes, match_labels
+from eagleeye_hf.data.classes import Outputs, find_outputs
+from eagleeye_hf.data.columns import columns_of, find_columns, is_label, labelled_rows, open_rows
 from eagleeye_hf.data.config import AugmentationConfig, HeldOutConfig
 from eagleeye_hf.data.holdout import hold_out, warn_of_missing_classes
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.labels import check_labels, unlabelled
 from eagleeye_hf.data.parting import choose_sizes, content_keys, describe_imbalance, part_off_test
-from eagleeye_hf.data.rows import Columns, MapRows, StreamRows
-from eagleeye_hf.data.source import OpenedDataset, find_columns, is_label, open_rows, open_source
+from eagleeye_hf.data.rows import MapRows, StreamRows
+from eagleeye_hf.data.source import Source, open_together
 from eagleeye_hf.data.transforms import build_preprocessing
 from eagleeye_hf.data.unlabelled import PLACEHOLDER, TaughtImages, fill_labels, has_labels
 from eagleeye_hf.errors import EagleEyeError
-from eagleeye_hf.processes import main_process_works, make_in_main
+from eagleeye_hf.processes import make_in_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,8 +39,6 @@ COMPARED = 20_000
 """Test images, at most, that are read before training, so that no copy of one is trained on."""
 PARTED = "test"
 """How the images are called that are set apart for testing where there is no such split."""
-
-Source: TypeAlias = str | Path | datasets.DatasetDict | datasets.IterableDatasetDict | OpenedDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,60 +206,6 @@ def open_splits(
     )
 
 
-def find_classes(
-    dataset: OpenedDataset,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    label_names: Sequence[str] | None = None,
-) -> tuple[str, ...] | None:
-    """The classes of a dataset's training images; None where it has none, or a stream that does not tell them.
-
-    Raises:
-        EagleEyeError: the columns of images and labels can't be found.
-    """
-    if "train" not in dataset.splits:
-        return None
-    train = dataset.splits["train"]
-    _, column = find_columns(dataset.name, train.features, image_column, label_column)
-    return list_classes(dataset.name, train, column, label_names)
-
-
-def open_together(
-    accelerator: Accelerator | None,
-    dataset: Any,
-    config: str | None,
-    revision: str | None,
-    streaming: bool | None,
-    name: str | None,
-) -> OpenedDataset:
-    """The same on all processes, which wait for one another: a download may take hours."""
-    if accelerator is None:
-        return open_any(dataset, config, revision, streaming, name)
-    with main_process_works():
-        return open_any(dataset, config, revision, streaming, name)
-
-
-def open_any(
-    dataset: Any, config: str | None, revision: str | None, streaming: bool | None, name: str | None
-) -> OpenedDataset:
-    """What a caller gives as a dataset, opened.
-
-    Raises:
-        EagleEyeError: it can't be opened, or is none.
-    """
-    if isinstance(dataset, OpenedDataset):
-        return dataset
-    if isinstance(dataset, (str, Path)):
-        return open_source(dataset, config, revision, streaming, name)
-    if not isinstance(dataset, dict):
-        raise EagleEyeError(
-            f"`dataset` is a name, a folder, or an opened dataset with its splits (`datasets.DatasetDict`); "
-            f"got a {type(dataset).__name__}"
-        )
-    return OpenedDataset(splits=dataset, name=name or "dataset")
-
-
 def _find_test(
     name: str, opened: Any, where: tuple[str, str], outputs: Outputs, needed: bool
 ) -> tuple[str, MapRows | StreamRows] | None:
@@ -274,7 +219,7 @@ def _find_test(
         features = opened[split].features or {}
         if where[0] not in features or not is_label(features.get(where[1])):
             continue
-        columns, _ = _columns(name, opened[split], where, outputs, whole=False)
+        columns, _ = columns_of(name, opened[split], where, outputs, whole=False)
         rows = open_rows(name, opened[split], columns)
         if isinstance(rows, StreamRows):
             return split, rows
@@ -288,23 +233,3 @@ def _find_test(
             f"missing or -1; add {TEST_IMAGES}"
         )
     return None
-
-
-def labelled_rows(
-    name: str, split: str, dataset: Any, where: tuple[str, str], outputs: Outputs, whole: bool
-) -> tuple[MapRows | StreamRows, tuple[str, ...]]:
-    """The rows of a split, their labels checked where that needs no reading of images, and the names of the outputs."""
-    columns, names = _columns(name, dataset, where, outputs, whole)
-    rows = open_rows(name, dataset, columns)
-    if isinstance(rows, MapRows):
-        if not len(rows):
-            raise EagleEyeError(f"`dataset={name}`: the split `{split}` has no images")
-        check_labels(name, split, rows.labels(), len(names))
-    return rows, names
-
-
-def _columns(
-    name: str, dataset: Any, where: tuple[str, str], outputs: Outputs, whole: bool
-) -> tuple[Columns, tuple[str, ...]]:
-    labels, names = match_labels(name, dataset, where[1], outputs, whole)
-    return Columns(*where, labels=labels), names

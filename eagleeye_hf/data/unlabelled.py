@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from eagleeye_hf.data.batches import Portion
+from eagleeye_hf.data.columns import find_label
 from eagleeye_hf.data.image_set import ImageSet
 from eagleeye_hf.data.kept import KeptBatches
 from eagleeye_hf.data.pairs import TrainingImages
-from eagleeye_hf.data.source import OpenedDataset, find_label
+from eagleeye_hf.data.source import OpenedDataset
 from eagleeye_hf.data.transforms import Preprocessing
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.running import Batch, evaluation_mode, run_model

@@ -9,7 +9,9 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from eagleeye_hf.data.splits import Splits, find_classes, open_splits, open_together
+from eagleeye_hf.data.columns import find_classes
+from eagleeye_hf.data.source import open_together
+from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.data.unlabelled import has_labels
 from eagleeye_hf.networks.description import describe_model
 from eagleeye_hf.processes import is_main, main_process_works

@@ -12,8 +12,9 @@ from torch import nn
 
 from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.configs import flat_dict
+from eagleeye_hf.data.columns import find_classes
 from eagleeye_hf.data.source import open_source
-from eagleeye_hf.data.splits import Splits, find_classes, open_splits
+from eagleeye_hf.data.splits import Splits, open_splits
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.processes import main_process_works, make_in_main

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from eagleeye_hf import EagleEyeError, evaluate_model, open_splits
+from eagleeye_hf.data.columns import find_classes
 from eagleeye_hf.data.measured import open_test
 from eagleeye_hf.data.source import OpenedDataset
-from eagleeye_hf.data.splits import find_classes
 from tests.data.test_splits import stream
 from tests.helpers import digits_dataset
 
