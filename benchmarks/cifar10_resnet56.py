@@ -15,6 +15,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -77,7 +78,8 @@ def train_arm(arm: str, options: argparse.Namespace) -> dict[str, object]:
     data = open_splits(options.dataset, like=model, calibration_images=1024, holdout_images=2048)
     graph = trace_model(model)
     calibration = data.calibration.cached_batches()
-    score = AdaptiveBNScore(model, graph, calibration, data.holdout.cached_batches())
+    how: dict[str, Any] = {"criterion": "l1"} if arm == "uniform" else {}
+    score = AdaptiveBNScore(model, graph, calibration, data.holdout.cached_batches(), **how)
     strategy = Strategy(graph.widths)
     if arm == "uniform":
         strategy = run_search(score, graph, SearchConfig(macs=0.5, method="uniform")).best.strategy

@@ -32,6 +32,7 @@ from torch.fx.experimental.optimization import fuse
 import eagleeye_hf  # noqa: F401  # timm knows the CIFAR ResNets from then on
 from benchmarks.cifar_tensors import MEAN, STD, load_tensors, normalize
 from eagleeye_hf import AdaptiveBNScore, SearchConfig, count_cost, recalibrate_bn, run_search, trace_model
+from eagleeye_hf.pruning.builder import Builder
 
 NUM_CALIBRATION, NUM_HOLDOUT = 1024, 2048
 """Of the 50,000 training images, the last; all others train."""
@@ -286,12 +287,14 @@ class Table:
         result = run_search(score, graph, config, seed=seed, output=self.folder / f"search_{seed}")
         uniform = next(candidate for candidate in result.candidates if candidate.origin == "uniform")
         found = {"eagleeye": result.best.strategy, "uniform": uniform.strategy}
+        builders = {"eagleeye": score.builder, "uniform": Builder(score.model, graph, parts[0], "l1")}
         costs = {arm: count_cost(graph, strategy) for arm, strategy in found.items()}
         full = count_cost(graph, graph.widths)
         told = {arm: [int(c.macs) / int(full.macs), int(c.params) / int(full.params)] for arm, c in costs.items()}
         (self.folder / f"cost_{seed}.json").write_text(json.dumps(told))
         images = [batch.to(self.device) for batch, _ in parts[0]]
-        return {arm: recalibrate_bn(score.build(s, True).to(self.device), images) for arm, s in found.items()}
+        thin = {arm: builders[arm].build(strategy, True).to(self.device) for arm, strategy in found.items()}
+        return {arm: recalibrate_bn(network, images) for arm, network in thin.items()}
 
     def path(self, arm: str, seed: int) -> Path:
         return self.folder / f"{arm}_{seed}.json"

@@ -200,7 +200,8 @@ def search_paper(task: Task, model: nn.Module, folder: Path, seconds: float) -> 
     for _ in range(7):
         middle = (low + high) / 2
         low, high = (low, middle) if typical(middle) > HALF else (middle, high)
-    score = AdaptiveBNScore(model, graph, calibration, holdout, momentum=0.9, format="float32", latency=CONFIG)
+    paper: dict[str, Any] = {"criterion": "l1", "momentum": 0.9, "format": "float32"}
+    score = AdaptiveBNScore(model, graph, calibration, holdout, latency=CONFIG, **paper)
     config = SearchConfig(
         macs=low, method="random", divisor=1, max_ratio=0.95, stages=(1.0,), candidates=None, minutes=seconds / 60,
         generation=4,

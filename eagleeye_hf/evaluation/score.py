@@ -247,6 +247,7 @@ class AdaptiveBNScore:
                 f"{self.runtime.place}: go on with the same `runtime`, `threads`, `latency_batch` and `int8`, or start "
                 "anew in another folder"
             )
+        self.builder.importance.prepare()
         if prepared.compensate is not None:
             self.compensate = prepared.compensate
         if prepared.format is not None:

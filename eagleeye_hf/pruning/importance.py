@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -82,26 +82,25 @@ class Importance:
         if criterion == "taylor" and batches is not None:
             self._effects = filter_effects(model, batches, {(m.tensor, m.dim) for g in graph.groups for m in g.members})
         self._units: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
 
     def prepare(self, accelerator: Accelerator | None = None) -> None:
         """Score all groups now, where that takes time. In several processes all go by the main one's scores: sums over
         images may differ in the last digit from one device to another, and all have to keep the same channels."""
-        if self.criterion not in NEED_IMAGES:
-            return
         prunable = [number for number, group in enumerate(self.graph.groups) if group.prunable]
+        if self.criterion not in NEED_IMAGES or len(self._units) == len(prunable):
+            return
 
         def score_groups() -> dict[int, np.ndarray]:
-            bar = progress_bar(prunable, "ranking channels", unit=" groups", delay=2, leave=False)
-            return {number: self.unit_scores(number) for number in bar}
+            bar = {"total": len(prunable), "desc": "ranking channels", "unit": " groups", "delay": 2, "leave": False}
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                return dict(zip(prunable, progress_bar(pool.map(self.unit_scores, prunable), **bar), strict=True))
 
         self._units = make_in_main(accelerator, score_groups)
 
     def unit_scores(self, number: int) -> np.ndarray:
         """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""
-        with self._lock:
-            if number not in self._units:
-                self._units[number] = self._score_units(number)
+        if number not in self._units:
+            self._units[number] = self._score_units(number)
         return self._units[number]
 
     def _score_units(self, number: int) -> np.ndarray:

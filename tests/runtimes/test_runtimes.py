@@ -200,7 +200,8 @@ def test_programs_on_a_gpu(name):
         model.to(runtime.device)
         program = runtime.load_thin(model, graph, images)(keep)
     except EagleEyeError as error:
-        assert name != "torch", error  # which is always there
+        if name == "torch":  # which is always there
+            raise
         pytest.skip(str(error))
     program.run()
     profile = program.profile(5)
