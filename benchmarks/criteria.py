@@ -3,10 +3,11 @@
     python -m benchmarks.criteria run --network resnet20_cifar        # about 25 minutes of one core
     python -m benchmarks.criteria table                               # writes criteria.md
 
-Needs ../shared. Every criterion chooses among the channels of one uniform strategy, at half and at 30% of the MACs.
-Readers of what is gone are repaired; then 100 steps without labels (`match_teacher`), then one epoch on a part of
-the training images (`training_choices.py` has the sizes). Top-1, means of the seeds: of what is random in a criterion
-and of the order and crops of images. Defaults are chosen by the holdout images. Results stay in --output.
+Needs ../shared (CIFAR-10, Imagenette, weights). Every criterion chooses among the channels of one uniform strategy, at
+half and at 30% of the MACs. Layers that read removed channels are repaired; then 100 steps without labels
+(`match_teacher`), then one epoch on a part of the training images (`training_choices.py` has the sizes). Top-1 on
+holdout images, and on test images in the last two columns; means of the seeds, of what is random in a criterion and of
+the order and crops of images. Defaults are chosen by the holdout images. Results stay in --output.
 """
 
 from __future__ import annotations

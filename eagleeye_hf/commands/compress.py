@@ -26,8 +26,8 @@ class Config(JobConfig):
 def run(config: Config) -> None:
     """Find the best thin version of a trained network under a budget, fine-tune it, save it with its card.
 
-    Where the dataset has other classes than the network, its head is adapted first. A run that was killed goes on when
-    started again with the same command.
+    Where the dataset's classes are not those of the network, the whole network is trained on it first, with a new head
+    if need be (`--adapt-epochs 0`: not). A run that was killed goes on when started again with the same command.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed

@@ -53,6 +53,10 @@ def load_pretrained(name: str, **options: Any) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # timm and the Hub raise many kinds
+        if str(error).startswith("No pretrained weights exist"):
+            raise EagleEyeError(
+                f"`model={name}`: timm has no trained weights for it; give a file with `weights`"
+            ) from error
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         remedy = "free some space, or put the cache elsewhere with HF_HOME" if full else "check the connection"
         raise EagleEyeError(

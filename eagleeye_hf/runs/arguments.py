@@ -59,7 +59,8 @@ def parse_config(config_class: type[Config], arguments: Sequence[str], descripti
 
 
 def _parse(config_class: type[Config], arguments: Sequence[str], description: str, prog: str, default: Any) -> Config:
-    with events.on_parse_error(functools.partial(_refuse, arguments)), _whole_paragraphs():
+    known = [f"--{name.replace('_', '-')}" for name in _flags(config_class)]
+    with events.on_parse_error(functools.partial(_refuse, arguments, known)), _whole_paragraphs():
         return tyro.cli(
             config_class,
             prog=prog,
@@ -148,15 +149,20 @@ def _flags(config_class: Any) -> list[str]:
     return names
 
 
-def _refuse(arguments: Sequence[str], event: events.ParseErrorEvent) -> None:
+def _unknown(tokens: Sequence[str], known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(tokens[0].split("=")[0], known, n=1)
+    return f"unknown arguments: {' '.join(tokens)}; {f'did you mean {close[0]}? ' if close else ''}see --help"
+
+
+def _refuse(arguments: Sequence[str], known: Sequence[str], event: events.ParseErrorEvent) -> None:
     """One line instead of tyro's box."""
     if isinstance(event, events.MissingArgs):
         if event.unrecognized_tokens:
-            raise EagleEyeError(f"unknown arguments: {' '.join(event.unrecognized_tokens)}; see --help")
+            raise EagleEyeError(_unknown(event.unrecognized_tokens, known))
         names = ", ".join(f"`{_flag(missing.arg)}`" for missing in event.missing_arguments)
         raise MissingArgumentError(f"{names} must be given; see --help")
     if isinstance(event, events.UnrecognizedArgs):
-        raise EagleEyeError(f"unknown arguments: {' '.join(event.tokens)}; see --help")
+        raise EagleEyeError(_unknown(event.tokens, known))
     if isinstance(event, events.InvalidChoice):
         raise EagleEyeError(f"`{_flag(event.argument)}` is one of {', '.join(event.choices)}; got {event.value}")
     if isinstance(event, events.BadValue):

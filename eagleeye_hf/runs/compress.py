@@ -34,7 +34,7 @@ from eagleeye_hf.runs.result import Measured, license_of, save_result, told_sett
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.run import check_reach, run_search
-from eagleeye_hf.strategies.files import describe_strategy, read_strategy
+from eagleeye_hf.strategies.files import describe_strategy, read_origin, read_strategy
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import warn
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
@@ -200,6 +200,8 @@ def test_model(network: nn.Module, data: Splits, accelerator: Accelerator, num_w
 def check_settings(config: RunConfig) -> None:
     """Refuse what no run can do, before anything is loaded."""
     find_runtime(config.measuring)
+    if config.strategy:
+        read_origin(config.strategy)
     check_held_out(config.held_out)
     if config.publishing.push_to:
         check_repo(config.publishing.push_to, "push_to")

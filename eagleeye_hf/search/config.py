@@ -78,11 +78,15 @@ class SearchConfig:
         if not self.stages or self.stages[-1] != 1 or any(a >= b for a, b in pairwise(self.stages)):
             raise EagleEyeError(f"`stages` are rising fractions, the last one 1; got {self.stages}")
         if self.candidates is None and self.minutes is None:
-            raise EagleEyeError("a search needs an end: give `candidates` or `minutes`")
+            raise EagleEyeError("`candidates=None`: a search needs an end; give `candidates`, or `minutes`, as 30")
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
             raise EagleEyeError(f"`dimensions` are some of width, depth and size, each once; got {self.dimensions}")
         if self.image_sizes and "size" not in self.dimensions:
-            raise EagleEyeError("`image_sizes` needs `size` among `dimensions`")
+            sizes, dimensions = (" ".join(map(str, values)) for values in (self.image_sizes, self.dimensions))
+            raise EagleEyeError(
+                f"`image_sizes={sizes}` needs `size` among `dimensions`, which is {dimensions}; add it, or leave out "
+                "the sizes"
+            )
         if self.dimensions != ("width",) and (self.sampler == "paper" or self.method == "global"):
             raise EagleEyeError("`sampler=paper` and `method=global` change widths alone; give `--dimensions width`")
         _ = self.budgets, parse_keep(self.keep)

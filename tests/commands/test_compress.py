@@ -157,7 +157,9 @@ def test_a_search_in_three_dimensions_ends_in_a_network(inputs, tmp_path, capsys
         (["--dimensions", "width", "width"], "`dimensions` are some of width, depth and size, each once"),
         (["--label-names", "cat", "dog"], "`label_names`"),
         (["--push-to", "not/a/repo"], "`push_to=not/a/repo` is no name of a Hub repo"),
-        (["--strategy", "nowhere.json#half"], "`strategy=nowhere.json#half` can't be read"),
+        (["--strategy", "nowhere.json#half", "--dataset", "/nowhere"], "`strategy=nowhere.json#half` can't be read"),
+        (["--dimensions", "width", "--image-sizes", "16", "24"], "`image_sizes=16 24` needs `size` among `dimensions`"),
+        (["--latncy", "0.5"], "unknown arguments: --latncy 0.5; did you mean --latency? see --help"),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_left(inputs, tmp_path, capsys, flags, message):

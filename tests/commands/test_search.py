@@ -113,7 +113,7 @@ def test_prune_applies_a_strategy(inputs, searched, tmp_path, capsys, extra):
             ["search", "resnet20_cifar", "--candidates", "0"],
             "`candidates` is an integer, at least 1 or left out; got 0",
         ),
-        (["search", "resnet20_cifar", "--candidates", "None"], "give `candidates` or `minutes`"),
+        (["search", "resnet20_cifar", "--candidates", "None"], "`candidates=None`: a search needs an end; give"),
         (["search", "resnet20_cifar", "--candidates", "many"], "`--candidates` is an integer, .*; got many"),
         (["search", "resnet20_cifar", "--seed", "-1"], "`seed` is an integer, at least 0; got -1"),
         (["search", "resnet20_cifar", "--num-workers", "-1"], "`num_workers` is an integer, at least 0; got -1"),

@@ -120,6 +120,11 @@ def test_bad_files_are_one_clear_line(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_network_without_trained_weights_is_told_as_such():
+    with pytest.raises(EagleEyeError, match="`model=resnet20_cifar`: timm has no trained weights for it; give a file"):
+        load_pretrained("resnet20_cifar")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

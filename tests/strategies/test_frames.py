@@ -198,7 +198,7 @@ def test_errors_say_what_to_do(graph):
         Space(Bounds(graph, Budget(latency=0.05), per_channel(graph)), dimensions=("size",))
     with pytest.raises(EagleEyeError, match="`dimensions` are some of width, depth and size, each once"):
         SearchConfig(dimensions=())
-    with pytest.raises(EagleEyeError, match="`image_sizes` needs `size` among `dimensions`"):
+    with pytest.raises(EagleEyeError, match="needs `size` among `dimensions`, which is width; add it"):
         SearchConfig(image_sizes=(128,))
     with pytest.raises(EagleEyeError, match="change widths alone"):
         SearchConfig(dimensions=("width", "depth"), sampler="paper")
