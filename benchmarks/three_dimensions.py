@@ -162,7 +162,7 @@ def time_networks(name: str, folders: list[Path]) -> list[float]:
     runtime = find_runtime(LatencyConfig(runtime="onnxruntime", threads=1))
     model = timm.create_model(name, num_classes=10).eval()
     graph = trace_network(model, SearchConfig(dimensions=("width", "depth", "size")))
-    builder = Builder(model, graph, [])
+    builder = Builder(model, graph, [], "l1")
     chosen = [read_strategy(graph, str(folder / "strategy.json"), 1) for folder in folders]
     models = [model, *(builder.build(strategy, compensate=False).eval() for strategy in chosen)]
     programs = [runtime.load(model, draw_images(runtime, describe_input(model))) for model in models]
