@@ -12,7 +12,7 @@ from eagleeye_hf.data.config import DatasetConfig, HeldOutConfig
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.pruning.config import ImportanceConfig, RepairConfig
 from eagleeye_hf.runs.config import NetworkConfig, Seed, check_held_out, split_arguments
-from eagleeye_hf.strategies.files import read_origin, read_strategy
+from eagleeye_hf.strategies.files import read_origin, read_strategy, warn_of_criterion
 from eagleeye_hf.strategies.strategy import named_widths
 
 
@@ -62,6 +62,8 @@ def run(config: Config) -> None:
     model = load_model(config.network.model, config.network.weights, config.network.inputs).to(device).eval()
     graph = trace_network(model, strategy=config.strategy)
     strategy = read_strategy(graph, config.strategy)
+    if is_main():
+        warn_of_criterion(config.strategy, config.importance.criterion)
     data = open_splits(like=model, **split_arguments(config.data, config.held_out, seed=config.seed), needs_test=False)
     calibration, holdout = data.calibration.cached_batches(), data.holdout.cached_batches()
     criterion = config.importance.criterion

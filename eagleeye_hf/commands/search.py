@@ -97,7 +97,7 @@ def run(config: Config) -> None:
     )
     folder = open_run(config.output, "search")
     if accelerator.is_main_process:
-        folder.write("strategy.json", describe_best(graph, result))
+        folder.write("strategy.json", describe_best(graph, result, score.criterion))
         front = search_front(score, result, config.measuring)
         folder.write(FRONT, json.dumps(front.to_dict(), indent=1))
         picture = draw(front, folder)
@@ -133,12 +133,13 @@ def slower_rows(front: Front) -> list[str]:
     ]
 
 
-def describe_best(graph: ChannelGraph, result: SearchResult) -> str:
+def describe_best(graph: ChannelGraph, result: SearchResult, criterion: str) -> str:
     """A file with the best strategy of the search, or of each budget by its name."""
     best = []
     for number, budget in enumerate(result.budgets):
         found = result.best_of(number)
-        best.append({**describe_strategy(graph, found.strategy, found.origin), "budget": str(budget)})
+        told = describe_strategy(graph, found.strategy, found.origin, criterion)
+        best.append({**told, "budget": str(budget)})
     several = {"strategies": {one["budget"].replace(", ", ","): one for one in best}}
     return json.dumps(best[0] if len(best) == 1 else several, indent=2)
 

@@ -43,7 +43,6 @@ def prepare_scoring(score: AdaptiveBNScore, examples: Sequence[Strategy], draws:
         examples: strategies to measure on, typical ones of this search.
         draws: how it draws; also fit a model of milliseconds to such.
     """
-    score.builder.importance.prepare()
     if score.device.type == "cuda":
         record_passes(score, examples[:RECORDED])
     if score.wanted_compensation == "auto":

@@ -51,7 +51,8 @@ class AdaptiveBNScore:
     `thread_bytes`.
 
     Args:
-        calibration: batches of training images, used only to recompute the statistics (and for compensation).
+        calibration: batches of training images that recompute the statistics, and by which channels are chosen and
+            layers repaired; their labels are not used but by `criterion="taylor"`.
         holdout: batches of other training images, used only to score.
         criterion: which channels stay, as in `choose_channels`.
         momentum: as in `recalibrate_bn`.
@@ -118,6 +119,7 @@ class AdaptiveBNScore:
 
     def unit_scores(self) -> list[np.ndarray]:
         """The importance of each unit, one array per prunable group."""
+        self.builder.importance.prepare()
         groups = enumerate(self.graph.groups)
         return [self.builder.importance.unit_scores(i) for i, group in groups if group.prunable]
 
@@ -247,7 +249,6 @@ class AdaptiveBNScore:
                 f"{self.runtime.place}: go on with the same `runtime`, `threads`, `latency_batch` and `int8`, or start "
                 "anew in another folder"
             )
-        self.builder.importance.prepare()
         if prepared.compensate is not None:
             self.compensate = prepared.compensate
         if prepared.format is not None:

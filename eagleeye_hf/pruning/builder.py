@@ -43,7 +43,8 @@ class Builder:
         self.model, self.graph, self.calibration = model, graph, calibration
         with one_thread():
             self.importance = importance or Importance(model, graph, criterion, calibration, seed)
-        self._moments: dict[str, Moments] | None = None if importance else self.importance.moments
+        self._shared = importance is None  # then it goes by the same images
+        self._moments: dict[str, Moments] | None = None
         self._of_thread = threading.local()
         self._lock = threading.Lock()
 
@@ -52,7 +53,8 @@ class Builder:
         """Of the readers' inputs in the full network, over the calibration images."""
         with self._lock, one_thread():
             if self._moments is None:
-                self._moments = collect_moments(self.model, self.graph, self.calibration)
+                own = self.importance.moments if self._shared else {}
+                self._moments = own or collect_moments(self.model, self.graph, self.calibration)
         return self._moments
 
     def build(self, strategy: Strategy, compensate: bool) -> nn.Module:

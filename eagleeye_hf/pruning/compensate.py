@@ -134,6 +134,8 @@ def keep_constants(model: nn.Module, names: Sequence[str], images: Tensor) -> se
             expected = run(())
         except ValueError:  # a BatchNorm of one value per channel
             return set()
+        except (RuntimeError, TypeError):  # code that insists on a type, or outputs that are no tensor
+            return set(names)  # a fit without a constant holds in any case
         return find(list(names))
 
 

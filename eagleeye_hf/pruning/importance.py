@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,11 +29,12 @@ from eagleeye_hf.networks.running import (
     run_model,
     to_float64,
 )
+from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.processes import make_in_main
-from eagleeye_hf.pruning.compensate import collect_moments
+from eagleeye_hf.pruning.compensate import Moments, collect_moments
 from eagleeye_hf.pruning.config import Criterion
 from eagleeye_hf.pruning.reconstruction import find_group_readers, removal_costs
-from eagleeye_hf.telling import progress_bar
+from eagleeye_hf.telling import progress_bar, warn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -74,14 +76,31 @@ class Importance:
         model = unwrap_model(model)
         self._tensors = dict(named_tensors(model)) | computed_weights(model)
         self._outputs = output_dims(model)
-        self.moments = (
-            collect_moments(model, graph, batches) if criterion == "reconstruction" and batches is not None else None
-        )
-        """Of the readers' inputs, where the criterion goes by them."""
+        self._model, self._batches = model, batches
         self._effects: dict[tuple[str, int], np.ndarray] = {}
         if criterion == "taylor" and batches is not None:
             self._effects = filter_effects(model, batches, {(m.tensor, m.dim) for g in graph.groups for m in g.members})
         self._units: dict[int, np.ndarray] = {}
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Of the inputs of layers that read groups, where the criterion goes by them."""
+        if self.criterion != "reconstruction" or self._batches is None:
+            return {}
+        with one_thread():
+            return collect_moments(self._model, self.graph, self._batches)
+
+    @cached_property
+    def _finite(self) -> dict[str, Moments]:
+        """Of those layers for which they are numbers."""
+        finite = {name: found for name, found in self.moments.items() if found.products.isfinite().all()}
+        if len(finite) < len(self.moments):
+            first = next(name for name in self.moments if name not in finite)
+            warn(
+                f"what {first} and {len(self.moments) - len(finite) - 1} other layers read is not finite in the full "
+                "network, so channels there stay by `criterion=l1`; check its weights and statistics, and the images"
+            )
+        return finite
 
     def prepare(self, accelerator: Accelerator | None = None) -> None:
         """Score all groups now, where that takes time. In several processes all go by the main one's scores: sums over
@@ -91,6 +110,7 @@ class Importance:
             return
 
         def score_groups() -> dict[int, np.ndarray]:
+            _ = self._finite  # once, not in every thread
             bar = {"total": len(prunable), "desc": "ranking channels", "unit": " groups", "delay": 2, "leave": False}
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 return dict(zip(prunable, progress_bar(pool.map(self.unit_scores, prunable), **bar), strict=True))
@@ -105,7 +125,7 @@ class Importance:
 
     def _score_units(self, number: int) -> np.ndarray:
         group = self.graph.groups[number]
-        readers = find_group_readers(self._tensors, self.graph, number, self.moments) if self.moments else []
+        readers = find_group_readers(self._tensors, self.graph, number, self._finite)
         if readers:
             return removal_costs(readers, len(group.units)) / group.step
         return self._channel_scores(group)[group.units].mean(1)

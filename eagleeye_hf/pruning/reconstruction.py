@@ -19,6 +19,8 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.compensate import RIDGE, Moments, central_moments
 
+WIDEST = 8192
+"""Inputs of a layer that is looked at; of more, a matrix takes gigabytes and its inverse minutes."""
 TOGETHER = 64
 """Of this many units that are left, one goes at a time; of more, a part of as many."""
 
@@ -85,6 +87,8 @@ def find_group_readers(
     for member in group.members:
         name = member.tensor.removesuffix(".weight")
         if member.dim != 1 or name not in moments or not member.tensor.endswith(".weight"):
+            continue
+        if len(moments[name].products) > WIDEST:
             continue
         columns = member.index[group.units].reshape(len(group.units), -1)
         if np.unique(columns).size == columns.size:  # no channel that is read twice

@@ -34,7 +34,7 @@ from eagleeye_hf.runs.result import Measured, license_of, save_result, told_sett
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.runtime import find_runtime
 from eagleeye_hf.search.run import check_reach, run_search
-from eagleeye_hf.strategies.files import describe_strategy, read_origin, read_strategy
+from eagleeye_hf.strategies.files import describe_strategy, read_origin, read_strategy, warn_of_criterion
 from eagleeye_hf.strategies.strategy import Strategy
 from eagleeye_hf.telling import warn
 from eagleeye_hf.training.finetune import EpochRecord, finetune_model
@@ -113,9 +113,9 @@ def _compress(
     if accelerator.is_main_process:
         run.write(RUN_FILE, settings_text(config))
         run.claim("search.jsonl", TRAINING, MATCHED, "logs")
-    score = make_score(model, graph, data, config, accelerator)
     if not config.strategy:
         on_phase(SEARCH)
+    score = make_score(model, graph, data, config, accelerator)
     strategy, origin = find_strategy(score, graph, config, run, accelerator)
 
     seen = data
@@ -264,6 +264,8 @@ def find_strategy(
     """The given strategy, or the search's best; and how it was found."""
     if config.strategy:
         strategy, origin = _given_strategy(graph, config), "file"
+        if accelerator.is_main_process:
+            warn_of_criterion(config.strategy, score.criterion)
     else:
         result = run_search(
             score,
@@ -279,5 +281,5 @@ def find_strategy(
             for note in result.notes:
                 warn(note)
     if accelerator.is_main_process:
-        run.write("strategy.json", json.dumps(describe_strategy(graph, strategy, origin), indent=2))
+        run.write("strategy.json", json.dumps(describe_strategy(graph, strategy, origin, score.criterion), indent=2))
     return strategy, origin

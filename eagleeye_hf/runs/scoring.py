@@ -19,6 +19,7 @@ from eagleeye_hf.evaluation.score import AdaptiveBNScore
 from eagleeye_hf.networks.running import Batch, device_of
 from eagleeye_hf.pruning.config import ImportanceConfig
 from eagleeye_hf.runtimes.config import LatencyConfig
+from eagleeye_hf.search.config import SearchConfig
 
 COMPENSATE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "adaptive": False, "compensated": True}
 
@@ -26,6 +27,8 @@ COMPENSATE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "adaptive": Fal
 class Settings(Protocol):
     """What of the settings decides scores."""
 
+    @property
+    def search(self) -> SearchConfig: ...
     @property
     def scoring(self) -> ScoringConfig: ...
     @property
@@ -74,5 +77,6 @@ def make_score(
         latency=settings.measuring,
         threads=settings.scoring.scoring_threads,
     )
-    score.builder.importance.prepare(accelerator)
+    if "width" in settings.search.dimensions:
+        score.builder.importance.prepare(accelerator)
     return score

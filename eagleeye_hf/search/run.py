@@ -70,7 +70,7 @@ def run_search(
     """
     started = time.perf_counter()
     check_scorer(score)
-    units = score.unit_scores()
+    units = score.unit_scores() if "width" in config.dimensions else None
     if config.method == "global" and units is None:
         raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
     accelerator = accelerator or Accelerator()

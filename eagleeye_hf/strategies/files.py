@@ -11,6 +11,7 @@ from eagleeye_hf.channels.cost import count_cost
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.strategies.strategy import Strategy, check_strategy, named_widths, widths_from_ratios
+from eagleeye_hf.telling import warn
 
 
 def read_strategy(graph: ChannelGraph, path: str, divisor: int = 1) -> Strategy:
@@ -56,6 +57,16 @@ def read_image_size(path: str) -> int | None:
     """
     size = _read_entry(path).get("image_size")
     return size if isinstance(size, int) else None
+
+
+def warn_of_criterion(path: str, criterion: str) -> None:
+    """Say where a strategy in a file was found with other channels than it will get."""
+    told = _read_entry(path).get("criterion")
+    if told and told != criterion:
+        warn(
+            f"`strategy={path}` was found with channels chosen by {told}, and gets those by {criterion}, which is "
+            f"another network; for the same give `--criterion {told}`"
+        )
 
 
 def read_origin(path: str) -> dict[str, str]:
@@ -114,11 +125,13 @@ def _ordered(graph: ChannelGraph, data: Mapping[str, Any], place: str) -> list[f
     return ratios if None in matched else matched  # type: ignore[return-value]
 
 
-def describe_strategy(graph: ChannelGraph, strategy: Strategy, origin: str) -> dict[str, Any]:
-    """What `strategy.json` of a run holds: widths by the names of their groups, and what the network costs."""
+def describe_strategy(graph: ChannelGraph, strategy: Strategy, origin: str, criterion: str) -> dict[str, Any]:
+    """What `strategy.json` of a run holds: widths by the names of their groups, what the network costs, and by which
+    criterion channels were chosen when it was found."""
     return {
         **strategy.to_dict(),
         "widths": named_widths(graph, strategy),
         **count_cost(graph, strategy)._asdict(),
         "origin": origin,
+        "criterion": criterion,
     }

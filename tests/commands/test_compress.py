@@ -97,9 +97,10 @@ def test_blocks_and_a_smaller_image_go_through_the_whole_job(inputs, tmp_path, c
     strategy = sample_strategies(graph, Budget(macs=0.4), 8, seed=2, dimensions=("width", "depth", "size"))
     chosen = next(s for s in strategy[3:] if s.removed_blocks and s.image_size == 24)
     file, folder = tmp_path / "strategy.json", tmp_path / "run"
-    file.write_text(json.dumps(describe_strategy(graph, chosen, "test")))
+    file.write_text(json.dumps(describe_strategy(graph, chosen, "test", "l1")))
     code, out, err = run_command(capsys, "compress", *inputs, *FLAGS, "--strategy", str(file), "--output", str(folder))
     assert code == 0, err
+    assert "was found with channels chosen by l1, and gets those by reconstruction" in err
     assert re.search(r"image size +32 px +24 px", out)
     assert re.search(rf"blocks +9 +{9 - len(chosen.removed_blocks)}\b", out)
     model, config = from_pretrained(folder), json.loads((folder / "config.json").read_text())

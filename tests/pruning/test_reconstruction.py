@@ -153,8 +153,47 @@ def test_without_images_it_is_refused():
     graph = trace_model(model, (3, 64, 64))
     with pytest.raises(EagleEyeError, match="criterion='reconstruction'` needs `batches`: images, for what layers"):
         choose_channels(model, graph, graph.widths, "reconstruction")
+    half = [group.channels // 2 if group.prunable else group.channels for group in graph.groups]
     with pytest.raises(EagleEyeError, match="`batches` is empty"):
-        choose_channels(model, graph, graph.widths, "reconstruction", batches=[])
+        choose_channels(model, graph, half, "reconstruction", batches=[])
+
+
+def test_what_is_not_finite_is_ranked_by_l1_and_said(capsys):
+    """Statistics that are broken are recomputed later, so the network is no lost one."""
+    model = make_model("resnet20_cifar")
+    graph, images = trace_model(model), [torch.randn(4, 3, 32, 32)]
+    half = [group.channels // 2 if group.prunable else group.channels for group in graph.groups]
+    expected = choose_channels(model, graph, half)
+    model.layer1[0].bn1.running_var.fill_(float("nan"))  # all that comes after is no number, either
+    keep = choose_channels(model, graph, half, "reconstruction", batches=images)
+    del keep["conv1"]  # a layer before the damage reads it, too
+    assert all(torch.equal(kept, expected[name]) for name, kept in keep.items())
+    told = capsys.readouterr().err
+    assert "warning: what layer1.0.conv2 and " in told
+    assert "other layers read is not finite in the full network, so channels there stay by `criterion=l1`" in told
+
+
+class OwnType(nn.Module):
+    """Code that insists on a type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.gate, self.head = nn.Conv2d(8, 8, 1, bias=False), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x.float())))
+        return self.head((x * torch.sigmoid(self.gate(x))).mean((2, 3)))
+
+
+def test_a_network_that_runs_in_one_type_alone_is_ranked():
+    torch.manual_seed(0)
+    model = OwnType().eval()
+    graph, images = trace_model(model, (3, 16, 16)), torch.randn(8, 3, 16, 16)
+    moments = collect_moments(model, graph, [images])
+    assert not moments["gate"].constant
+    half = [group.channels // 2 if group.prunable else group.channels for group in graph.groups]
+    assert choose_channels(model, graph, half, "reconstruction", batches=[images])
 
 
 def test_all_processes_keep_the_channels_of_the_main_one(chain, monkeypatch):

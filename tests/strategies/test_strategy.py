@@ -128,7 +128,7 @@ def test_a_file_of_another_networks_layers_is_refused(graph, tmp_path):
 def test_a_strategy_file_round_trips(graph, tmp_path):
     strategy = sample_strategies(graph, Budget(macs=0.5), 2)[1]
     file = tmp_path / "strategy.json"
-    file.write_text(json.dumps(describe_strategy(graph, strategy, "random")))
+    file.write_text(json.dumps(describe_strategy(graph, strategy, "random", "l1")))
     assert read_strategy(graph, str(file)) == strategy
     file.write_text('{"widths": {"nothing": 3}}')
     with pytest.raises(EagleEyeError, match="no channel group"):
