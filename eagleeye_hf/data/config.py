@@ -66,8 +66,8 @@ class HeldOutConfig:
     """Which training images are set aside."""
 
     calibration_images: Annotated[int, Within("[0, inf)")] | None = None
-    """Training images that recompute BatchNorm statistics; None: 1,024, or a fifth of the training images where that is
-    less."""
+    """Training images that recompute BatchNorm statistics, and by which channels are chosen and layers repaired; None:
+    1,024, or a fifth of the training images where that is less."""
     holdout_images: Annotated[int, Within("[0, inf)")] | None = None
     """Training images that score candidates, the result and epochs; None: 2,048, or a fifth of the training images."""
 
