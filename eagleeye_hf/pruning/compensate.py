@@ -73,7 +73,7 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
 
         return hook
 
-    model = unwrap_model(model)
+    model = copy.deepcopy(unwrap_model(model))  # other threads may run or copy the given one meanwhile
     readers = find_readers(model, graph)
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_pre_hook(collect(name)) for name in readers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,18 +78,20 @@ class Importance:
         self._tensors = dict(named_tensors(model)) | computed_weights(model)
         self._outputs = output_dims(model)
         self._model, self._batches = model, batches
+        self._moments: dict[str, Moments] | None = None if criterion == "reconstruction" else {}
+        self._lock = threading.Lock()
         self._effects: dict[tuple[str, int], np.ndarray] = {}
         if criterion == "taylor" and batches is not None:
             self._effects = filter_effects(model, batches, {(m.tensor, m.dim) for g in graph.groups for m in g.members})
         self._units: dict[int, np.ndarray] = {}
 
-    @cached_property
+    @property
     def moments(self) -> dict[str, Moments]:
-        """Of the inputs of layers that read groups, where the criterion goes by them."""
-        if self.criterion != "reconstruction" or self._batches is None:
-            return {}
-        with one_thread():
-            return collect_moments(self._model, self.graph, self._batches)
+        """Of the inputs of layers that read groups, where the criterion goes by them; read when first needed."""
+        with self._lock, one_thread():
+            if self._moments is None:
+                self._moments = collect_moments(self._model, self.graph, self._batches or ())
+        return self._moments
 
     @cached_property
     def _finite(self) -> dict[str, Moments]:

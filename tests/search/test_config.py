@@ -17,7 +17,7 @@ def test_budgets_pair_lists_and_repeat_single_numbers():
         ({"latency": -1}, "`latency` is a fraction"),
         ({"macs": "a lot"}, "`macs` is a fraction .* got a lot"),
         ({"macs": True}, "`macs` is .*; got True"),
-        ({"candidates": None}, "give `candidates` or `minutes`"),
+        ({"candidates": None}, "a search needs an end; give `candidates`, or `minutes`"),
         ({"candidates": 2.5}, "`candidates` is an integer, at least 1 or left out; got 2.5"),
         ({"candidates": 0}, "`candidates` is an integer, at least 1 or left out; got 0"),
         ({"minutes": 0}, "`minutes` is a number, above 0"),
