@@ -125,7 +125,7 @@ def test_the_correlations_are_those_of_the_table_of_sub_nets(finished):
     assert float(found["random choice"]["regret"]) == pytest.approx(100 * (max(truth) - sum(truth) / 3))
 
 
-@pytest.mark.parametrize("moment", ["save_weights", "Tuner.measure_test"])
+@pytest.mark.parametrize("moment", ["save_weights", pytest.param("Tuner.measure_test", marks=pytest.mark.slow)])
 def test_a_killed_study_goes_on_to_the_same_table(finished, inputs, tmp_path, monkeypatch, moment, capsys):
     """After the training of the second sub-net and before its weights are kept; before it is measured."""
     calls: list[int] = []
