@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -111,20 +111,16 @@ def table(output: Path) -> None:
 def _row(name: str, criterion: str, rows: Sequence[dict[str, Any]]) -> str:
     """A line; what was not trained is left open."""
     whole = [row for row in rows if "trained" in row]
-    top1 = {step: _mean(row[step]["test"] for row in rows) for step in ("full", "compensated", "matched")}
+    top1 = {step: mean(row[step]["test"] for row in rows) for step in ("full", "compensated", "matched")}
     cells = [name, f"`{criterion}`", str(len(rows)), f"{top1['full']:.2%}", f"{top1['compensated']:.2%}"]
     cells += [f"**{top1['matched']:.2%}**", f"{rows[0]['images']:,}"]
     if not whole:
         return f"| {' | '.join(cells)} | | | |"
     start, matched, trained = (
-        _mean(row[step]["test"] for row in whole) for step in ("compensated", "matched", "trained")
+        mean(row[step]["test"] for row in whole) for step in ("compensated", "matched", "trained")
     )
-    seconds = _mean(row["matching_seconds"] / row["epoch_seconds"] for row in whole)
+    seconds = mean(row["matching_seconds"] / row["epoch_seconds"] for row in whole)
     return f"| {' | '.join(cells)} | {seconds:.2f} | {trained:.2%} | {(matched - start) / (trained - start):.0%} |"
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.mean(values)
 
 
 if __name__ == "__main__":
