@@ -16,7 +16,7 @@ from eagleeye_hf.networks.config import InputConfig
 from eagleeye_hf.networks.load import adjust_input
 from eagleeye_hf.networks.running import Batch
 from eagleeye_hf.networks.threads import one_thread
-from eagleeye_hf.pruning.compensate import Moments, collect_moments, compensate_readers
+from eagleeye_hf.pruning.compensate import ReaderMoments, compensate_readers
 from eagleeye_hf.pruning.config import Criterion, ImportanceConfig
 from eagleeye_hf.pruning.importance import Importance
 from eagleeye_hf.strategies.strategy import Strategy
@@ -41,21 +41,12 @@ class Builder:
         importance: Importance | None = None,
     ) -> None:
         self.model, self.graph, self.calibration = model, graph, calibration
+        self.moments = ReaderMoments(model, graph, calibration)
+        """Of the readers' inputs in the full network, over the calibration images."""
         with one_thread():
-            self.importance = importance or Importance(model, graph, criterion, calibration, seed)
-        self._shared = importance is None  # then it goes by the same images
-        self._moments: dict[str, Moments] | None = None
+            self.importance = importance or Importance(model, graph, criterion, calibration, seed, self.moments)
         self._of_thread = threading.local()
         self._lock = threading.Lock()
-
-    @property
-    def moments(self) -> dict[str, Moments]:
-        """Of the readers' inputs in the full network, over the calibration images."""
-        with self._lock, one_thread():
-            if self._moments is None:
-                own = self.importance.moments if self._shared else {}
-                self._moments = own or collect_moments(self.model, self.graph, self.calibration)
-        return self._moments
 
     def build(self, strategy: Strategy, compensate: bool) -> nn.Module:
         """A thin model of its own, with the full model's statistics, to be trained or saved."""
@@ -84,5 +75,5 @@ class Builder:
         keep, removed = self.importance.choose(strategy.widths), strategy.removed_blocks
         if not compensate:
             return keep, {}, removed
-        moments = {name: found for name, found in self.moments.items() if not is_removed(name, removed)}
+        moments = {name: found for name, found in self.moments.get().items() if not is_removed(name, removed)}
         return keep, compensate_readers(self.model, self.graph, keep, moments), removed

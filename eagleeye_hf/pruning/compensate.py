@@ -8,8 +8,10 @@ from the full network.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import unwrap_model
 from eagleeye_hf.networks.running import AnyBatch, evaluation_mode, images_of, run_model, to_float64
+from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.telling import progress_bar
 
 RIDGE = 1e-4
@@ -36,13 +39,32 @@ ROUNDING = 1e-8
 class Moments:
     """Of the inputs of one reader, over all pixels of all images."""
 
-    count: int
-    total: Tensor
-    """Sums, shape `(channels,)`."""
-    products: Tensor
-    """Sums of products, shape `(channels, channels)`."""
+    mean: Tensor
+    """Shape `(channels,)`."""
+    covariance: Tensor
+    """Shape `(channels, channels)`; products of means, which can be a thousand times as large, would round it away."""
     constant: bool
     """Whether a constant of the fit has a place: in the reader's own bias, or a BatchNorm takes it out again."""
+
+
+class ReaderMoments:
+    """Those of a network's readers, collected when they are first asked for; good for several threads.
+
+    Args:
+        batches: as in `collect_moments`.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, batches: Iterable[AnyBatch]) -> None:
+        self._collect = partial(collect_moments, model, graph, batches)
+        self._lock = threading.Lock()
+        self._found: dict[str, Moments] | None = None
+
+    def get(self) -> dict[str, Moments]:
+        """Per name of a reader."""
+        with self._lock, one_thread():
+            if self._found is None:
+                self._found = self._collect()
+        return self._found
 
 
 def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[AnyBatch]) -> dict[str, Moments]:
@@ -63,12 +85,12 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0].detach().float()
             rows = x.movedim(1, -1).flatten(0, -2) if isinstance(module, nn.Conv2d) else x.flatten(0, -2)
-            total, products = rows.sum(0), rows.T @ rows
-            if name in sums:
-                sums[name][0] += total
-                sums[name][1] += products
-            else:
-                sums[name] = [total, products]
+            if name not in sums:
+                sums[name] = [rows.mean(0), torch.zeros_like(rows[0]), rows.new_zeros(rows.shape[1], rows.shape[1])]
+            near, total, products = sums[name]
+            rows = rows - near
+            total += rows.sum(0)
+            products += rows.T @ rows
             counts[name] = counts.get(name, 0) + len(rows)
 
         return hook
@@ -91,10 +113,12 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     if not num_batches:
         raise EagleEyeError("`batches` is empty; give at least one batch of calibration images")
     kept = keep_constants(model, without_bias, first)
-    return {
-        name: Moments(count=counts[name], total=total, products=products, constant=name not in kept)
-        for name, (total, products) in sums.items()
-    }
+    found = {}
+    for name, (near, total, products) in sums.items():
+        apart = total / counts[name]
+        covariance = products / counts[name] - torch.outer(apart, apart)
+        found[name] = Moments(mean=near + apart, covariance=covariance, constant=name not in kept)
+    return found
 
 
 def keep_constants(model: nn.Module, names: Sequence[str], images: Tensor) -> set[str]:
@@ -154,7 +178,8 @@ def find_readers(model: nn.Module, graph: ChannelGraph) -> list[str]:
         name
         for name, module in model.named_modules()
         if f"{name}.weight" in prunable
-        and (type(module) is nn.Linear or (isinstance(module, nn.Conv2d) and module.groups == 1))
+        and isinstance(module, (nn.Linear, nn.Conv2d))
+        and getattr(module, "groups", 1) == 1
         and module.weight.shape[1] == getattr(module, "in_channels", getattr(module, "in_features", None))
     ]
 
@@ -207,5 +232,5 @@ def _solve(moments: Moments, kept: Tensor, removed: Tensor) -> tuple[Tensor, Ten
 def central_moments(moments: Moments) -> tuple[Tensor, Tensor]:
     """Mean products of a reader's inputs, shape `(channels, channels)`, and their means, in float64; of what is left
     without the means where least squares have a free constant, which is the same."""
-    products, mean = to_float64(moments.products) / moments.count, to_float64(moments.total) / moments.count
-    return (products - torch.outer(mean, mean) if moments.constant else products), mean
+    covariance, mean = to_float64(moments.covariance), to_float64(moments.mean)
+    return (covariance if moments.constant else covariance + torch.outer(mean, mean)), mean

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +30,10 @@ from eagleeye_hf.networks.running import (
     run_model,
     to_float64,
 )
-from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.processes import make_in_main
-from eagleeye_hf.pruning.compensate import Moments, collect_moments
+from eagleeye_hf.pruning.compensate import ReaderMoments
 from eagleeye_hf.pruning.config import Criterion
-from eagleeye_hf.pruning.reconstruction import find_group_readers, removal_costs
+from eagleeye_hf.pruning.reconstruction import Inverses, find_group_readers, removal_costs
 from eagleeye_hf.telling import progress_bar, warn
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ class Importance:
             repaired) or `"random"`.
         batches: images and labels, for `"taylor"`; images for `"reconstruction"`.
         seed: for `"random"` only.
+        moments: of the same images, where they are at hand.
     Raises:
         EagleEyeError: the criterion is unknown, or has no batches to go by.
     """
@@ -68,6 +68,7 @@ class Importance:
         criterion: Criterion = "l1",
         batches: Iterable[AnyBatch] | None = None,
         seed: int = 0,
+        moments: ReaderMoments | None = None,
     ) -> None:
         if criterion not in CRITERIA:
             raise EagleEyeError(f"`criterion={criterion!r}` is unknown; choose one of {', '.join(CRITERIA)}")
@@ -77,58 +78,52 @@ class Importance:
         model = unwrap_model(model)
         self._tensors = dict(named_tensors(model)) | computed_weights(model)
         self._outputs = output_dims(model)
-        self._model, self._batches = model, batches
-        self._moments: dict[str, Moments] | None = None if criterion == "reconstruction" else {}
+        self._moments = moments or ReaderMoments(model, graph, batches or ())
         self._lock = threading.Lock()
         self._effects: dict[tuple[str, int], np.ndarray] = {}
         if criterion == "taylor" and batches is not None:
             self._effects = filter_effects(model, batches, {(m.tensor, m.dim) for g in graph.groups for m in g.members})
         self._units: dict[int, np.ndarray] = {}
 
-    @property
-    def moments(self) -> dict[str, Moments]:
-        """Of the inputs of layers that read groups, where the criterion goes by them; read when first needed."""
-        with self._lock, one_thread():
-            if self._moments is None:
-                self._moments = collect_moments(self._model, self.graph, self._batches or ())
-        return self._moments
-
-    @cached_property
-    def _finite(self) -> dict[str, Moments]:
-        """Of those layers for which they are numbers."""
-        finite = {name: found for name, found in self.moments.items() if found.products.isfinite().all()}
-        if len(finite) < len(self.moments):
-            first = next(name for name in self.moments if name not in finite)
-            warn(
-                f"what {first} and {len(self.moments) - len(finite) - 1} other layers read is not finite in the full "
-                "network, so channels there stay by `criterion=l1`; check its weights and statistics, and the images"
-            )
-        return finite
-
     def prepare(self, accelerator: Accelerator | None = None) -> None:
         """Score all groups now, where that takes time. In several processes all go by the main one's scores: sums over
         images may differ in the last digit from one device to another, and all have to keep the same channels."""
         prunable = [number for number, group in enumerate(self.graph.groups) if group.prunable]
-        if self.criterion not in NEED_IMAGES or len(self._units) == len(prunable):
-            return
 
         def score_groups() -> dict[int, np.ndarray]:
-            _ = self._finite  # once, not in every thread
+            known = self._invert_moments()
             bar = {"total": len(prunable), "desc": "ranking channels", "unit": " groups", "delay": 2, "leave": False}
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                return dict(zip(prunable, progress_bar(pool.map(self.unit_scores, prunable), **bar), strict=True))
+                scores = pool.map(partial(self._score_units, known=known), prunable)
+                return dict(zip(prunable, progress_bar(scores, **bar), strict=True))
 
-        self._units = make_in_main(accelerator, score_groups)
+        with self._lock:
+            if self.criterion in NEED_IMAGES and len(self._units) < len(prunable):
+                self._units = make_in_main(accelerator, score_groups)
+
+    def _invert_moments(self) -> Inverses:
+        """Of what readers are given, where that is known, wanted and finite."""
+        moments = self._moments.get() if self.criterion == "reconstruction" else {}
+        finite = {name: found for name, found in moments.items() if found.covariance.isfinite().all()}
+        if len(finite) < len(moments):
+            first = next(name for name in moments if name not in finite)
+            warn(
+                f"what {first} and {len(moments) - len(finite) - 1} other layers read is not finite in the full "
+                "network, so channels there stay by `criterion=l1`; check its weights and statistics, and the images"
+            )
+        return Inverses(self.graph, finite)
 
     def unit_scores(self, number: int) -> np.ndarray:
         """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""
-        if number not in self._units:
+        if number not in self._units and self.criterion in NEED_IMAGES:
+            self.prepare()
+        elif number not in self._units:
             self._units[number] = self._score_units(number)
         return self._units[number]
 
-    def _score_units(self, number: int) -> np.ndarray:
+    def _score_units(self, number: int, known: Inverses | None = None) -> np.ndarray:
         group = self.graph.groups[number]
-        readers = find_group_readers(self._tensors, self.graph, number, self._finite)
+        readers = find_group_readers(self._tensors, self.graph, number, known) if known else []
         if readers:
             return removal_costs(readers, len(group.units)) / group.step
         return self._channel_scores(group)[group.units].mean(1)

@@ -8,8 +8,8 @@ by one, each time the one whose loss costs the group's readers least; the repair
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,44 +23,58 @@ WIDEST = 8192
 """Inputs of a layer that is looked at; of more, a matrix takes gigabytes and its inverse minutes."""
 TOGETHER = 64
 """Of this many units that are left, one goes at a time; of more, a part of as many."""
+CROWDED = 0.75
+"""Matrices of which less is left than this part are copied without what is gone."""
 
 
-@dataclass
 class Reader:
-    """A layer that reads a group, in the course of removal. Columns: the channels that are left, `num_columns` a unit.
+    """A layer that reads a group, in the course of removal.
 
-    Attributes:
-        weights: `W^T W` over outputs and taps, `W` repaired for what is gone; over the energy of the full output.
-        inverse: of the moments of the channels that are left.
+    Args:
+        weights: `W^T W` over outputs and taps, `W` repaired for what is gone, over the energy of the full output.
+            Columns: the group's channels, `num_columns` a unit.
+        inverse: of the moments of the same channels.
     """
 
-    weights: Tensor
-    inverse: Tensor
-    num_columns: int
+    def __init__(self, weights: Tensor, inverse: Tensor, num_columns: int) -> None:
+        self.weights, self.inverse, self.num_columns = weights, inverse, num_columns
+        self.places = torch.arange(len(weights) // num_columns)
+        """Of the units that are left, in the matrices: rows that are gone stay a while, for copies take longest."""
 
     def costs(self) -> Tensor:
-        """What the loss of each unit alone would add to the relative squared error; shape `(num_units,)`."""
-        weights, inverse = self._blocks(self.weights), self._blocks(self.inverse)
+        """What the loss of each unit alone would add to the relative squared error; shape `(units left,)`."""
         if self.num_columns == 1:
-            return (weights / inverse).flatten()
+            return (self.weights.diagonal() / self.inverse.diagonal())[self.places]
+        weights, inverse = self._blocks(self.weights), self._blocks(self.inverse)
         return torch.linalg.solve(inverse, weights).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, units: Tensor) -> None:
-        """Repair for the loss of some units, and forget them."""
-        gone = (units[:, None] * self.num_columns + torch.arange(self.num_columns)).flatten()
-        stays = torch.ones(len(self.weights), dtype=torch.bool)
-        stays[gone] = False
-        left = stays.nonzero().flatten()
-        told = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone][:, left])
-        moved = self.weights[left][:, gone] @ told
-        self.weights = self.weights[left][:, left] - moved - moved.T + told.T @ self.weights[gone][:, gone] @ told
-        self.inverse = self.inverse[left][:, left] - self.inverse[left][:, gone] @ told
+        """Repair for the loss of some of the units that are left, and forget them."""
+        gone = self._columns(self.places[units])
+        inverse, weights = self.inverse[gone], self.weights[gone]
+        told = torch.linalg.solve(inverse[:, gone], inverse)
+        half = weights - weights[:, gone] @ told / 2
+        self.weights.addmm_(told.T, half, alpha=-1).addmm_(half.T, told, alpha=-1)
+        self.inverse.addmm_(inverse.T, told, alpha=-1)
+        stays = torch.ones(len(self.places), dtype=torch.bool)
+        stays[units] = False
+        self.places = self.places[stays]
+        if len(self.places) * self.num_columns < CROWDED * len(self.weights):
+            left = self._columns(self.places)
+            self.weights, self.inverse = submatrix(self.weights, left), submatrix(self.inverse, left)
+            self.places = torch.arange(len(self.places))
+
+    def _columns(self, places: Tensor) -> Tensor:
+        return (places[:, None] * self.num_columns + torch.arange(self.num_columns)).flatten()
 
     def _blocks(self, matrix: Tensor) -> Tensor:
-        """Those of units along the diagonal, shape `(num_units, num_columns, num_columns)`."""
+        """Those of units along the diagonal, shape `(units left, num_columns, num_columns)`."""
         num = len(matrix) // self.num_columns
-        units = torch.arange(num)
-        return matrix.reshape(num, self.num_columns, num, self.num_columns)[units, :, units, :]
+        return matrix.view(num, self.num_columns, num, self.num_columns)[self.places, :, self.places, :]
+
+
+def submatrix(matrix: Tensor, places: Tensor) -> Tensor:
+    return matrix.index_select(0, places).index_select(1, places)
 
 
 def removal_costs(readers: Sequence[Reader], num_units: int) -> np.ndarray:
@@ -79,35 +93,66 @@ def removal_costs(readers: Sequence[Reader], num_units: int) -> np.ndarray:
     return costs
 
 
+class Inverses:
+    """Of the moments of layers' inputs; those that several groups need are kept.
+
+    Args:
+        moments: of the layers by which channels are ranked; those of more than `WIDEST` inputs are left out.
+    """
+
+    def __init__(self, graph: ChannelGraph, moments: Mapping[str, Moments]) -> None:
+        self.moments = {name: found for name, found in moments.items() if len(found.mean) <= WIDEST}
+        reads = Counter(member.tensor for group in graph.prunable for member in group.members if member.dim == 1)
+        self._wanted = {tensor.removesuffix(".weight") for tensor, times in reads.items() if times > 1}
+        self._kept: dict[str, Tensor] = {}
+
+    def find(self, name: str) -> tuple[Tensor, Tensor]:
+        """The moments of a layer, and their inverse."""
+        products = central_moments(self.moments[name])[0].cpu().double()
+        if name in self._kept:
+            return products, self._kept[name]
+        inverse = invert(products)
+        if name in self._wanted:
+            self._kept[name] = inverse
+        return products, inverse
+
+
+def invert(products: Tensor) -> Tensor:
+    """The inverse of moments, with the ridge of the repair; with more where rounding has made them indefinite."""
+    ridge = RIDGE * products.diagonal().mean().clamp_min(1e-12)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(products + ridge * torch.eye(len(products), dtype=products.dtype))
+        if not failed:
+            return torch.cholesky_inverse(factor)
+        ridge = 10 * ridge
+
+
 def find_group_readers(
-    tensors: Mapping[str, Tensor], graph: ChannelGraph, number: int, moments: Mapping[str, Moments]
+    tensors: Mapping[str, Tensor], graph: ChannelGraph, number: int, known: Inverses
 ) -> list[Reader]:
     """The layers that read a group and of whose inputs there are moments."""
     group, found = graph.groups[number], []
     for member in group.members:
         name = member.tensor.removesuffix(".weight")
-        if member.dim != 1 or name not in moments or not member.tensor.endswith(".weight"):
+        if member.dim != 1 or name not in known.moments or not member.tensor.endswith(".weight"):
             continue
-        if len(moments[name].products) > WIDEST:
-            continue
-        columns = member.index[group.units].reshape(len(group.units), -1)
-        if np.unique(columns).size == columns.size:  # no channel that is read twice
-            products, _ = central_moments(moments[name])
+        columns = [np.unique(member.index[unit]) for unit in group.units]
+        if len({len(own) for own in columns}) == 1:
+            weight, places = tensors[member.tensor].detach(), torch.from_numpy(np.stack(columns))
             with one_thread():
-                found.append(make_reader(tensors[member.tensor].detach(), products, torch.from_numpy(columns)))
+                found.append(make_reader(weight, *known.find(name), places))
     return found
 
 
-def make_reader(weight: Tensor, products: Tensor, columns: Tensor) -> Reader:
+def make_reader(weight: Tensor, products: Tensor, inverse: Tensor, columns: Tensor) -> Reader:
     """
     Args:
         products: moments of all inputs.
+        inverse: `invert`ed.
         columns: inputs of each unit; shape `(num_units, num_columns)`. Other inputs stay, and tell of these.
     """
-    weight, products = weight.cpu().double(), products.cpu().double()
+    weight = weight.cpu().double()
     rows = weight.flatten(2).movedim(2, 1).flatten(0, 1) if weight.ndim > 2 else weight
     gram, order = rows.T @ rows, columns.flatten()
     energy = (gram * products).sum().clamp_min(1e-30)
-    ridge = RIDGE * products.diagonal().mean().clamp_min(1e-12) * torch.eye(len(products), dtype=torch.float64)
-    inverse = torch.linalg.inv(products + ridge)
-    return Reader(gram[order][:, order] / energy, inverse[order][:, order], columns.shape[1])
+    return Reader(submatrix(gram, order) / energy, submatrix(inverse, order), columns.shape[1])

@@ -11,7 +11,7 @@ from torch import nn
 from eagleeye_hf import EagleEyeError, choose_channels, trace_model
 from eagleeye_hf.pruning.compensate import collect_moments
 from eagleeye_hf.pruning.importance import Importance
-from eagleeye_hf.pruning.reconstruction import find_group_readers, make_reader, removal_costs
+from eagleeye_hf.pruning.reconstruction import Inverses, Reader, find_group_readers, invert, make_reader, removal_costs
 from tests.helpers import make_model
 
 
@@ -49,6 +49,10 @@ def chain():
     return model.eval(), graph, number, images, given
 
 
+def read(weight, products, columns) -> Reader:
+    return make_reader(weight, products, invert(products), columns)
+
+
 def total(readers) -> np.ndarray:
     return torch.stack([reader.costs() for reader in readers]).sum(0).numpy()
 
@@ -56,7 +60,7 @@ def total(readers) -> np.ndarray:
 def test_costs_are_what_least_squares_leave(chain):
     model, graph, number, images, given = chain
     moments = collect_moments(model, graph, [images])
-    readers = find_group_readers(dict(model.named_parameters()), graph, number, moments)
+    readers = find_group_readers(dict(model.named_parameters()), graph, number, Inverses(graph, moments))
     weights = [getattr(model, name).weight.detach().double().flatten(1).numpy() for name in ("left", "right")]
     assert len(readers) == 2
 
@@ -77,7 +81,7 @@ def test_units_of_several_channels_beside_others_that_stay():
     kernel = torch.from_numpy(random.normal(size=(5, 9, 2, 2)))
     columns = np.array([[0, 4], [7, 2], [8, 3]])
     products = torch.from_numpy(np.cov(data.T, bias=True))
-    reader = make_reader(kernel, products, torch.from_numpy(columns))
+    reader = read(kernel, products, torch.from_numpy(columns))
     rows = kernel.permute(0, 2, 3, 1).reshape(-1, 9).numpy()  # each tap reads the same inputs
     errors = {
         gone: residuals(data, rows, list(columns[list(gone)].ravel())) for gone in ((0,), (1,), (2,), (0, 1), (1, 2))
@@ -90,7 +94,7 @@ def test_units_of_several_channels_beside_others_that_stay():
 def test_a_reader_that_can_store_no_constant_is_fitted_without_one():
     random = np.random.default_rng(0)
     data, weight = 3 + random.normal(size=(4000, 5)), random.normal(size=(4, 5))
-    reader = make_reader(torch.from_numpy(weight), torch.from_numpy(data.T @ data / 4000), torch.arange(5)[:, None])
+    reader = read(torch.from_numpy(weight), torch.from_numpy(data.T @ data / 4000), torch.arange(5)[:, None])
     wanted = data @ weight.T
     for gone, cost in enumerate(reader.costs().tolist()):
         known = np.delete(data, gone, axis=1)
@@ -118,6 +122,16 @@ def test_channels_go_greedily_and_the_rest_can_tell_most_of_what_is_gone(chain):
     )
 
 
+def test_chunks_of_channels_that_go_together_are_read_by_several_layers():
+    """Res2Net: a unit is a channel of each of eight chunks, and the same column of seven layers."""
+    model = make_model("res2net50_14w_8s")
+    graph = trace_model(model, (3, 64, 64))
+    number = next(n for n, group in enumerate(graph.groups) if group.name == "layer1.1.conv1")
+    known = Inverses(graph, collect_moments(model, graph, [torch.randn(2, 3, 64, 64)]))
+    readers = find_group_readers(dict(model.named_parameters()), graph, number, known)
+    assert [reader.num_columns for reader in readers] == [1] * 7 + [7]  # the last one's outputs are another group
+
+
 @pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenetv3_small_050", "ghostnet_050"])
 def test_every_group_of_a_network_is_scored(name):
     model, images = make_model(name), torch.randn(2, 3, 64, 64)
@@ -129,6 +143,8 @@ def test_every_group_of_a_network_is_scored(name):
             assert scores.shape == (len(group.units),)
             assert np.isfinite(scores).all()
             assert len(set(scores)) > 1
+    if "classifier" in dict(model.named_children()):  # a class of timm's own
+        assert "classifier" in collect_moments(model, graph, [images])
     widths = [max(group.step, group.channels // 2 // group.step * group.step) for group in graph.groups]
     widths = [w if group.prunable else group.channels for w, group in zip(widths, graph.groups, strict=True)]
     keep = choose_channels(model, graph, widths, "reconstruction", batches=[images])
@@ -141,7 +157,7 @@ def test_many_units_go_several_at_a_time():
     random = np.random.default_rng(0)
     data = torch.from_numpy(random.normal(size=(4000, 300)) @ random.normal(size=(300, 300)))
     weight = torch.from_numpy(random.normal(size=(20, 300)))
-    reader = make_reader(weight, data.T @ data / len(data), torch.arange(300)[:, None])
+    reader = read(weight, data.T @ data / len(data), torch.arange(300)[:, None])
     first = reader.costs().numpy()
     costs = removal_costs([reader], 300)
     assert set(np.argsort(costs)[:4]) == set(np.argsort(first)[:4])
@@ -201,7 +217,10 @@ def test_all_processes_keep_the_channels_of_the_main_one(chain, monkeypatch):
     model, graph, number, images, _ = chain
     importance = Importance(model, graph, "reconstruction", [images])
     own = importance.unit_scores(number)
-    monkeypatch.setattr("eagleeye_hf.pruning.importance.make_in_main", lambda _, make: {number: -make()[number]})
+    importance = Importance(model, graph, "reconstruction", [images])
+    monkeypatch.setattr(
+        "eagleeye_hf.pruning.importance.make_in_main", lambda _, make: {n: -scores for n, scores in make().items()}
+    )
     importance.prepare(SimpleNamespace(num_processes=2))
     np.testing.assert_array_equal(importance.unit_scores(number), -own)
     widths = tuple(group.channels - (place == number) for place, group in enumerate(graph.groups))
