@@ -37,12 +37,13 @@ ROUNDING = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Of the inputs of one reader, over all pixels of all images."""
+    """Of the inputs of one reader, over all pixels of all images; `groups` are those of a convolution, 1 otherwise."""
 
     mean: Tensor
-    """Shape `(channels,)`."""
+    """Shape `(groups, channels)`."""
     covariance: Tensor
-    """Shape `(channels, channels)`; products of means, which can be a thousand times as large, would round it away."""
+    """Shape `(groups, channels, channels)`. Mean products would round it away where means are a hundred times as
+    large."""
     constant: bool
     """Whether a constant of the fit has a place: in the reader's own bias, or a BatchNorm takes it out again."""
 
@@ -70,8 +71,8 @@ class ReaderMoments:
 def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[AnyBatch]) -> dict[str, Moments]:
     """One forward pass of the full network over the calibration images; per name of a reader.
 
-    Readers are dense convolutions and linear layers whose inputs can be pruned; a convolution in groups mixes no
-    channels across them and is left as it is. Memory: one float32 square matrix of its input channels per reader.
+    Readers are convolutions and linear layers whose inputs can be pruned. Memory: one float32 square matrix of its
+    input channels per reader, of each group's where it is a convolution in groups.
 
     Args:
         batches: images of shape `(N, C, H, W)`, alone or followed by labels.
@@ -85,13 +86,15 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0].detach().float()
             rows = x.movedim(1, -1).flatten(0, -2) if isinstance(module, nn.Conv2d) else x.flatten(0, -2)
+            rows = rows.unflatten(1, (getattr(module, "groups", 1), -1)).movedim(1, 0)
             if name not in sums:
-                sums[name] = [rows.mean(0), torch.zeros_like(rows[0]), rows.new_zeros(rows.shape[1], rows.shape[1])]
+                near = rows.mean(1, keepdim=True)
+                sums[name] = [near, torch.zeros_like(near), rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])]
             near, total, products = sums[name]
             rows = rows - near
-            total += rows.sum(0)
-            products += rows.T @ rows
-            counts[name] = counts.get(name, 0) + len(rows)
+            total += rows.sum(1, keepdim=True)
+            products += rows.mT @ rows
+            counts[name] = counts.get(name, 0) + rows.shape[1]
 
         return hook
 
@@ -116,8 +119,8 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     found = {}
     for name, (near, total, products) in sums.items():
         apart = total / counts[name]
-        covariance = products / counts[name] - torch.outer(apart, apart)
-        found[name] = Moments(mean=near + apart, covariance=covariance, constant=name not in kept)
+        covariance = products / counts[name] - apart.mT @ apart
+        found[name] = Moments(mean=(near + apart).squeeze(1), covariance=covariance, constant=name not in kept)
     return found
 
 
@@ -172,16 +175,16 @@ def _shift(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
 
 
 def find_readers(model: nn.Module, graph: ChannelGraph) -> list[str]:
-    """Dense convolutions and linear layers with prunable input channels."""
+    """Convolutions and linear layers with prunable input channels, but for depthwise ones, which mix none."""
     prunable = {member.tensor for group in graph.prunable for member in group.members if member.dim == 1}
-    return [
-        name
-        for name, module in model.named_modules()
-        if f"{name}.weight" in prunable
-        and isinstance(module, (nn.Linear, nn.Conv2d))
-        and getattr(module, "groups", 1) == 1
-        and module.weight.shape[1] == getattr(module, "in_channels", getattr(module, "in_features", None))
-    ]
+    return [name for name, module in model.named_modules() if f"{name}.weight" in prunable and _mixes_channels(module)]
+
+
+def _mixes_channels(module: nn.Module) -> bool:
+    """As its weight says: along its second dimension lie the inputs of a group."""
+    if isinstance(module, nn.Linear):
+        return module.weight.shape[1] == module.in_features
+    return isinstance(module, nn.Conv2d) and 1 < module.weight.shape[1] == module.in_channels // module.groups
 
 
 def compensate_readers(
@@ -209,28 +212,30 @@ def compensate_readers(
         mixing, offset = _solve(moment, kept_index, removed_index)
         gone = weight.index_select(1, removed_index)
         repaired = weight.clone()
-        extra = torch.einsum("or...,kr->ok...", to_float64(gone), mixing).to(weight)
-        repaired.index_add_(1, kept_index, extra)
+        by_group = to_float64(gone).unflatten(0, (len(mixing), -1))
+        extra = torch.einsum("gor...,gkr->gok...", by_group, mixing).flatten(0, 1)
+        repaired.index_add_(1, kept_index, extra.to(weight))
         changed[f"{name}.weight"] = repaired
         if bias is not None:
-            taps = gone.flatten(2).sum(2) if gone.ndim > 2 else gone
-            changed[f"{name}.bias"] = bias + (to_float64(taps) @ offset).to(bias)
+            taps = by_group.flatten(3).sum(3) if gone.ndim > 2 else by_group
+            changed[f"{name}.bias"] = bias + (taps @ offset[:, :, None]).flatten().to(bias)
     return changed
 
 
 def _solve(moments: Moments, kept: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixing, shape `(kept, removed)`, and offset, shape `(removed,)`, in float64."""
+    """Mixing, shape `(groups, kept, removed)`, and offset, shape `(groups, removed)`, in float64."""
     products, mean = central_moments(moments)
     kept, removed = kept.to(mean.device), removed.to(mean.device)
-    gram = products.index_select(0, kept).index_select(1, kept)
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
-    gram = gram + ridge * torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
-    mixing = torch.linalg.solve(gram, products.index_select(0, kept).index_select(1, removed))
-    return mixing, mean[removed] - mean[kept] @ mixing
+    rows = products.index_select(1, kept)
+    gram = rows.index_select(2, kept)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
+    mixing = torch.linalg.solve(gram, rows.index_select(2, removed))
+    return mixing, mean[:, removed] - (mean[:, None, kept] @ mixing).squeeze(1)
 
 
 def central_moments(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Mean products of a reader's inputs, shape `(channels, channels)`, and their means, in float64; of what is left
-    without the means where least squares have a free constant, which is the same."""
+    """Mean products of a reader's inputs, shape `(groups, channels, channels)`, and their means, in float64; of what is
+    left without the means where least squares have a free constant, which is the same."""
     covariance, mean = to_float64(moments.covariance), to_float64(moments.mean)
-    return (covariance if moments.constant else covariance + torch.outer(mean, mean)), mean
+    return (covariance if moments.constant else covariance + mean[:, :, None] * mean[:, None, :]), mean

@@ -101,7 +101,7 @@ class Inverses:
     """
 
     def __init__(self, graph: ChannelGraph, moments: Mapping[str, Moments]) -> None:
-        self.moments = {name: found for name, found in moments.items() if len(found.mean) <= WIDEST}
+        self.moments = {name: found for name, found in moments.items() if found.mean.shape[1] <= WIDEST}
         reads = Counter(member.tensor for group in graph.prunable for member in group.members if member.dim == 1)
         self._wanted = {tensor.removesuffix(".weight") for tensor, times in reads.items() if times > 1}
         self._kept: dict[str, Tensor] = {}
@@ -119,10 +119,10 @@ class Inverses:
 
 def invert(products: Tensor) -> Tensor:
     """The inverse of moments, with the ridge of the repair; with more where rounding has made them indefinite."""
-    ridge = RIDGE * products.diagonal().mean().clamp_min(1e-12)
+    ridge = RIDGE * products.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)[..., None]
     while True:
-        factor, failed = torch.linalg.cholesky_ex(products + ridge * torch.eye(len(products), dtype=products.dtype))
-        if not failed:
+        factor, failed = torch.linalg.cholesky_ex(products + torch.diag_embed(ridge.expand(products.shape[:-1])))
+        if not failed.any():
             return torch.cholesky_inverse(factor)
         ridge = 10 * ridge
 
@@ -130,7 +130,7 @@ def invert(products: Tensor) -> Tensor:
 def find_group_readers(
     tensors: Mapping[str, Tensor], graph: ChannelGraph, number: int, known: Inverses
 ) -> list[Reader]:
-    """The layers that read a group and of whose inputs there are moments."""
+    """Of the layers that read a group and of whose inputs there are moments."""
     group, found = graph.groups[number], []
     for member in group.members:
         name = member.tensor.removesuffix(".weight")
@@ -140,19 +140,21 @@ def find_group_readers(
         if len({len(own) for own in columns}) == 1:
             weight, places = tensors[member.tensor].detach(), torch.from_numpy(np.stack(columns))
             with one_thread():
-                found.append(make_reader(weight, *known.find(name), places))
+                found += make_readers(weight, *known.find(name), places)
     return found
 
 
-def make_reader(weight: Tensor, products: Tensor, inverse: Tensor, columns: Tensor) -> Reader:
-    """
+def make_readers(weight: Tensor, products: Tensor, inverse: Tensor, columns: Tensor) -> list[Reader]:
+    """Of a linear layer or a convolution one, of a convolution in groups one each.
+
     Args:
-        products: moments of all inputs.
+        products: moments of all inputs; shape `(groups, inputs, inputs)`.
         inverse: `invert`ed.
         columns: inputs of each unit; shape `(num_units, num_columns)`. Other inputs stay, and tell of these.
     """
-    weight = weight.cpu().double()
-    rows = weight.flatten(2).movedim(2, 1).flatten(0, 1) if weight.ndim > 2 else weight
-    gram, order = rows.T @ rows, columns.flatten()
+    num, width = products.shape[:2]
+    rows = weight.cpu().double().reshape(num, len(weight) // num, width, -1).movedim(2, 3).flatten(1, 2)
+    gram, order = rows.mT @ rows, columns.flatten()
     energy = (gram * products).sum().clamp_min(1e-30)
-    return Reader(submatrix(gram, order) / energy, submatrix(inverse, order), columns.shape[1])
+    pairs = zip(gram, inverse, strict=True)
+    return [Reader(submatrix(own, order) / energy, submatrix(back, order), columns.shape[1]) for own, back in pairs]

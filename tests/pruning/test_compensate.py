@@ -66,6 +66,37 @@ def test_readers_are_repaired_as_lstsq_on_the_activations_says():
     )
 
 
+class InGroups(nn.Module):
+    """A convolution in two groups, each of which loses the channel at the same place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 3, padding=1)
+        self.b = nn.Conv2d(12, 8, 1, groups=2)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x).relu()).mean((2, 3)))
+
+
+def test_each_group_of_a_convolution_is_repaired_by_its_own_channels():
+    torch.manual_seed(0)
+    model, images = InGroups().eval(), torch.randn(6, 3, 10, 10)
+    graph = trace_model(model, (3, 10, 10))
+    kept, removed = [0, 2, 5], [1, 3, 4]
+    keep = {"a": np.array([*kept, *(6 + place for place in kept)])}
+    changed = compensate_readers(model, graph, keep, collect_moments(model, graph, [images]))
+    with torch.no_grad():
+        pixels = model.a(images).relu().movedim(1, -1).reshape(-1, 12)
+    weight = model.b.weight.detach()[:, :, 0, 0]
+    for part, inputs in ((slice(4), pixels[:, :6]), (slice(4, 8), pixels[:, 6:])):
+        mixing, offset = lstsq(inputs, kept, removed)
+        expected = weight[part][:, kept] + weight[part][:, removed] @ mixing.float().T
+        torch.testing.assert_close(changed["b.weight"][part][:, kept, 0, 0], expected, rtol=1e-4, atol=1e-5)
+        expected = model.b.bias[part] + weight[part][:, removed] @ offset.float()
+        torch.testing.assert_close(changed["b.bias"][part], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_channels_that_repeat_others_are_removed_without_a_trace():
     model, graph, batches, _ = example()
     with torch.no_grad():
@@ -79,7 +110,7 @@ def test_channels_that_repeat_others_are_removed_without_a_trace():
         torch.testing.assert_close(thin(batches[0]), model(batches[0]), rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_large_100", "densenet121", "resnext26ts"])
+@pytest.mark.parametrize("name", ["mobilenetv3_large_100", "densenet121", "resnext26ts", "regnetx_002"])
 def test_every_architecture_keeps_its_shapes(name):
     model = make_model(name)
     graph = trace_model(model, (3, 64, 64))

@@ -11,7 +11,7 @@ from torch import nn
 from eagleeye_hf import EagleEyeError, choose_channels, trace_model
 from eagleeye_hf.pruning.compensate import collect_moments
 from eagleeye_hf.pruning.importance import Importance
-from eagleeye_hf.pruning.reconstruction import Inverses, Reader, find_group_readers, invert, make_reader, removal_costs
+from eagleeye_hf.pruning.reconstruction import Inverses, Reader, find_group_readers, invert, make_readers, removal_costs
 from tests.helpers import make_model
 
 
@@ -50,7 +50,7 @@ def chain():
 
 
 def read(weight, products, columns) -> Reader:
-    return make_reader(weight, products, invert(products), columns)
+    return make_readers(weight, products[None], invert(products)[None], columns)[0]
 
 
 def total(readers) -> np.ndarray:
@@ -102,6 +102,25 @@ def test_a_reader_that_can_store_no_constant_is_fitted_without_one():
         assert cost == pytest.approx(np.square(error).sum() / np.square(wanted).sum(), rel=2e-2)
 
 
+def test_a_convolution_in_groups_errs_by_the_sum_of_its_groups():
+    random = np.random.default_rng(0)
+    data = random.normal(size=(4000, 10)) @ random.normal(size=(10, 10))
+    data, weight = data - data.mean(0), random.normal(size=(6, 5))
+    inputs, products = (
+        (data[:, :5], data[:, 5:]),
+        torch.from_numpy(np.stack([np.cov(data[:, :5].T), np.cov(data[:, 5:].T)])),
+    )
+    readers = make_readers(torch.from_numpy(weight), products, invert(products), torch.arange(5)[:, None])
+    assert len(readers) == 2
+    wanted = [own @ weight[3 * place : 3 * place + 3].T for place, own in enumerate(inputs)]
+    for gone, cost in enumerate(total(readers)):
+        error = 0.0
+        for own, outputs in zip(inputs, wanted, strict=True):
+            known = np.delete(own, gone, axis=1)
+            error += np.square(outputs - known @ np.linalg.lstsq(known, outputs, rcond=None)[0]).sum()
+        assert cost == pytest.approx(error / sum(np.square(outputs).sum() for outputs in wanted), rel=2e-2)
+
+
 def test_channels_go_greedily_and_the_rest_can_tell_most_of_what_is_gone(chain):
     model, graph, number, images, given = chain
     importance = Importance(model, graph, "reconstruction", [images])
@@ -132,7 +151,7 @@ def test_chunks_of_channels_that_go_together_are_read_by_several_layers():
     assert [reader.num_columns for reader in readers] == [1] * 7 + [7]  # the last one's outputs are another group
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenetv3_small_050", "ghostnet_050"])
+@pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenetv3_small_050", "ghostnet_050", "regnetx_002"])
 def test_every_group_of_a_network_is_scored(name):
     model, images = make_model(name), torch.randn(2, 3, 64, 64)
     graph = trace_model(model, (3, 64, 64))
