@@ -18,7 +18,7 @@ from tests.hub_server import TOKEN
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 SHORT = ["--candidates", "3", "--calibration-images", "32", "--holdout-images", "32"]
-SHORT += ["--match-steps", "2"]
+SHORT += ["--match-steps", "2", "--no-matched"]
 RESNET = ["--model", "resnet20_cifar", "--weights", str(SHARED / "models" / "resnet20_cifar10.safetensors")]
 CIFAR = ["--dataset", str(SHARED / "data" / "cifar10"), "--num-workers", "0", "--runtime", "torch"]
 

@@ -512,7 +512,7 @@ class Timed(AdaptiveBNScore):
         return [Latency(milliseconds=7.5 if s.widths[0] % 2 else 5.0, full_ms=10.0, place=PLACE) for s in strategies]
 
 score = Timed(model, graph, batches[:2], batches[2:])
-config = SearchConfig(latency=0.5, candidates=30, stages=(0.5, 1.0), divisor=1)
+config = SearchConfig(latency=0.5, candidates=12, stages=(0.5, 1.0), divisor=1)
 run_search(score, graph, config, output=Path(sys.argv[1]) / "timed")
 leave_processes()
 """
@@ -551,8 +551,8 @@ def one(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_find_the_same_to_the_bit(one, tmp_path, processes):
-    assert len([row for row in one if row["stage"] == 0]) == 18 + 30
-    assert [sum(row["score"]["matched"] == steps for row in one) for steps in (1, 2)] == [18 + 24, 16 + 8]
+    assert len([row for row in one if row["stage"] == 0]) == 18 + 12
+    assert [sum(row["score"]["matched"] == steps for row in one) for steps in (1, 2)] == [18 + 12, 16 + 6]
     assert any(row["origin"] == "evolution" for row in one)
     assert finish(start(tmp_path / "run", processes, threads=1), tmp_path / "run") == one
 
