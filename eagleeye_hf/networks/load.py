@@ -36,9 +36,8 @@ def check_name(name: str) -> None:
             hub = f"hf-hub:{name.lstrip('./~')}"
             raise EagleEyeError(f"`model={name}`: there is no such folder; for one on the Hub write {hub}")
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4)
-        raise EagleEyeError(
-            f"`model={name}` is no model of timm{'; did you mean ' + ', '.join(close) if close else ''}"
-        )
+        rest = f"; did you mean {', '.join(close)}" if close else ", and there is no folder of that name"
+        raise EagleEyeError(f"`model={name}` is no model of timm{rest}")
 
 
 def load_pretrained(name: str, **options: Any) -> nn.Module:
@@ -99,7 +98,9 @@ def read_weights(weights: str) -> dict[str, Tensor]:
         with open(weights, "rb") as file:
             beginning = file.read(4)
     except OSError as error:
-        raise EagleEyeError(f"`weights={weights}` can't be read: {_first_line(error)}") from error
+        raise EagleEyeError(
+            f"`weights={weights}` can't be read ({error.strerror}); give a file of safetensors or of `torch.save`"
+        ) from error
     if beginning.startswith(PICKLES):
         return _bare(_find_state(weights, _unpickle(weights)))
     try:

@@ -95,7 +95,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise EagleEyeError(f"{folder} has no {CONFIG}: it is no checkpoint, or an unfinished one")
+        what = f"has no {CONFIG}: it is no checkpoint, or an unfinished one" if folder.is_dir() else "is no folder"
+        raise EagleEyeError(f"{folder} {what}; give the folder that a run has written")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise EagleEyeError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB, which no checkpoint needs")
     try:

@@ -81,7 +81,10 @@ def _read_entry(path: str) -> dict[str, Any]:
     try:
         data = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise EagleEyeError(f"`strategy={path}` can't be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise EagleEyeError(
+            f"`strategy={path}` can't be read ({why}); give a JSON file with widths or ratios, as a search writes"
+        ) from error
     if isinstance(data, dict) and isinstance(data.get("strategies"), dict):
         known = data["strategies"]
         if name not in known:

@@ -127,7 +127,7 @@ def test_models_are_given_by_name_folder_or_repo(hub, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["push", "/nowhere", "user/thin"], r"/nowhere has no config.json"),
+        (["push", "/nowhere", "user/thin"], r"/nowhere is no folder; give the folder that a run has written"),
         (["push", "FOLDER", "user/thin"], "Log in with `hf auth login`"),
         (["export", "FOLDER", "--output", "thin.txt"], "has to end in .onnx or .pt2"),
         (["export", "FOLDER", "--output", "/nowhere/thin.onnx"], "there is no folder /nowhere"),
