@@ -70,11 +70,11 @@ def run_search(
     """
     started = time.perf_counter()
     check_scorer(score)
+    accelerator = accelerator or Accelerator()
+    check_reach(graph, config)  # by every process
     units = score.unit_scores() if "width" in config.dimensions else None
     if config.method == "global" and units is None:
         raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
-    accelerator = accelerator or Accelerator()
-    check_reach(graph, config)  # by every process
     settings = flat_dict(config) | {"seed": seed} | _describe_graph(graph, config) | dict(fingerprint or {})
     journal, lines, prepared = _open_journal(output, settings, accelerator)
     prepared = _prepare(score, graph, config, seed, prepared, accelerator, output)
