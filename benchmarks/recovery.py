@@ -67,7 +67,7 @@ def try_network(
         how = MatchConfig(match_steps=steps)
         matched = match_teacher(copy.deepcopy(thin), task.full, graph, keep, images, how, accelerator=accelerator)
         found |= {"matching_seconds": time.process_time() - started, "images": len(images.images), "steps": steps}
-        found |= {"full": score_network(task, task.full), "compensated": score_network(task, thin)}
+        found |= {"full": score_network(task, task.full, recompute=False), "compensated": score_network(task, thin)}
         found["matched"] = score_network(task, matched)
         file.write_text(json.dumps(found, indent=1))
         print(task.name, criterion, seed, found["compensated"], found["matched"], flush=True)

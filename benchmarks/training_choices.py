@@ -259,13 +259,17 @@ def train_network(task: Task, model: nn.Module, lr: float, teaching: str, seed: 
 
 
 @torch.no_grad()
-def score_network(task: Task, network: nn.Module) -> dict[str, float]:
-    """With statistics recomputed from images that are cropped as in training."""
+def score_network(task: Task, network: nn.Module, recompute: bool = True) -> dict[str, float]:
+    """
+    Args:
+        recompute: its statistics, from images that are cropped as in training.
+    """
     network, found = copy.deepcopy(network).eval(), {}
     generator = torch.Generator().manual_seed(7)
     crops = (task.augment(part, generator) for part in task.train[0][:2048].split(128))
     with torch.autocast("cpu", torch.bfloat16):
-        recalibrate_bn(network, list(crops))
+        if recompute:
+            recalibrate_bn(network, list(crops))
         for which, (images, labels) in (("holdout", task.holdout), ("test", task.test)):
             outputs = torch.cat([network(task.normalize(part)).float() for part in images.split(250)])
             found[which] = float((outputs.argmax(1) == labels).float().mean())

@@ -188,7 +188,10 @@ def test_int8_is_written_measured_beside_float32_and_told_in_the_card(thin, inpu
             "`latency` is a fraction of the full model in (0, 1]",
         ),
         (["search", "resnet20_cifar", "--divisor", "x"], "`--divisor` is"),
-        (["compare", "nowhere", "--costs-only"], "`model=nowhere` is no model of timm, and there is no folder of that name"),
+        (
+            ["compare", "nowhere", "--costs-only"],
+            "`model=nowhere` is no model of timm, and there is no folder of that name",
+        ),
         (["compare", "outputs/nowhere", "--costs-only"], "no such folder; for one on the Hub write hf-hub:outputs/"),
         (["compare", "resnet20_cifar", "--output", "x.jpg"], "has to end in .png"),
     ],
