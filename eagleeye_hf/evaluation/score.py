@@ -119,6 +119,7 @@ class AdaptiveBNScore:
 
     def unit_scores(self) -> list[np.ndarray]:
         """The importance of each unit, one array per prunable group."""
+        self.builder.importance.prepare()
         groups = enumerate(self.graph.groups)
         return [self.builder.importance.unit_scores(i) for i, group in groups if group.prunable]
 

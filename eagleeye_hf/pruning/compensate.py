@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,7 +30,7 @@ from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.telling import progress_bar
 
 RIDGE = 1e-4
-"""Added to the diagonal of the kept channels' moments, as a fraction of their mean."""
+"""Added to the diagonal of the kept channels' moments, as a fraction of the mean one of all inputs (of the group)."""
 PROBED = 4
 """Images on which it is seen where a constant goes."""
 ROUNDING = 1e-8
@@ -83,10 +85,11 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     counts: dict[str, int] = {}
 
     def collect(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0].detach().float()
-            rows = x.movedim(1, -1).flatten(0, -2) if isinstance(module, nn.Conv2d) else x.flatten(0, -2)
-            rows = rows.unflatten(1, (getattr(module, "groups", 1), -1)).movedim(1, 0)
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            x, groups = (*inputs, *named.values())[0].detach().float(), 1
+            if isinstance(module, nn.Conv2d):
+                x, groups = x.movedim(-3, -1), module.groups
+            rows = x.flatten(0, -2).unflatten(1, (groups, -1)).movedim(1, 0)
             if name not in sums:
                 near = rows.mean(1, keepdim=True)
                 sums[name] = [near, torch.zeros_like(near), rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])]
@@ -101,7 +104,7 @@ def collect_moments(model: nn.Module, graph: ChannelGraph, batches: Iterable[Any
     model = copy.deepcopy(unwrap_model(model))  # other threads may run or copy the given one meanwhile
     readers = find_readers(model, graph)
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_pre_hook(collect(name)) for name in readers]
+    handles = [modules[name].register_forward_pre_hook(collect(name), with_kwargs=True) for name in readers]
     num_batches, without_bias = 0, [name for name in readers if modules[name].bias is None]
     try:
         with evaluation_mode(model), torch.no_grad():
@@ -175,16 +178,15 @@ def _shift(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
 
 
 def find_readers(model: nn.Module, graph: ChannelGraph) -> list[str]:
-    """Convolutions and linear layers with prunable input channels, but for depthwise ones, which mix none."""
+    """Convolutions and linear layers with prunable input channels and a weight that no other layer has, too."""
     prunable = {member.tensor for group in graph.prunable for member in group.members if member.dim == 1}
-    return [name for name, module in model.named_modules() if f"{name}.weight" in prunable and _mixes_channels(module)]
-
-
-def _mixes_channels(module: nn.Module) -> bool:
-    """As its weight says: along its second dimension lie the inputs of a group."""
-    if isinstance(module, nn.Linear):
-        return module.weight.shape[1] == module.in_features
-    return isinstance(module, nn.Conv2d) and 1 < module.weight.shape[1] == module.in_channels // module.groups
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) or type(module) in (nn.Linear, TimmLinear)
+    ]
+    owners = Counter(id(module.weight) for _, module in layers)
+    return [name for name, module in layers if f"{name}.weight" in prunable and owners[id(module.weight)] == 1]
 
 
 def compensate_readers(
@@ -228,10 +230,14 @@ def _solve(moments: Moments, kept: Tensor, removed: Tensor) -> tuple[Tensor, Ten
     kept, removed = kept.to(mean.device), removed.to(mean.device)
     rows = products.index_select(1, kept)
     gram = rows.index_select(2, kept)
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
+    gram.diagonal(dim1=1, dim2=2).add_(find_ridge(products))
     mixing = torch.linalg.solve(gram, rows.index_select(2, removed))
     return mixing, mean[:, removed] - (mean[:, None, kept] @ mixing).squeeze(1)
+
+
+def find_ridge(products: Tensor) -> Tensor:
+    """What is added to the diagonal of moments; shape `(groups, 1)`."""
+    return RIDGE * products.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
 
 
 def central_moments(moments: Moments) -> tuple[Tensor, Tensor]:

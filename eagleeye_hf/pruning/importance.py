@@ -79,6 +79,7 @@ class Importance:
         self._tensors = dict(named_tensors(model)) | computed_weights(model)
         self._outputs = output_dims(model)
         self._moments = moments or ReaderMoments(model, graph, batches or ())
+        self._inverses: Inverses | None = None
         self._lock = threading.Lock()
         self._effects: dict[tuple[str, int], np.ndarray] = {}
         if criterion == "taylor" and batches is not None:
@@ -89,6 +90,8 @@ class Importance:
         """Score all groups now, where that takes time. In several processes all go by the main one's scores: sums over
         images may differ in the last digit from one device to another, and all have to keep the same channels."""
         prunable = [number for number, group in enumerate(self.graph.groups) if group.prunable]
+        if self.criterion not in NEED_IMAGES or len(self._units) == len(prunable):
+            return
 
         def score_groups() -> dict[int, np.ndarray]:
             known = self._invert_moments()
@@ -97,33 +100,31 @@ class Importance:
                 scores = pool.map(partial(self._score_units, known=known), prunable)
                 return dict(zip(prunable, progress_bar(scores, **bar), strict=True))
 
-        with self._lock:
-            if self.criterion in NEED_IMAGES and len(self._units) < len(prunable):
-                self._units = make_in_main(accelerator, score_groups)
+        self._units = make_in_main(accelerator, score_groups)
+        self._inverses = None  # they are large
 
     def _invert_moments(self) -> Inverses:
-        """Of what readers are given, where that is known, wanted and finite."""
-        moments = self._moments.get() if self.criterion == "reconstruction" else {}
-        finite = {name: found for name, found in moments.items() if found.covariance.isfinite().all()}
-        if len(finite) < len(moments):
-            first = next(name for name in moments if name not in finite)
-            warn(
-                f"what {first} and {len(moments) - len(finite) - 1} other layers read is not finite in the full "
-                "network, so channels there stay by `criterion=l1`; check its weights and statistics, and the images"
-            )
-        return Inverses(self.graph, finite)
+        """Of what readers are given, where the criterion goes by that."""
+        with self._lock:
+            if self._inverses is None:
+                moments = self._moments.get() if self.criterion == "reconstruction" else {}
+                self._inverses = Inverses(self.graph, moments)
+                if broken := self._inverses.broken:
+                    warn(
+                        f"what {broken[0]} and {len(broken) - 1} other layers read is not finite in the full network, "
+                        "so channels there stay by `criterion=l1`; check its weights and statistics, and the images"
+                    )
+            return self._inverses
 
     def unit_scores(self, number: int) -> np.ndarray:
         """The importance of each unit of a group (channels that go together), per channel; shape `(num_units,)`."""
-        if number not in self._units and self.criterion in NEED_IMAGES:
-            self.prepare()
-        elif number not in self._units:
-            self._units[number] = self._score_units(number)
+        if number not in self._units:
+            self._units[number] = self._score_units(number, self._invert_moments())
         return self._units[number]
 
-    def _score_units(self, number: int, known: Inverses | None = None) -> np.ndarray:
+    def _score_units(self, number: int, known: Inverses) -> np.ndarray:
         group = self.graph.groups[number]
-        readers = find_group_readers(self._tensors, self.graph, number, known) if known else []
+        readers = find_group_readers(self._tensors, self.graph, number, known)
         if readers:
             return removal_costs(readers, len(group.units)) / group.step
         return self._channel_scores(group)[group.units].mean(1)

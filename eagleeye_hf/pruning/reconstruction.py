@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eagleeye_hf.channels.graph import ChannelGraph
 from eagleeye_hf.networks.threads import one_thread
-from eagleeye_hf.pruning.compensate import RIDGE, Moments, central_moments
+from eagleeye_hf.pruning.compensate import Moments, central_moments, find_ridge
 
 WIDEST = 8192
 """Inputs of a layer that is looked at; of more, a matrix takes gigabytes and its inverse minutes."""
@@ -94,14 +94,15 @@ def removal_costs(readers: Sequence[Reader], num_units: int) -> np.ndarray:
 
 
 class Inverses:
-    """Of the moments of layers' inputs; those that several groups need are kept.
+    """Of the moments of layers' inputs, as channels are ranked by them; those that several groups need are kept.
 
-    Args:
-        moments: of the layers by which channels are ranked; those of more than `WIDEST` inputs are left out.
+    Layers of more than `WIDEST` inputs are left out, and those of whose inputs moments are not finite.
     """
 
     def __init__(self, graph: ChannelGraph, moments: Mapping[str, Moments]) -> None:
-        self.moments = {name: found for name, found in moments.items() if found.mean.shape[1] <= WIDEST}
+        known = {name: found for name, found in moments.items() if found.mean.shape[1] <= WIDEST}
+        self.moments = {name: found for name, found in known.items() if found.covariance.isfinite().all()}
+        self.broken = [name for name in known if name not in self.moments]
         reads = Counter(member.tensor for group in graph.prunable for member in group.members if member.dim == 1)
         self._wanted = {tensor.removesuffix(".weight") for tensor, times in reads.items() if times > 1}
         self._kept: dict[str, Tensor] = {}
@@ -109,22 +110,26 @@ class Inverses:
     def find(self, name: str) -> tuple[Tensor, Tensor]:
         """The moments of a layer, and their inverse."""
         products = central_moments(self.moments[name])[0].cpu().double()
-        if name in self._kept:
-            return products, self._kept[name]
-        inverse = invert(products)
+        inverse = self._kept[name] if name in self._kept else invert(products)
         if name in self._wanted:
             self._kept[name] = inverse
         return products, inverse
 
 
 def invert(products: Tensor) -> Tensor:
-    """The inverse of moments, with the ridge of the repair; with more where rounding has made them indefinite."""
-    ridge = RIDGE * products.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)[..., None]
+    """The inverses of moments, with the ridge of the repair; with more where rounding has made them indefinite.
+
+    Args:
+        products: shape `(groups, inputs, inputs)`, finite.
+    """
+    ridge = find_ridge(products)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(products + torch.diag_embed(ridge.expand(products.shape[:-1])))
+        moments = products.clone()
+        moments.diagonal(dim1=1, dim2=2).add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(moments)
         if not failed.any():
             return torch.cholesky_inverse(factor)
-        ridge = 10 * ridge
+        ridge = torch.where(failed[:, None] > 0, 10 * ridge, ridge)
 
 
 def find_group_readers(
@@ -134,13 +139,10 @@ def find_group_readers(
     group, found = graph.groups[number], []
     for member in group.members:
         name = member.tensor.removesuffix(".weight")
-        if member.dim != 1 or name not in known.moments or not member.tensor.endswith(".weight"):
-            continue
-        columns = [np.unique(member.index[unit]) for unit in group.units]
-        if len({len(own) for own in columns}) == 1:
-            weight, places = tensors[member.tensor].detach(), torch.from_numpy(np.stack(columns))
+        if member.dim == 1 and name in known.moments:
+            columns = torch.from_numpy(np.stack([np.unique(member.index[unit]) for unit in group.units]))
             with one_thread():
-                found += make_readers(weight, *known.find(name), places)
+                found += make_readers(tensors[member.tensor].detach(), *known.find(name), columns)
     return found
 
 

@@ -36,8 +36,8 @@ from eagleeye_hf.strategies.keeping import largest_ratios, spared_blocks
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
 
-RULES = 6
-"""How candidates follow from scores; a journal of other rules can't be gone on with."""
+RULES = 7
+"""How scores come about, and candidates follow from them; a journal of other rules can't be gone on with."""
 EXAMPLES = 6
 """Random strategies on which formats are compared."""
 LOOSE_FIT = 0.1

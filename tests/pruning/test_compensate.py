@@ -36,7 +36,7 @@ def example():
 def lstsq(inputs, kept, removed):
     """Regression of the removed channels on the kept ones and a constant, by explicit rows; ridge as extra rows."""
     x, y = inputs[:, kept].double(), inputs[:, removed].double()
-    ridge = RIDGE * (x - x.mean(0)).square().mean(0).mean() * len(x)
+    ridge = RIDGE * (inputs - inputs.mean(0)).double().square().mean(0).mean() * len(x)
     x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
     extra = torch.cat([ridge.sqrt() * torch.eye(len(kept), dtype=torch.float64), torch.zeros(len(kept), 1)], 1)
     solution = torch.linalg.lstsq(torch.cat([x, extra]), torch.cat([y, torch.zeros(len(kept), y.shape[1])])).solution
@@ -95,6 +95,49 @@ def test_each_group_of_a_convolution_is_repaired_by_its_own_channels():
         torch.testing.assert_close(changed["b.weight"][part][:, kept, 0, 0], expected, rtol=1e-4, atol=1e-5)
         expected = model.b.bias[part] + weight[part][:, removed] @ offset.float()
         torch.testing.assert_close(changed["b.bias"][part], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_hardly_varies_is_not_asked_to_tell_of_the_rest():
+    """One group keeps channels that are all but constant; fitted to rounding, its weights would be a million times as
+    large."""
+    torch.manual_seed(0)
+    model, images = InGroups().eval(), torch.randn(6, 3, 10, 10)
+    with torch.no_grad():
+        model.a.weight[[6, 8]] *= 1e-6
+        model.a.bias[[6, 8]] = 0.5
+    graph = trace_model(model, (3, 10, 10))
+    keep = {"a": np.array([0, 2, 6, 8])}
+    changed = compensate_readers(model, graph, keep, collect_moments(model, graph, [images]))
+    assert changed["b.weight"].abs().max() < 10 * model.b.weight.abs().max()
+
+
+class Odd(nn.Module):
+    """A weight that two layers share, a layer that is called by keyword, and a class of a shape of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.second.weight = self.first.weight
+        self.named, self.own, self.head = nn.Conv2d(8, 8, 1), ChannelsFirst(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = self.named(input=self.second(self.first(x).relu()).relu())
+        return self.head(self.own(x.relu()).mean((2, 3)))
+
+
+class ChannelsFirst(nn.Linear):
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight[:, :, None, None], self.bias)
+
+
+def test_layers_that_are_not_what_they_seem_are_left_as_they_are():
+    torch.manual_seed(0)
+    model, images = Odd().eval(), torch.randn(4, 3, 10, 10)
+    graph = trace_model(model, (3, 10, 10))
+    assert find_readers(model, graph) == ["named", "head"]
+    assert set(collect_moments(model, graph, [images])) == {"named", "head"}
 
 
 def test_channels_that_repeat_others_are_removed_without_a_trace():

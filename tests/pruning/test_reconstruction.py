@@ -50,7 +50,7 @@ def chain():
 
 
 def read(weight, products, columns) -> Reader:
-    return make_readers(weight, products[None], invert(products)[None], columns)[0]
+    return make_readers(weight, products[None], invert(products[None]), columns)[0]
 
 
 def total(readers) -> np.ndarray:
@@ -119,6 +119,14 @@ def test_a_convolution_in_groups_errs_by_the_sum_of_its_groups():
             known = np.delete(own, gone, axis=1)
             error += np.square(outputs - known @ np.linalg.lstsq(known, outputs, rcond=None)[0]).sum()
         assert cost == pytest.approx(error / sum(np.square(outputs).sum() for outputs in wanted), rel=2e-2)
+
+
+def test_moments_that_rounding_has_spoilt_get_a_larger_ridge_and_others_none():
+    sound = torch.eye(3, dtype=torch.float64) + 0.5
+    spoilt = torch.diag(torch.tensor([1.0, 1.0, -1e-3], dtype=torch.float64))
+    inverses = invert(torch.stack([sound, spoilt]))
+    assert inverses.isfinite().all()
+    torch.testing.assert_close(inverses[:1], invert(sound[None]), rtol=0, atol=0)
 
 
 def test_channels_go_greedily_and_the_rest_can_tell_most_of_what_is_gone(chain):
