@@ -98,6 +98,7 @@ def format_groups(graph: ChannelGraph, rows: Sequence[GroupSummary]) -> str:
         lines.append("\npinned")
         lines += [f"  {row.name} ({row.channels} channels): {row.reason}" for row in pinned]
     lines.append(f"\n{len(rows) - len(pinned)} of {len(rows)} groups can be pruned")
+    lines.append("  MACs, parameters: what goes when that group alone shrinks to its step; groups share layers")
     return "\n".join(lines)
 
 
