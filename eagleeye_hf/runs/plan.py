@@ -30,6 +30,8 @@ STEP, STEP_ON_GPU = 16, 128
 """Images of a timed training step; a timed pass sees twice as many, others in proportion."""
 OVERHEAD = 1.1
 """A score's time over its bare passes (benchmarks/search_overhead.md)."""
+RANKED = 2.5
+"""Passes over the calibration images in whose time channels are ranked by what layers read, on a CPU."""
 ONCE, EACH = {False: 0.0, True: 20.0}, {False: 0.0, True: 0.1}
 """Seconds of a search, and of each of its candidates, beside their passes; on a GPU (benchmarks/gpu.md)."""
 ADAPTATION, SEARCH, MATCHING, FINETUNING = "adaptation", "search", "matching", "fine-tuning"
@@ -184,6 +186,8 @@ def predict_phases(config: RunConfig, counts: Counts, rates: Rates, processes: i
             seconds = 60 * search.minutes
         if "latency" in search.budgets[0].limits:
             seconds += SECONDS
+        if "width" in search.dimensions and config.importance.criterion == "reconstruction" and not rates.whole:
+            seconds += RANKED * counts.calibration * rates.forward
         what = f"{candidates:,} candidates, {search.budgets[0]}" if candidates else str(search.budgets[0])
         phases.append(Phase(name=SEARCH, what=what, seconds=seconds))
     if config.match.match_steps != 0:

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from eagleeye_hf import DatasetConfig, FinetuneConfig, MatchConfig, NetworkConfig, RunConfig, SearchConfig
+from eagleeye_hf import (
+    DatasetConfig,
+    FinetuneConfig,
+    ImportanceConfig,
+    MatchConfig,
+    NetworkConfig,
+    RunConfig,
+    SearchConfig,
+)
 from eagleeye_hf.runs import plan
 from eagleeye_hf.runs.plan import Clock, Counts, Phase, Plan, Rates, predict_phases
 from eagleeye_hf.search.stages import STEP, STEPS
@@ -28,13 +36,16 @@ def seconds(config=CONFIG, rates=RATES, processes=1) -> dict[str, float]:
 def test_times_follow_from_what_is_done():
     """Half the MACs in training and scoring; the full network and the result on the test images."""
     few, more = STEPS
+    ranking = plan.RANKED * 50 * 0.01
     expected = {
-        "search": (100 + 24 * (1 + few * STEP) + 8 * (1 + more * STEP)) * 100 * 0.005 * plan.OVERHEAD,
+        "search": (100 + 24 * (1 + few * STEP) + 8 * (1 + more * STEP)) * 100 * 0.005 * plan.OVERHEAD + ranking,
         "matching": 10 * 50 * (0.015 + 0.01) + 50 * 0.01,
         "fine-tuning": 10 * (1000 * 0.015 + 50 * 0.01),
         "measuring": 2 * 200 * (0.01 + 0.02 / 4) + 5,
     }
     assert seconds() == pytest.approx(expected)
+    by_size = replace(CONFIG, importance=ImportanceConfig(criterion="l1"))
+    assert seconds(by_size)["search"] == pytest.approx(expected["search"] - ranking)
     assert seconds(processes=8)["fine-tuning"] == pytest.approx(expected["fine-tuning"] / 8)
     slow = seconds(rates=replace(RATES, decode=0.4))
     assert slow["fine-tuning"] == pytest.approx(10 * (1000 * 0.1 + 50 * 0.01)), "decoding bounds training, or overlaps"
