@@ -89,9 +89,9 @@ def make_in_main(accelerator: Accelerator | None, make: Callable[[], Made]) -> M
                 made = make()
             except EagleEyeError as error:
                 message = str(error)
-    from accelerate.utils import broadcast_object_list
-
-    made, message = broadcast_object_list([made, message])
+    told: list[Any] = [made, message]
+    _distributed().broadcast_object_list(told, src=0, group=patient_group())  # not by way of a GPU's memory
+    made, message = told
     if message:
         raise EagleEyeError(message)
     return made

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from eagleeye_hf.commands.printing import PrintConfig
 from eagleeye_hf.configs import check_fields
+from eagleeye_hf.processes import main_process_works
 from eagleeye_hf.runs.config import JobConfig
 from eagleeye_hf.telling import say
 
@@ -44,14 +45,15 @@ def run(config: Config) -> None:
     set_seed(config.seed)
     job = open_job(config, accelerator, download=not config.dry_run)
     as_json, clock = config.printing.json, None
-    if accelerator.is_main_process and not (folder / CONFIG).exists():
-        model = job.model.to(accelerator.device).eval()
-        plan = plan_job(model, job.data, job.config, job.notes, accelerator)
-        if config.dry_run:
-            print(json.dumps(plan.to_dict()) if as_json else plan)
-        else:
-            say(f"{plan}\n")
-            clock = Clock(plan)
+    with main_process_works():
+        if accelerator.is_main_process and not (folder / CONFIG).exists():
+            model = job.model.to(accelerator.device).eval()
+            plan = plan_job(model, job.data, job.config, job.notes, accelerator)
+            if config.dry_run:
+                print(json.dumps(plan.to_dict()) if as_json else plan)
+            else:
+                say(f"{plan}\n")
+                clock = Clock(plan)
     if config.dry_run:
         return
     with redirect_stdout(sys.stderr) if as_json else nullcontext():

@@ -129,7 +129,7 @@ def _collect(
         return finite is not None, finite is None or bool(finite), told
 
     try:
-        with evaluation_mode(model), _unsynchronised(layers), torch.no_grad():
+        with evaluation_mode(model), unsynchronised(layers), torch.no_grad():
             for layer in layers:
                 layer.training = True  # not `train()`: some layers hold an activation or dropout
                 # momentum 1 leaves the batch's own statistics in the buffers, for `_Moments` to read
@@ -200,7 +200,7 @@ def _restored_on_error(layers: Sequence[_BatchNorm]) -> Iterator[None]:
 
 
 class _Unsynchronised:
-    """How many blocks of `_unsynchronised` are running in this process, and what SyncBatchNorm does outside of them."""
+    """How many blocks of `unsynchronised` are running in this process, and what SyncBatchNorm does outside of them."""
 
     lock = threading.Lock()
     count = 0
@@ -208,7 +208,7 @@ class _Unsynchronised:
 
 
 @contextmanager
-def _unsynchronised(layers: Sequence[_BatchNorm]) -> Iterator[None]:
+def unsynchronised(layers: Sequence[_BatchNorm]) -> Iterator[None]:
     """SyncBatchNorm, also below timm's layers, waits for other processes, which may be busy with another network."""
     if not any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
         yield

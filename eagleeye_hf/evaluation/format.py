@@ -66,7 +66,7 @@ SAME_RANKING = 0.9
 def native_format(device: torch.device) -> Format:
     """What the device is made for; always the same on the same device."""
     if device.type == "cuda":
-        return Format(channels_last=True, bfloat16=torch.cuda.is_bf16_supported())
+        return Format(channels_last=True, bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # as far as this PyTorch knows them
     has_bfloat16 = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
     return Format(channels_last=True, bfloat16=has_bfloat16)

@@ -53,10 +53,14 @@ class ScoringImages:
     @property
     def num_bytes(self) -> int:
         """As they are given, and in one format."""
-        tensors = [images for images, _ in (*self.calibration, *self.holdout)]
+        tensors = list[Tensor]()
         for calibration, holdout in self._converted.values():
             tensors += [*calibration, *(images for images, _ in holdout)]
-        return sum(images.nbytes for images in tensors)
+        return sum(map(_count_bytes, self._given)) + sum(images.nbytes for images in tensors)
+
+    @property
+    def largest_batch(self) -> int:
+        return max(len(images) for given in self._given for images in _kept(given))
 
     def fingerprint(self) -> str:
         """A short hash of all images and labels: of files' contents where they come from files, else of pixels."""
@@ -82,9 +86,17 @@ def _hash(batches: Sequence[Batch]) -> str:
     return told.hexdigest()[:16]
 
 
+def _kept(batches: Sequence[Batch]) -> Sequence[Tensor]:
+    """The images as they lie there, in bytes where they come from files."""
+    return batches.pixels if isinstance(batches, KeptBatches) else [images for images, _ in batches]
+
+
 def _count_values(batches: Sequence[Batch]) -> int:
-    kept = batches.pixels if isinstance(batches, KeptBatches) else [images for images, _ in batches]
-    return sum(images.numel() for images in kept)
+    return sum(images.numel() for images in _kept(batches))
+
+
+def _count_bytes(batches: Sequence[Batch]) -> int:
+    return sum(images.nbytes for images in _kept(batches))
 
 
 def _part(batches: Sequence[object], fraction: float) -> int:

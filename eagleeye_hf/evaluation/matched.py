@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.evaluation.batchnorm import batch_norms
+from eagleeye_hf.evaluation.batchnorm import batch_norms, unsynchronised
 from eagleeye_hf.evaluation.layers import LayerOutputs, matched_layers, matching_loss
 from eagleeye_hf.networks.depthwise import Float32Depthwise
 from eagleeye_hf.networks.running import device_of, run_model
@@ -64,7 +64,8 @@ def match_briefly(
     ]
     optimizer = torch.optim.SGD(thin.parameters(), lr=LIKE.match_lr, momentum=0.9, nesterov=True)
     thin.eval()
-    for layer in batch_norms(thin):
+    layers = batch_norms(thin)
+    for layer in layers:
         layer.training = True  # not `train()`: some layers hold an activation or dropout
     steps = min(steps, len(pairs) * math.ceil(steps / PER_PASS))
     for step, (part, small) in enumerate(islice(cycle(pairs), steps)):
@@ -73,7 +74,7 @@ def match_briefly(
             group["lr"] = rate
         with torch.no_grad(), autocast():
             wanted = run_model(teacher, part)
-        with autocast(), Float32Depthwise():
+        with autocast(), Float32Depthwise(), unsynchronised(layers):
             outputs = run_model(thin, small)
             loss = matching_loss(ours.taken, theirs.taken, kept, outputs, wanted)
         optimizer.zero_grad()

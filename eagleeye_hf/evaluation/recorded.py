@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eagleeye_hf.channels.cut import clear_caches, kept_places, named_tensors
 from eagleeye_hf.channels.graph import ChannelGraph
-from eagleeye_hf.evaluation.batchnorm import batch_norms, check_statistics
+from eagleeye_hf.evaluation.batchnorm import batch_norms, check_statistics, unsynchronised
 from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.networks.running import channels_last, run_model
 
@@ -133,7 +133,8 @@ class RecordedNetwork(nn.Module):
                 for layer in self.layers:
                     layer.training = True  # not `train()`: some layers hold an activation or dropout
                     layer.momentum = 1.0 if momentum is None else 1 - momentum
-                outputs = self._run(images)
+                with unsynchronised(self.layers):
+                    outputs = self._run(images)
             finally:
                 for layer, value in before:
                     layer.eval()

@@ -113,7 +113,7 @@ class AdaptiveBNScore:
     @cached_property
     def thread_bytes(self) -> int:
         """What a candidate takes while it is scored: weights, and the activations of the largest batch."""
-        batch = max(len(images) for images, _ in (*self.images.calibration, *self.images.holdout))
+        batch = self.images.largest_batch
         weights = sum(tensor.numel() for _, tensor in named_tensors(self.model))
         return batch * activation_bytes(self.model, self.graph.input_size) + 4 * weights
 

@@ -33,6 +33,7 @@ from eagleeye_hf.runs.plan import FINETUNING, MATCHING, MEASURING, SEARCH
 from eagleeye_hf.runs.result import Measured, license_of, save_result, told_settings
 from eagleeye_hf.runs.scoring import make_score
 from eagleeye_hf.runtimes.runtime import find_runtime
+from eagleeye_hf.search.failures import free_memory
 from eagleeye_hf.search.run import check_reach, run_search
 from eagleeye_hf.strategies.files import describe_strategy, read_origin, read_strategy, warn_of_criterion
 from eagleeye_hf.strategies.strategy import Strategy
@@ -123,13 +124,15 @@ def _compress(
         seen = data.seen_by(score.build(strategy, compensate=False))
 
     def hold(network: nn.Module) -> Metrics:
-        batches = seen.holdout.cached_batches(device=accelerator.device)
+        kept: dict[str, Any] = {"accelerator": accelerator, "num_workers": config.data.num_workers}
+        batches = seen.holdout.cached_batches(device=accelerator.device, **kept)
         return evaluate_model(network, batches[accelerator.process_index :: accelerator.num_processes], accelerator)
 
     metrics = {"full": test_model(model, data, accelerator, config.data.num_workers)}
     pruned, steps = measure_steps(score, strategy, hold, config.repair.compensate)
     keep = score.choose_channels(strategy)
     del score  # its images and networks, before training needs the room
+    free_memory()
     curve = list[EpochRecord]()
     network = {"model": config.network.model, "weights": config.network.weights}
     start = flat_dict(config.repair) | flat_dict(config.match)

@@ -125,7 +125,7 @@ def export_int8(
     return result
 
 
-def test_int8(model: nn.Module, data: Splits) -> tuple[Metrics, int]:
+def test_int8(model: nn.Module, data: Splits, num_workers: int) -> tuple[Metrics, int]:
     """A network quantised with the calibration images: its metrics on the test images, and the bytes of its file."""
     from eagleeye_hf.runtimes.onnx_runtime import OnnxModel  # needs the extra `onnx`
     from eagleeye_hf.runtimes.quantize import quantize_onnx
@@ -133,7 +133,7 @@ def test_int8(model: nn.Module, data: Splits) -> tuple[Metrics, int]:
     with tempfile.TemporaryDirectory() as folder:
         plain = export_onnx(model, Path(folder) / "float32.onnx")
         path = quantize_onnx(plain, take_images(data), Path(folder) / "int8.onnx")
-        return evaluate_model(OnnxModel(path), data.test.batches()), path.stat().st_size
+        return evaluate_model(OnnxModel(path), data.test.batches(num_workers=num_workers)), path.stat().st_size
 
 
 def take_images(data: Splits) -> list[torch.Tensor]:

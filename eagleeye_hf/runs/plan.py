@@ -22,6 +22,7 @@ from eagleeye_hf.networks.running import channels_last, device_of, synchronize
 from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runtimes.profiling import SECONDS
 from eagleeye_hf.search.config import SearchConfig
+from eagleeye_hf.search.failures import free_memory
 from eagleeye_hf.search.stages import list_stages, work_of
 from eagleeye_hf.telling import say
 from eagleeye_hf.training.match import match_length
@@ -137,7 +138,14 @@ def count_and_time(model: nn.Module, data: Splits, accelerator: Accelerator | No
     started = time.perf_counter()
     images, labels = next(data.holdout.batches(2 * size))
     decode = (time.perf_counter() - started) / len(labels)
-    return counts, time_steps(model, images, labels, decode, accelerator)
+    while True:
+        try:
+            return counts, time_steps(model, images, labels, decode, accelerator)
+        except torch.OutOfMemoryError:  # training divides a step among processes and micro-batches
+            if len(labels) <= 4:
+                raise
+            images, labels = images[: len(labels) // 2], labels[: len(labels) // 2]
+        free_memory()
 
 
 def make_plan(

@@ -74,7 +74,7 @@ def save_result(
     int8 = {}
     if config.measuring.int8:
         pairs = zip(("full", "pruned"), (model, pruned), images, strict=True)
-        int8 = {name: test_int8(one, seen) for name, one, seen in pairs}
+        int8 = {name: test_int8(one, seen, config.data.num_workers) for name, one, seen in pairs}
     pruned = pruned.cpu().eval()
     facts = CardFacts(
         base=config.network.model,

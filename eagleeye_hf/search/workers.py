@@ -85,6 +85,7 @@ class Workers:
         rank = self.accelerator.process_index
         links = Links(self.accelerator, inbox)
         pool = Pool(self.score, self.accelerator.device, self.output, inbox, rank)
+        gc.collect()  # networks that were recorded to prepare scoring would stay on the device
         gc.freeze()  # a collection looks at all that was there before, in each process: a quarter of a second
         try:
             if not self.is_main:
@@ -182,13 +183,12 @@ class Workers:
     def record_times(self, measure: Callable[[], list[Timed]]) -> list[Timed]:
         """What the main process measures, recorded, in every process."""
 
-        def make() -> list[Timed]:
+        def make() -> tuple[list[Timed], dict[int, Timed]]:
             lines = measure()
             self._record(lines)
-            return lines
+            return lines, self.timed | {line.index: line for line in lines}
 
-        lines = make_in_main(self.accelerator, make)
-        self.timed |= {line.index: line for line in lines}
+        lines, self.timed = make_in_main(self.accelerator, make)  # the main process alone forgets what was healed
         return lines
 
     def _record(self, lines: Sequence[Line]) -> None:

@@ -98,6 +98,13 @@ def finetune_model(
         return model.eval()
     if train.count(accelerator) < config.batch_size:
         raise EagleEyeError(f"`batch_size={config.batch_size}` exceeds the {train.count()} training images; lower it")
+    parts = accelerator.num_processes * config.accumulation
+    if parts > 1 and config.batch_size < 2 * parts:
+        raise EagleEyeError(
+            f"`batch_size={config.batch_size}` leaves less than two images to each part of a step, by which BatchNorm "
+            f"can't train; give at least {2 * parts} ({accelerator.num_processes} processes, "
+            f"`accumulation={config.accumulation}`), or use fewer"
+        )
     if objective is not None and (config.mixup or config.cutmix or config.label_smoothing):
         raise EagleEyeError("`objective`: mixup, cutmix and label smoothing are of class labels; turn them off")
     check_accelerator(accelerator, model)

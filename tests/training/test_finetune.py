@@ -406,6 +406,10 @@ def test_mixing_takes_odd_batches():
 def test_bad_input(data, tmp_path):
     with pytest.raises(EagleEyeError, match="exceeds the 160 training images"):
         finetune_model(new_model(), data.train, FinetuneConfig(epochs=1, batch_size=512))
+    with pytest.raises(
+        EagleEyeError, match=r"less than two images to each part .* give at least 16 \(1 processes, `acc"
+    ):
+        finetune_model(new_model(), data.train, FinetuneConfig(epochs=1, batch_size=8, accumulation=8))
     for options, message in (
         ({"lr": -1}, "`lr` is a number, above 0; got -1"),
         ({"optimizer": "sdg"}, "`optimizer=sdg` is not known to timm; it has .*adamw.*sgd"),
