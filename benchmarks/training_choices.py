@@ -1,12 +1,13 @@
 """How a pruned network is best trained: learning rates, what the full network teaches, which weights are kept.
 
-    python -m benchmarks.training_choices run --network resnet20_cifar        # about 40 minutes of one core
+    python -m benchmarks.training_choices run --network resnet20_cifar        # about 40 minutes of one core, Lite0 130
     python -m benchmarks.training_choices table                               # writes training_choices.md
 
 Needs ../shared. Each network loses half of its MACs by width (a search of 32 candidates), is matched without labels for
 150 steps, and is then trained on a part of the training images for three epochs, 64 images a step, once per choice and
 seed. The top-1 is of the last epoch's weights, statistics recomputed: on holdout images, by which defaults are chosen,
-and on test images, by which nothing is. Results stay in --output; a run goes on where it was stopped.
+and on test images, by which nothing is. Results stay in --output; a run goes on where it was stopped, and a
+network that was not run here stays on the page as it is.
 """
 
 from __future__ import annotations
@@ -300,13 +301,16 @@ def run(name: str, output: Path) -> None:
 
 
 def table(output: Path) -> None:
+    markdown = Path(__file__).with_suffix(".md")
+    before = dict(part.split("\n", 1) for part in markdown.read_text().split("\n## ")[1:])
     lines = ["# How a pruned network is trained", "", (__doc__ or "").split("\n\n")[2].replace("\n", " ")]
     for name in ("resnet20_cifar", "tf_efficientnet_lite0"):
         rows: dict[str, list[dict[str, Any]]] = {}
         for choice in choices():
             files = [output / name / f"{choice}-{seed}.json" for seed in SEEDS]
             rows[choice] = [json.loads(file.read_text()) for file in files if file.exists()]
-        if not all(rows.values()):
+        if not all(rows.values()):  # not run here
+            lines += ["", f"## {name}\n{before[name].rstrip()}"] if name in before else []
             continue
         default = rows[f"rate {RATE:g}"]
         lines += ["", f"## {name}", "", *_head("learning rate (64 images a step)")]
@@ -321,7 +325,7 @@ def table(output: Path) -> None:
         for title, rule in RULES.items():
             lines.append(_cells(title, [max(row["epochs"], key=rule) for row in every]))
     page = "\n".join([*lines, ""])
-    Path(__file__).with_suffix(".md").write_text(page)
+    markdown.write_text(page)
     print(page)
 
 
