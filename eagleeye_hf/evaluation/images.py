@@ -53,14 +53,19 @@ class ScoringImages:
     @property
     def num_bytes(self) -> int:
         """As they are given, and in one format."""
-        tensors = list[Tensor]()
+        tensors = self._lying()
         for calibration, holdout in self._converted.values():
             tensors += [*calibration, *(images for images, _ in holdout)]
-        return sum(map(_count_bytes, self._given)) + sum(images.nbytes for images in tensors)
+        return sum(images.nbytes for images in tensors)
 
     @property
     def largest_batch(self) -> int:
-        return max(len(images) for given in self._given for images in _kept(given))
+        return max(map(len, self._lying()))
+
+    def _lying(self) -> list[Tensor]:
+        """The images of each batch as they lie there: in bytes where they come from files."""
+        kept = [part.pixels if isinstance(part, KeptBatches) else [x for x, _ in part] for part in self._given]
+        return [images for batches in kept for images in batches]
 
     def fingerprint(self) -> str:
         """A short hash of all images and labels: of files' contents where they come from files, else of pixels."""
@@ -72,7 +77,7 @@ class ScoringImages:
         """The accelerator, where all images take less than half of its free memory, else the CPU."""
         if self.device.type != "cuda":
             return self.device
-        values = sum(map(_count_values, self._given))
+        values = sum(images.numel() for images in self._lying())
         free, _ = torch.cuda.mem_get_info(self.device)
         fits = values * (2 if format.bfloat16 else 4) < free / 2
         return self.device if fits else torch.device("cpu")
@@ -84,19 +89,6 @@ def _hash(batches: Sequence[Batch]) -> str:
         for tensor in (images, labels):
             told.update(bytes_of(tensor))
     return told.hexdigest()[:16]
-
-
-def _kept(batches: Sequence[Batch]) -> Sequence[Tensor]:
-    """The images as they lie there, in bytes where they come from files."""
-    return batches.pixels if isinstance(batches, KeptBatches) else [images for images, _ in batches]
-
-
-def _count_values(batches: Sequence[Batch]) -> int:
-    return sum(images.numel() for images in _kept(batches))
-
-
-def _count_bytes(batches: Sequence[Batch]) -> int:
-    return sum(images.nbytes for images in _kept(batches))
 
 
 def _part(batches: Sequence[object], fraction: float) -> int:
