@@ -118,7 +118,7 @@ def noise(count: int, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def scoring(folder: Path) -> Iterator[Row]:
-    """Candidates that were not seen before, as thin networks and in the full network's shapes; and a whole search."""
+    """Candidates that were not seen before, as thin networks and in the full network's shapes."""
     for name in MODELS:
         model, graph, _ = make(name)
         strategies = sample_strategies(graph, Budget(macs=0.5), 9, seed=0, divisor=4)[1:]
@@ -133,22 +133,41 @@ def scoring(folder: Path) -> Iterator[Row]:
                 yield {"model": name, "batch": size, "format": title, "recorded": recorded, **found}
             del score
             torch.cuda.empty_cache()
-        score = AdaptiveBNScore(model, graph, noise(CALIBRATION, 128), noise(HOLDOUT, 128))
+
+
+def searches(folder: Path) -> Iterator[Row]:
+    """Leaders of a search, trained for 16 steps before they are scored, and a whole search of 100 candidates."""
+    for name in MODELS:
+        model, graph, _ = make(name)
+        strategies = sample_strategies(graph, Budget(macs=0.5), 9, seed=1, divisor=4)[1:]
+        format = FORMATS["bfloat16"]
+        score = AdaptiveBNScore(model, graph, noise(CALIBRATION, 128), noise(HOLDOUT, 128), format=format)
+        started = time.perf_counter()
+        score.unit_scores()
+        yield {"model": name, "ranked": time.perf_counter() - started}
+        for recorded in (False, True):
+            if not recorded or record_passes(score, strategies[:3]):
+                score(strategies[0], matched=1)
+                yield {"model": name, "recorded": recorded, "steps": 16, **_time_score(score, strategies[1:4], 16)}
         started = time.perf_counter()
         config = SearchConfig(macs=0.5, candidates=100, divisor=4)
-        run_search(score, graph, config, output=folder / f"search_{name}_{time.time_ns()}")
-        yield {"model": name, "candidates": 100, "seconds": time.perf_counter() - started, "recorded": score.recorded}
+        output = folder / f"search_{name}_{time.time_ns()}"
+        run_search(score, graph, config, output=output)
+        seconds = time.perf_counter() - started
+        rows = [json.loads(line) for line in (output / "search.jsonl").read_text().splitlines()]
+        trained = sum(row["seconds"] for row in rows if (row.get("score") or {}).get("matched"))
+        yield {"model": name, "candidates": 100, "seconds": seconds, "trained": trained, "recorded": score.recorded}
         del score
 
 
-def _time_score(score: AdaptiveBNScore, strategies: Sequence[Strategy]) -> Row:
+def _time_score(score: AdaptiveBNScore, strategies: Sequence[Strategy], matched: int = 0) -> Row:
     """Each strategy is new, as those of a search are."""
     torch.cuda.reset_peak_memory_stats()
-    times = [fastest(partial(score, strategy), 1) for strategy in strategies]
+    times = [fastest(partial(score, strategy, matched=matched), 1) for strategy in strategies]
     return {
         "seconds": statistics.median(times),
-        "again": fastest(partial(score, strategies[0]), 2),
-        "busy": busy(partial(score, strategies[0])),
+        "again": fastest(partial(score, strategies[0], matched=matched), 2),
+        "busy": busy(partial(score, strategies[0], matched=matched)),
         "gigabytes": torch.cuda.max_memory_allocated() / 1e9,
     }
 
@@ -293,6 +312,7 @@ def imagenet(folder: Path) -> Iterator[Row]:
 STEPS = {
     "tests": tests,
     "scoring": scoring,
+    "searches": searches,
     "training": training,
     "latency": latency,
     "onnx": onnx,
@@ -326,13 +346,21 @@ def _score_row(row: dict) -> str:
     if "failed" in row:
         return f"| {row['model']} | {row['batch']} | {row['format']} | can't be recorded | | | | |"
     how = "recorded" if row["recorded"] else "thin"
-    if "candidates" in row:
-        took = f"{row['candidates']} candidates in {row['seconds']:.0f} s"
-        return f"| {row['model']} | 128 | a whole search | {how} | {took} | | | |"
     return (
         f"| {row['model']} | {row['batch']} | {row['format']} | {how} | {row['seconds']:.3f} s | {row['again']:.3f} s "
         f"| {row['busy']:.0%} | {row['gigabytes']:.1f} GB |"
     )
+
+
+def _search_row(row: dict) -> str:
+    how = "recorded" if row.get("recorded") else "thin"
+    if "ranked" in row:
+        return f"| {row['model']} | channels ranked | | {row['ranked']:.1f} s | |"
+    if "candidates" in row:
+        what = f"a whole search of {row['candidates']}, of it its leaders {row['trained']:.1f} s"
+        return f"| {row['model']} | {what} | {how} | {row['seconds']:.1f} s | |"
+    what = f"a leader: {row['steps']} steps, scored before and after"
+    return f"| {row['model']} | {what} | {how} | {row['seconds']:.2f} s | {row['gigabytes']:.1f} GB |"
 
 
 def _training_row(row: dict) -> str:
@@ -384,6 +412,11 @@ TABLES: dict[str, tuple[str, list[str], Callable[[dict], str]]] = {
             "|---|---:|---|---|---:|---:|---:|---:|",
         ],
         _score_row,
+    ),
+    "searches": (
+        "A search in bfloat16, batches of 128",
+        ["| network | | | takes | memory at most |", "|---|---|---|---:|---:|"],
+        _search_row,
     ),
     "training": (
         f"Training steps of {STEP} images in bfloat16, channels last, images on the device",

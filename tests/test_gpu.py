@@ -20,6 +20,7 @@ from eagleeye_hf import (
     trace_model,
 )
 from eagleeye_hf.evaluation.format import Format, rank_correlation
+from eagleeye_hf.evaluation.objective import Agreement
 from eagleeye_hf.evaluation.prepare import record_passes
 from tests.helpers import digits_dataset, make_model, random_keep, run_command
 
@@ -97,9 +98,28 @@ def test_recorded_passes_score_as_thin_networks_do(name, options):
     expected = [score(strategy).loss for strategy in strategies]
     assert record_passes(score, strategies)
     assert score.network is not None
-    assert all(played.graph is not None for played in score.network.passes.values())
+    assert all(played.recorded is not None for played in score.network.passes.values())
     for _ in range(2):
         assert [score(strategy).loss for strategy in strategies] == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenetv3_small_050"])
+def test_matching_in_the_full_networks_shapes_scores_as_thin_networks_do(name):
+    model = make_model(name, num_classes=10).cuda()
+    size = 32 if "cifar" in name else 64
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        images = [torch.randn(32, 3, size, size, generator=generator) for _ in range(4)]
+        batches = [(part, model(part.cuda()).cpu()) for part in images]
+    graph = trace_model(copy.deepcopy(model).cpu(), (3, size, size))
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format(), objective=Agreement())
+    strategies = sample_strategies(graph, Budget(macs=0.6), 3, divisor=1)
+    plain, expected = ([score(strategy, matched=steps).loss for strategy in strategies] for steps in (0, 8))
+    assert sum(expected) < sum(plain)
+    assert record_passes(score, strategies)
+    for _ in range(2):
+        assert [score(strategy, matched=8).loss for strategy in strategies] == pytest.approx(expected, rel=2e-2)
+        assert [score(strategy).loss for strategy in strategies] == pytest.approx(plain, rel=5e-3)
 
 
 def test_a_search_ranks_in_bfloat16_as_in_float32(example, tmp_path):

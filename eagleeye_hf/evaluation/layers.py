@@ -69,13 +69,16 @@ def matching_loss(
 
     Args:
         ours: outputs of the thin network's layers; `theirs`: of the full one's, which have more channels.
-        kept: which of these the thin network has; None: all.
+        kept: which of these the thin network has, by number; or, where it has all and those that were removed are zero,
+            whether each stays. None: all.
         outputs: of the whole thin network; `wanted`: of the full one.
     """
     errors = []
     for name, output in ours.items():
         goal, channels = theirs[name], kept[name]
-        if channels is not None:
+        if channels is not None and channels.dtype == torch.bool:
+            goal = goal * channels.view(-1, *[1] * (goal.ndim - 2))
+        elif channels is not None:
             goal = _take_channels(goal, channels.to(goal.device))
         if goal.shape[2:] != output.shape[2:]:
             goal = F.adaptive_avg_pool2d(goal, (output.shape[2], output.shape[3]))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eagleeye_hf.channels.graph import ChannelGraph
+from eagleeye_hf.channels.cut import clear_caches
 from eagleeye_hf.evaluation.batchnorm import batch_norms, unsynchronised
-from eagleeye_hf.evaluation.layers import LayerOutputs, matched_layers, matching_loss
+from eagleeye_hf.evaluation.layers import LayerOutputs, matching_loss
 from eagleeye_hf.networks.depthwise import Float32Depthwise
 from eagleeye_hf.networks.running import device_of, run_model
 from eagleeye_hf.pruning.config import MatchConfig
@@ -23,8 +22,6 @@ LIKE = MatchConfig()
 """The highest learning rate is that of `match_teacher` for its images a step; in proportion for others."""
 PER_PASS = 16
 """An image is seen at most once in so many steps; where there are few images there are fewer steps."""
-PARTS = 2
-"""Steps that a batch of calibration images makes."""
 MAX_NORM = 1.0
 """Of the gradient."""
 
@@ -32,13 +29,13 @@ MAX_NORM = 1.0
 def match_briefly(
     thin: nn.Module,
     full: nn.Module,
-    graph: ChannelGraph,
-    keep: Mapping[str, Any],
-    removed_blocks: Collection[str],
+    kept: Mapping[str, Tensor | None],
     images: Sequence[Tensor],
     seen: Sequence[Tensor],
     steps: int,
+    parts: int,
     autocast: Callable[[], AbstractContextManager[object]],
+    mask: Callable[[], object] = lambda: None,
 ) -> nn.Module:
     """Train a pruned network, in place, towards what the full one gives, for a few steps (see `match_teacher`).
 
@@ -46,20 +43,20 @@ def match_briefly(
 
     Args:
         thin: its statistics recomputed.
-        keep: kept channels, as `choose_channels` gives them.
-        removed_blocks: those that the pruned network lacks.
+        kept: the layers to match, and their channels in the full network, as in `matching_loss`.
         images: batches at the size that the full network takes.
         seen: the same images at the size that the pruned one takes.
         steps: each of a part of a batch, from the first on and over again; fewer where images are few.
+        parts: of a batch.
         autocast: makes a context of the precision of passes.
+        mask: called once there are gradients.
     """
     device, teacher = device_of(thin), copy.deepcopy(full).eval()  # its hooks are this candidate's
-    kept = matched_layers(full, graph, keep, removed_blocks)
     ours, theirs = LayerOutputs(thin, kept), LayerOutputs(teacher, kept)
     pairs = [
         (part.to(device), small.to(device))
         for batch, smaller in zip(images, seen, strict=True)
-        for part, small in zip(batch.chunk(PARTS), smaller.chunk(PARTS), strict=True)
+        for part, small in zip(batch.chunk(parts), smaller.chunk(parts), strict=True)
         if len(part) > 1
     ]
     optimizer = torch.optim.SGD(thin.parameters(), lr=LIKE.match_lr, momentum=0.9, nesterov=True)
@@ -72,6 +69,7 @@ def match_briefly(
         rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
+        clear_caches(thin)  # of the weights before
         with torch.no_grad(), autocast():
             wanted = run_model(teacher, part)
         with autocast(), Float32Depthwise(), unsynchronised(layers):
@@ -79,6 +77,7 @@ def match_briefly(
             loss = matching_loss(ours.taken, theirs.taken, kept, outputs, wanted)
         optimizer.zero_grad()
         loss.backward()
+        mask()
         nn.utils.clip_grad_norm_(thin.parameters(), MAX_NORM)
         optimizer.step()
     ours.remove()

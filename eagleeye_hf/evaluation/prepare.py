@@ -16,6 +16,7 @@ from eagleeye_hf.evaluation.format import (
     native_format,
     time_formats,
 )
+from eagleeye_hf.evaluation.memory import PART, SMALLEST_STEP
 from eagleeye_hf.evaluation.pace import measure_pace
 from eagleeye_hf.evaluation.preparation import Draws, FullScores, Preparation
 from eagleeye_hf.networks.threads import one_thread
@@ -65,10 +66,19 @@ def prepare_scoring(score: AdaptiveBNScore, examples: Sequence[Strategy], draws:
         compensate=score.compensate,
         format=choice,
         recorded=score.recorded,
-        matches=True,
+        matches=_can_match(score),
         pace=measure_pace(score, examples[0]) if score.device.type != "cpu" else None,
         latency=latency,
     )
+
+
+def _can_match(score: AdaptiveBNScore) -> bool:
+    if score.matching_parts is None:
+        say(
+            f"leaders are not matched before they are scored: it takes more than {PART:.0%} of the GPU's memory, even "
+            f"by {SMALLEST_STEP} images a step"
+        )
+    return score.matching_parts is not None
 
 
 def record_passes(score: AdaptiveBNScore, examples: Sequence[Strategy]) -> bool:

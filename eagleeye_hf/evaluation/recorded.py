@@ -8,7 +8,8 @@ what a candidate leaves out computes the same, and its passes are always the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import cast
 
@@ -43,8 +44,13 @@ class RecordedNetwork(nn.Module):
         self.layers = batch_norms(self.network)
         self.filled: set[str] = set()
         """Parameters that are not the full network's."""
+        self.masks: dict[tuple[str, int], Tensor] = {}
+        """Ones where channels stay, per (tensor, dimension)."""
+        self.ends: list[str] = []
+        """Parameters that are zero, so that blocks add nothing."""
         self.passes: dict[tuple[torch.Size, torch.dtype, float | None, bool], Pass] = {}
         self.moments = _Moments(self.layers)
+        self.recorder = Recorder(self.moments.sums.device)
 
     def fill(
         self,
@@ -52,24 +58,62 @@ class RecordedNetwork(nn.Module):
         changed: Mapping[str, Tensor] | None = None,
         removed_blocks: Collection[str] = (),
     ) -> RecordedNetwork:
-        """Take the weights of the candidate with the channels in `keep`; arguments as in `RefilledModel.fill`. The
-        branches of blocks that are gone add zero."""
-        ends = [name for block in self.graph.blocks if block.name in removed_blocks for name in block.zeroed]
-        changed = {**(changed or {}), **{name: torch.zeros_like(self.full[name]) for name in ends}}
+        """Take the weights of the candidate with the channels in `keep`, and the full network's statistics; arguments
+        as in `RefilledModel.fill`. The branches of blocks that are gone add zero."""
+        self.ends = [name for block in self.graph.blocks if block.name in removed_blocks for name in block.zeroed]
+        changed = {**(changed or {}), **{name: torch.zeros_like(self.full[name]) for name in self.ends}}
         parameters = dict(self.network.named_parameters())
-        masks = self._masks(keep)
-        touched = {name for name, _ in masks} | set(changed)
+        self.masks = self._masks(keep)
+        touched = {name for name, _ in self.masks} | set(changed)
         with torch.no_grad():
             for name in touched | self.filled:
                 if name in parameters:
                     parameters[name].copy_(changed.get(name, self.full[name]))
-            for (name, dim), mask in masks.items():
-                if name in parameters:
-                    shape = [1] * len(self.shapes[name])
-                    shape[dim] = -1
-                    parameters[name].mul_(mask.view(shape))
+            for tensor, mask in self._masked(parameters):
+                tensor.mul_(mask)
+            for name, buffer in self.network.named_buffers():
+                buffer.copy_(self.full[name])
         self.filled = touched
         return self
+
+    @contextmanager
+    def trained(self) -> Iterator[Callable[[], None]]:
+        """Within it weights can be trained, until the next `fill`; gives what is called once there are gradients: what
+        was removed stays so."""
+        parameters = dict(self.network.named_parameters())
+        masked = self._masked(parameters)
+        self.filled = set(parameters)
+
+        def mask() -> None:
+            with torch.no_grad():
+                for tensor, kept in masked:
+                    if tensor.grad is not None:
+                        tensor.grad.mul_(kept)
+                for name in self.ends:
+                    if name in parameters:
+                        parameters[name].grad = None
+
+        self.network.requires_grad_(True)
+        try:
+            yield mask
+        finally:
+            self.network.zero_grad()
+            self.network.requires_grad_(False)
+
+    def channels_of(self, layers: Iterable[str]) -> dict[str, Tensor | None]:
+        """Per BatchNorm layer, by name, whether each channel stays; None: all do."""
+        masks = {name: self.masks.get((f"{name}.running_mean", 0)) for name in layers}
+        return {name: None if mask is None else mask.bool() for name, mask in masks.items()}
+
+    def _masked(self, parameters: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Parameters, and what each is multiplied by."""
+        found = []
+        for (name, dim), mask in self.masks.items():
+            if name in parameters:
+                shape = [1] * len(self.shapes[name])
+                shape[dim] = -1
+                found.append((parameters[name], mask.view(shape)))
+        return found
 
     def _masks(self, keep: Mapping[str, np.ndarray]) -> dict[tuple[str, int], Tensor]:
         """Ones where channels stay, per (tensor, dimension); all of them moved to the device at once."""
@@ -89,18 +133,11 @@ class RecordedNetwork(nn.Module):
             NotFiniteError: statistics are not finite numbers.
         """
         self.moments.sums.zero_()
-        if momentum is not None:  # a moving average starts from the full network's statistics
-            self.take_own_statistics()
         for images in batches:
             self._pass(images, training=True, momentum=momentum).play(images)
         if momentum is None:
             self.moments.write()
         check_statistics(self.network, self.layers)
-
-    def take_own_statistics(self) -> None:
-        """The full network's."""
-        for name, buffer in self.network.named_buffers():
-            buffer.copy_(self.full[name])
 
     def forward(self, images: Tensor) -> Tensor:
         return self._pass(images, training=False, momentum=None).play(images)
@@ -112,7 +149,8 @@ class RecordedNetwork(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 before = [(tensor, tensor.clone()) for tensor in (self.moments.sums, *self.network.buffers())]
                 there = images.to(device, copy=True)
-                self.passes[key] = Pass(self._train(momentum, there) if training else self._run, there)
+                run = self._train(momentum, there) if training else self._run
+                self.passes[key] = Pass(run, there, self.recorder)
                 for tensor, value in before:  # as it was before warming up
                     tensor.copy_(value)
         return self.passes[key]
@@ -146,31 +184,49 @@ class RecordedNetwork(nn.Module):
         return run
 
 
+class Recorder:
+    """Records passes of one network, none of which needs what another leaves but its outputs: they share memory, so
+    that another shape of images takes no more than what is larger.
+
+    On other devices than a GPU it records nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
+        """The pass, to be played again, and the tensor in which its outputs are then."""
+        if self.stream is None:
+            return None
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP):
+                run()
+        current.wait_stream(self.stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            outputs = run()
+        return graph, outputs
+
+
 class Pass:
     """One forward pass on images of one shape: recorded on a GPU, run anew elsewhere."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor], images: Tensor) -> None:
+    def __init__(self, run: Callable[[Tensor], Tensor], images: Tensor, recorder: Recorder) -> None:
         self.run, self.images = run, images
-        self.graph: torch.cuda.CUDAGraph | None = None
-        if images.device.type != "cuda":
-            return
-        stream, current = torch.cuda.Stream(images.device), torch.cuda.current_stream(images.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                run(images)
-        current.wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = run(images)
+        self.recorded = recorder.record(partial(run, images))
 
     def play(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             self.images.copy_(images)
-            if self.graph is None:
+            if self.recorded is None:
                 return self.run(self.images)
-            self.graph.replay()
-        return self.outputs
+            graph, outputs = self.recorded
+            graph.replay()
+        return outputs
 
 
 class _Moments:

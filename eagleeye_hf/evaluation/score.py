@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal
@@ -20,8 +20,17 @@ from eagleeye_hf.evaluation.batchnorm import batch_norms, recalibrate_bn
 from eagleeye_hf.evaluation.config import FormatName
 from eagleeye_hf.evaluation.format import Format
 from eagleeye_hf.evaluation.images import ScoringImages
-from eagleeye_hf.evaluation.matched import PARTS, match_briefly
-from eagleeye_hf.evaluation.memory import activation_bytes, affordable_threads, training_bytes
+from eagleeye_hf.evaluation.layers import matched_layers
+from eagleeye_hf.evaluation.matched import match_briefly
+from eagleeye_hf.evaluation.memory import (
+    PART,
+    PARTS,
+    SMALLEST_STEP,
+    activation_bytes,
+    affordable_threads,
+    matching_parts,
+    training_bytes,
+)
 from eagleeye_hf.evaluation.objective import Classification, Objective, Score, Seen
 from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.evaluation.prepare import prepare_scoring
@@ -38,6 +47,10 @@ from eagleeye_hf.runtimes.runtime import Runtime, find_runtime
 from eagleeye_hf.runtimes.timing import StrategyTimer
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
 
+NO_MEMORY_TO_MATCH = (
+    f"matching needs more than {PART:.0%} of the GPU's memory, even by {SMALLEST_STEP} images a step: score unmatched "
+    "(`matched=0`), or take a larger GPU"
+)
 NAMED_FORMATS = {
     "float32": Format(channels_last=True),
     "bfloat16": Format(channels_last=True, bfloat16=True),
@@ -154,9 +167,13 @@ class AdaptiveBNScore:
             matched: score it, on all images, once its layers have been trained without labels for so many steps on the
                 calibration images, to give what the full network's give.
         """
-        if matched:
-            return self._score_matched(as_strategy(strategy), matched, self.format or Format())
-        return self.score_part(as_strategy(strategy), fraction, self.format or Format(), before)
+        try:
+            if matched:
+                return self._score_matched(as_strategy(strategy), matched, self.format or Format())
+            return self.score_part(as_strategy(strategy), fraction, self.format or Format(), before)
+        except RuntimeError:  # maybe there was no memory: give back what the recorded passes hold
+            self.network = None
+            raise
 
     def score_part(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
         after, size = before.fraction if before else 0.0, strategy.image_size
@@ -171,30 +188,71 @@ class AdaptiveBNScore:
     def _score_matched(self, strategy: Strategy, steps: int, format: Format) -> Score:
         """The better one of before and after: training goes back to its start, too, where that was better."""
         before = self.score_part(strategy, 1.0, format)
+        if self.matching_parts is None:
+            raise EagleEyeError(NO_MEMORY_TO_MATCH)
         with self._matching, one_thread():
             images, _ = self.images.take(format)
             seen, holdout = self.images.take(format, size=strategy.image_size)
-            thin = self.builder.build(strategy, self.wanted_compensation is not False)
-            if format.channels_last:
-                thin = channels_last(thin)
-            with format.autocast(self.device):
-                recalibrate_bn(thin, seen)
-            keep = self.choose_channels(strategy)
-            autocast = partial(format.autocast, self.device)
-            match_briefly(thin, self.model, self.graph, keep, strategy.removed_blocks, images, seen, steps, autocast)
+            match = partial(
+                match_briefly,
+                full=self.model,
+                images=images,
+                seen=seen,
+                steps=steps,
+                parts=self.matching_parts,
+                autocast=partial(format.autocast, self.device),
+            )
             try:
+                network = (self._match_recorded if self.recorded else self._match_thin)(strategy, seen, match, format)
                 with format.autocast(self.device):
-                    recalibrate_bn(thin, seen, self.momentum)
-                    after = self.objective.measure(thin, holdout)
+                    after = self.objective.measure(network, holdout)
             except FloatingPointError:  # it diverged
                 after = before
         return replace(after if after.loss < before.loss else before, matched=steps)
 
+    def _match_thin(
+        self, strategy: Strategy, seen: Sequence[Tensor], match: Callable[..., object], format: Format
+    ) -> nn.Module:
+        thin = self.builder.build(strategy, self.wanted_compensation is not False)
+        if format.channels_last:
+            thin = channels_last(thin)
+        with format.autocast(self.device):
+            recalibrate_bn(thin, seen)
+        keep = self.choose_channels(strategy)
+        match(thin, kept=matched_layers(self.model, self.graph, keep, strategy.removed_blocks))
+        with format.autocast(self.device):
+            return recalibrate_bn(thin, seen, self.momentum)
+
+    def _match_recorded(
+        self, strategy: Strategy, seen: Sequence[Tensor], match: Callable[..., object], format: Format
+    ) -> nn.Module:
+        """In the full network's shapes: for thin ones a GPU's library looks for kernels, forward and backward."""
+        network = self._open_network(format)
+        network.fill(*self.builder.choose(strategy, self.wanted_compensation is not False))
+        network.recalibrate(seen, None)
+        layers = matched_layers(self.model, self.graph, {}, strategy.removed_blocks)
+        with network.trained() as mask:
+            match(network.network, kept=network.channels_of(layers), mask=mask)
+        network.recalibrate(seen, self.momentum)
+        return network
+
+    @cached_property
+    def matching_parts(self) -> int | None:
+        """Steps that a batch of calibration images makes where candidates are matched; None: no memory for that."""
+        return matching_parts(self._training_bytes, self._calibration_batch, self.device)
+
+    @cached_property
+    def _training_bytes(self) -> int:
+        return training_bytes(self.model, self.graph.input_size)
+
+    @property
+    def _calibration_batch(self) -> int:
+        return max(len(images) for images, _ in self.images.calibration)
+
     @cached_property
     def _matching(self) -> threading.BoundedSemaphore:
         """Lets in as many candidates as there is memory to match at a time."""
-        batch = max(len(images) for images, _ in self.images.calibration) / PARTS
-        needed = int(batch * training_bytes(self.model, self.graph.input_size))
+        needed = int(self._calibration_batch / PARTS * self._training_bytes)
         return threading.BoundedSemaphore(affordable_threads(needed) if self.device.type == "cpu" else 1)
 
     def _score_images(
@@ -212,16 +270,16 @@ class AdaptiveBNScore:
     def _score_recorded(
         self, strategy: Strategy, calibration: Sequence[Tensor], holdout: Sequence[Batch], format: Format
     ) -> Score:
-        if self.network is None or self.network.format != format:
-            self.network = RecordedNetwork(self.model, self.graph, format)
-        network = self.network.fill(*self.builder.choose(strategy, self.compensate))
+        network = self._open_network(format).fill(*self.builder.choose(strategy, self.compensate))
         with format.autocast(self.device):
-            own = None
-            if is_whole(strategy, self.graph):
-                network.take_own_statistics()
-                own = self.objective.measure(network, holdout)
+            own = self.objective.measure(network, holdout) if is_whole(strategy, self.graph) else None
             network.recalibrate(calibration, self.momentum)
             return _better(self.objective.measure(network, holdout), own)
+
+    def _open_network(self, format: Format) -> RecordedNetwork:
+        if self.network is None or self.network.format != format:
+            self.network = RecordedNetwork(self.model, self.graph, format)
+        return self.network
 
     def measure_alignment(self) -> int:
         """The multiple of channels at which the runtime is fast, on one thread: so it does not depend on how processes

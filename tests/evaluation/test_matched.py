@@ -4,15 +4,25 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from eagleeye_hf import AdaptiveBNScore, Budget, recalibrate_bn, sample_strategies, slice_model, trace_model
+from eagleeye_hf import (
+    AdaptiveBNScore,
+    Budget,
+    EagleEyeError,
+    recalibrate_bn,
+    sample_strategies,
+    slice_model,
+    trace_model,
+)
 from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.evaluation.layers import matched_layers
 from eagleeye_hf.evaluation.matched import match_briefly
-from eagleeye_hf.evaluation.memory import training_bytes
+from eagleeye_hf.evaluation.memory import matching_parts, training_bytes
 from eagleeye_hf.evaluation.objective import Agreement
 from tests.helpers import make_model
 
@@ -26,7 +36,7 @@ def example():
     images = nn.functional.interpolate(torch.randn(192, 3, 4, 4, generator=generator), 32, mode="bilinear")
     with torch.no_grad():
         batches = [(part, model(part)) for part in images.split(32)]
-    strategies = sample_strategies(graph, Budget(macs=0.6), 12, seed=1, dimensions=("width", "depth", "size"))
+    strategies = sample_strategies(graph, Budget(macs=0.6), 8, seed=1, dimensions=("width", "depth", "size"))
     return model, graph, batches[:4], batches[4:], strategies
 
 
@@ -75,13 +85,14 @@ def test_nothing_in_it_is_random():
     for seed in (1, 2):
         torch.manual_seed(seed)
         thin = recalibrate_bn(slice_model(full, graph, keep), images)
-        match_briefly(thin, full, graph, keep, (), images, images, 8, lambda: Format().autocast(torch.device("cpu")))
+        kept = matched_layers(full, graph, keep)
+        match_briefly(thin, full, kept, images, images, 8, 2, lambda: Format().autocast(torch.device("cpu")))
         results.append(thin.state_dict())
     assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
 
 
 def test_a_candidate_that_training_harms_counts_as_it_was(example, monkeypatch):
-    def harm(thin, *others):
+    def harm(thin, **others):
         nn.init.normal_(list(thin.parameters())[-1], std=10)
 
     score, strategy = score_of(example), example[-1][1]
@@ -92,7 +103,7 @@ def test_a_candidate_that_training_harms_counts_as_it_was(example, monkeypatch):
 
 
 def test_a_training_that_diverges_counts_for_nothing(example, monkeypatch):
-    def explode(thin, *others):
+    def explode(thin, **others):
         nn.init.constant_(next(thin.parameters()), float("inf"))
 
     score, strategy = score_of(example), example[-1][1]
@@ -100,7 +111,37 @@ def test_a_training_that_diverges_counts_for_nothing(example, monkeypatch):
     assert score(strategy, matched=16) == replace(score(strategy), matched=16)
 
 
+@pytest.mark.parametrize("options", [{}, {"compensate": True, "momentum": 0.9}], ids=["exact", "repaired, paper"])
+def test_in_the_full_networks_shapes_they_score_the_same(example, options):
+    """Removed blocks and smaller images among them; what was removed stays so while the rest is trained."""
+    score, strategies = score_of(example, **options), example[-1][:4]
+    plain = [score(strategy) for strategy in strategies]
+    expected = [score(strategy, matched=16) for strategy in strategies]
+    assert sum(found.loss for found in expected) < 0.9 * sum(found.loss for found in plain)
+    score.recorded = True
+    found = [score(strategy, matched=16) for strategy in strategies]
+    assert [s.loss for s in found] == pytest.approx([s.loss for s in expected], rel=1e-3)
+    again = score(strategies[0])  # nothing of training is left
+    assert again.loss == pytest.approx(plain[0].loss, rel=1e-3)
+    assert not any(p.requires_grad or p.grad is not None for p in score.network.network.parameters())
+
+
 def test_memory_counts_every_layer():
     """Two maps of 8 channels, 16 x 16 and 8 x 8."""
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
     assert training_bytes(model, (3, 16, 16)) == 5 * 4 * 8 * (256 + 64)
+
+
+def test_a_gpu_matches_by_as_few_images_as_it_has_memory_for(monkeypatch, example, capsys):
+    gpu = torch.device("cuda")
+    for gigabytes, parts in ((80, 2), (1.9, 4), (0.9, 8), (0.4, None)):  # half is for a step
+        found = SimpleNamespace(total_memory=gigabytes * 1e9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
+        assert matching_parts(int(30e6), 64, gpu) == parts
+    assert matching_parts(int(30e6), 64, torch.device("cpu")) == 2
+    score = score_of(example)
+    score.matching_parts = None
+    with pytest.raises(EagleEyeError, match="score unmatched"):
+        score(example[-1][0], matched=16)
+    assert not score.prepare(example[-1][:3]).matches
+    assert "leaders are not matched" in capsys.readouterr().err

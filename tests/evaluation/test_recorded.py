@@ -6,6 +6,7 @@ from torch import nn
 
 from eagleeye_hf import AdaptiveBNScore, Budget, Strategy, recalibrate_bn, sample_strategies, trace_model
 from eagleeye_hf.evaluation.format import Format
+from eagleeye_hf.evaluation.objective import Agreement
 from eagleeye_hf.evaluation.prepare import record_passes
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from tests.helpers import make_model, randomise
@@ -45,6 +46,41 @@ def test_scores_are_those_of_thin_networks(name, options):
     assert [s.loss for s in found] == pytest.approx([s.loss for s in expected], rel=1e-3)
     again = score(strategies[0])  # nothing of the candidates between is left
     assert again.loss == pytest.approx(found[0].loss, rel=1e-6)
+
+
+def test_what_fails_keeps_no_memory(monkeypatch):
+    """A pool then tries once more, alone."""
+    model = make_model("resnet20_cifar")
+    graph, batches = trace_model(model), make_batches(32)
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format())
+    score.recorded = True
+    expected = score(Strategy(graph.widths))
+    assert score.network is not None
+
+    def fails(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordedNetwork, "recalibrate", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            score(Strategy(graph.widths))
+    assert score.network is None
+    assert score(Strategy(graph.widths)) == expected
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in NETWORKS])
+def test_matched_candidates_too(name):
+    model = make_model(name, num_classes=10)
+    size = NETWORKS[name]
+    graph = trace_model(model, (3, size, size))
+    with torch.no_grad():
+        batches = [(images, model(images)) for images, _ in make_batches(size)]
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format(), objective=Agreement())
+    strategies = sample_strategies(graph, Budget(macs=0.6), 3, divisor=1)
+    plain, expected = ([score(strategy, matched=steps).loss for strategy in strategies] for steps in (0, 8))
+    assert sum(expected) < 0.95 * sum(plain)
+    score.recorded = True
+    assert [score(strategy, matched=8).loss for strategy in strategies] == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_network_whose_image_alone_is_smaller_may_keep_its_statistics():
@@ -95,10 +131,10 @@ class OneIsUnused(nn.Module):
 @pytest.mark.parametrize("momentum", [None, 0.5])
 def test_statistics_are_those_of_recalibrate_bn(momentum):
     model = randomise(OneIsUnused())
-    network = RecordedNetwork(model, trace_model(make_model("resnet20_cifar")), Format()).fill({})
+    network = RecordedNetwork(model, trace_model(make_model("resnet20_cifar")), Format())
     batches = make_batches(32)
     for _ in range(2):  # nothing of the first time is left
-        network.recalibrate([images for images, _ in batches], momentum)
+        network.fill({}).recalibrate([images for images, _ in batches], momentum)
     torch.testing.assert_close(network.network.unused.running_mean, model.unused.running_mean)
     expected = recalibrate_bn(model, batches, momentum)
     for name in ("running_mean", "running_var"):
