@@ -62,14 +62,24 @@ class OnnxRuntime:
         )
 
     def load(self, model: nn.Module, images: Tensor) -> Program:
-        proto = write_proto(model, images, self.place.precision)
-        return self.load_graph(proto.SerializeToString(), images.to(dtype_of(model)))
+        images = self._like(model, images)
+        return self.load_graph(write_proto(model, images, self.place.precision).SerializeToString(), images)
 
     def load_thin(self, model: nn.Module, graph: ChannelGraph, images: Tensor) -> Loader:
         def open_program(thin: bytes, weights: Weights) -> Program:
-            return self.load_graph(thin, images.to(dtype_of(model)), weights)
+            return self.load_graph(thin, images, weights)
 
+        images = self._like(model, images)
         return load_slices(model, graph, images, self.place.precision, open_program)
+
+    def _like(self, model: nn.Module, images: Tensor) -> Tensor:
+        """In the precision of the network."""
+        if dtype_of(model) == torch.bfloat16:
+            raise EagleEyeError(
+                f"`runtime={self.name}` has no convolutions in bfloat16; give the network in float32 or float16 "
+                "(`model.half()`), or choose another runtime"
+            )
+        return images.to(dtype_of(model))
 
     def load_graph(self, graph: bytes, images: Tensor, weights: Weights = ()) -> Program:
         return OnnxProgram(graph, images.cpu().numpy(), self.name, self.threads, weights)

@@ -34,7 +34,7 @@ PROBES, DRAWS = 2, 16
 def write_proto(model: nn.Module, images: Tensor, precision: str) -> Any:
     """A network as an `onnx.ModelProto` for images of this shape, for timing: quantised by random ones' ranges."""
     shapes = tuple(tuple(tensor.shape) for _, tensor in named_tensors(model))
-    key = (tuple(images.shape), precision, shapes)
+    key = (tuple(images.shape), dtype_of(model), precision, shapes)
     written = _WRITTEN.setdefault(model, {})
     if key not in written:
         inputs = images.to(device_of(model), dtype_of(model))
@@ -45,7 +45,7 @@ def write_proto(model: nn.Module, images: Tensor, precision: str) -> Any:
 
 def slice_proto(model: nn.Module, graph: ChannelGraph, images: Tensor, precision: str) -> SlicedGraph:
     """What cuts thin networks out of the exported one."""
-    key = (tuple(images.shape), precision, graph)
+    key = (tuple(images.shape), dtype_of(model), precision, graph)
     written = _WRITTEN.setdefault(model, {})
     if key not in written:
         like = next(

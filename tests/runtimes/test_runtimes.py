@@ -186,6 +186,17 @@ def test_a_provider_that_does_not_start_is_told(monkeypatch, name):
         runtime.load(make_model("resnet20_cifar"), torch.randn(1, 3, 32, 32))
 
 
+def test_onnx_runtime_goes_by_the_precision_that_the_network_has_now():
+    pytest.importorskip("onnxruntime")
+    runtime = find_runtime(LatencyConfig(runtime="onnxruntime"), "cpu")
+    model, images = make_model("resnet20_cifar"), torch.randn(1, 3, 32, 32)
+    assert runtime.load(model, images).run().dtype == np.float32
+    assert runtime.load(model.half(), images).run().dtype == np.float16
+    for load in (runtime.load, lambda model, images: runtime.load_thin(model, trace_model(model), images)):
+        with pytest.raises(EagleEyeError, match="`runtime=onnxruntime` has no convolutions in bfloat16; give"):
+            load(model.bfloat16(), images)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["torch", "onnxruntime-cuda", "tensorrt"])
