@@ -10,18 +10,22 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.objective import TrainingObjective
-from eagleeye_hf.telling import say
+from eagleeye_hf.telling import say, warn
 from eagleeye_hf.training.checks import check_accelerator, check_teacher, half_of, in_float32
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loop import Training
 from eagleeye_hf.training.selection import Selection
 from eagleeye_hf.training.state import Checkpoints
 from eagleeye_hf.training.tracking import start_tracker, stop_tracker
+
+FEW = 16
+"""Images in each part of a step, below which a warning is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ def finetune_model(
     if parts > 1 and config.batch_size < 2 * parts:
         raise EagleEyeError(
             f"`batch_size={config.batch_size}` leaves less than two images to each part of a step, by which BatchNorm "
-            f"can't train; give at least {2 * parts} ({accelerator.num_processes} processes, "
+            f"can't train; give at least {2 * parts} (processes: {accelerator.num_processes}, "
             f"`accumulation={config.accumulation}`), or use fewer"
         )
     if objective is not None and (config.mixup or config.cutmix or config.label_smoothing):
@@ -186,7 +190,8 @@ class _Teller:
         self.started, self.before = time.monotonic(), len(self.records)
         accelerator, config = self.accelerator, self.config
         processes = int(accelerator.reduce(torch.ones((), device=accelerator.device)))
-        part = f"{config.batch_size / processes / config.accumulation:g}"
+        parts = processes * config.accumulation
+        part = f"{config.batch_size / parts:g}"
         micro = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
         work = "fine-tuning" if training.matched is None else "matching the full network's layers"
         self._say(
@@ -194,6 +199,13 @@ class _Teller:
             f"{accelerator.mixed_precision} mixed precision): {config.batch_size} images a step "
             f"({part} per process{micro}), {training.steps} steps an epoch, highest learning rate {config.lr:g}"
         )
+        normalized = any(isinstance(layer, _BatchNorm) for layer in training.network.modules())
+        if normalized and parts > 1 and config.batch_size < FEW * parts and accelerator.is_main_process:
+            setting = "batch_size" if training.matched is None else "match_batch_size"
+            warn(
+                f"each part of a step has only {part} images, whose BatchNorm statistics are noisy: raise `{setting}` "
+                f"to {FEW * parts} or more, or divide a step less"
+            )
         if half is not None:
             self._say(f"`model` is in {str(half).removeprefix('torch.')}: it is trained, and returned, in float32")
         if training.epoch or training.step:

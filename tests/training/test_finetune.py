@@ -146,6 +146,14 @@ def test_a_step_is_the_gradient_of_all_its_images(data):
     torch.testing.assert_close(results[0].linear.weight, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_few_images_in_each_part_of_a_step_are_warned_of(data, capsys):
+    warning = "each part of a step has only 10 images, whose BatchNorm statistics are noisy: raise `batch_size` to 256"
+    config = FinetuneConfig(epochs=1, batch_size=160)
+    for model, parts, told in ((new_model(), 16, True), (new_model(), 10, False), (None, 16, False)):
+        finetune_model(model or _without_batchnorm(new_model()), data.train, replace(config, accumulation=parts))
+        assert (warning in capsys.readouterr().err) is told
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_step_without_one_usable_image_is_passed_over(streaming):
     dataset = digits_dataset(30)
@@ -407,7 +415,7 @@ def test_bad_input(data, tmp_path):
     with pytest.raises(EagleEyeError, match="exceeds the 160 training images"):
         finetune_model(new_model(), data.train, FinetuneConfig(epochs=1, batch_size=512))
     with pytest.raises(
-        EagleEyeError, match=r"less than two images to each part .* give at least 16 \(1 processes, `acc"
+        EagleEyeError, match=r"less than two images to each part .* give at least 16 \(processes: 1, `acc"
     ):
         finetune_model(new_model(), data.train, FinetuneConfig(epochs=1, batch_size=8, accumulation=8))
     for options, message in (
