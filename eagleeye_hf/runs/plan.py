@@ -23,7 +23,7 @@ from eagleeye_hf.runs.config import RunConfig
 from eagleeye_hf.runtimes.profiling import SECONDS
 from eagleeye_hf.search.config import SearchConfig
 from eagleeye_hf.search.failures import free_memory
-from eagleeye_hf.search.stages import list_stages, work_of
+from eagleeye_hf.search.stages import candidates_of, list_stages, work_of
 from eagleeye_hf.telling import say
 from eagleeye_hf.training.match import match_length
 
@@ -33,8 +33,9 @@ OVERHEAD = 1.1
 """A score's time over its bare passes (benchmarks/search_overhead.md)."""
 RANKED = 2.5
 """Passes over the calibration images in whose time channels are ranked by what layers read, on a CPU."""
-ONCE, EACH = {False: 0.0, True: 20.0}, {False: 0.0, True: 0.1}
-"""Seconds of a search, and of each of its candidates, beside their passes; on a GPU (benchmarks/gpu.md)."""
+ONCE, EACH, EACH_STEP = {False: 0.0, True: 20.0}, {False: 0.0, True: 0.1}, {False: 0.0, True: 0.05}
+"""Seconds of a search, of each of its candidates and of each step by which its leaders are matched, beside their
+passes; on a GPU, where launching them takes long (benchmarks/gpu.md)."""
 ADAPTATION, SEARCH, MATCHING, FINETUNING = "adaptation", "search", "matching", "fine-tuning"
 MEASURING = "measuring"
 """The phases of a job."""
@@ -189,7 +190,8 @@ def predict_phases(config: RunConfig, counts: Counts, rates: Rates, processes: i
         candidates = search.candidates or 0
         images = images_per_candidate(search) * (counts.calibration + counts.holdout)
         each = images * (1.0 if rates.whole else keep) * rates.forward * OVERHEAD + EACH[rates.whole]
-        seconds = candidates * each / processes + ONCE[rates.whole]
+        launching = matching_steps(search) * EACH_STEP[rates.whole]
+        seconds = (candidates * each + launching) / processes + ONCE[rates.whole]
         if search.minutes:
             seconds = 60 * search.minutes
         if "latency" in search.budgets[0].limits:
@@ -276,6 +278,13 @@ def images_per_candidate(search: SearchConfig) -> float:
     """The part of the images that a candidate sees on average."""
     num = search.candidates or 1
     return sum(work_of(list_stages(search.stages, search.matched), num, search.promote)) / num
+
+
+def matching_steps(search: SearchConfig) -> int:
+    """Those that all leaders of a search make together."""
+    stages = list_stages(search.stages, search.matched)
+    counts = candidates_of(stages, search.candidates or 1, search.promote)
+    return sum(count * stage.steps for stage, count in zip(stages, counts, strict=True))
 
 
 def kept_part(search: SearchConfig) -> float:

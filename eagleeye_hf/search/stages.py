@@ -69,14 +69,24 @@ def count_waves(stages: Sequence[Stage]) -> int:
 def work_of(stages: Sequence[Stage], num: int, promote: float) -> list[float]:
     """Per stage: what it takes where so many candidates are at the first, in scorings of one on all images."""
     work, seen = [], 0.0
-    for number, stage in enumerate(stages):
-        count = count_promoted(num, promote, number)
-        if stage.width:
-            finalists = min(num, count_finalists(num, promote, stages))
-            count = min(num, finalists * stage.width) if stage.width == 1 or num > finalists else 0
+    for stage, count in zip(stages, candidates_of(stages, num, promote), strict=True):
         work.append(count * (stage.fraction + STEP * stage.steps if stage.steps else stage.fraction - seen))
         seen = stage.fraction
     return work
+
+
+def candidates_of(stages: Sequence[Stage], num: int, promote: float) -> list[int]:
+    """Per stage: how many candidates come to it where so many are at the first."""
+    finalists = min(num, count_finalists(num, promote, stages))
+    counts = []
+    for number, stage in enumerate(stages):
+        if not stage.width:
+            counts.append(count_promoted(num, promote, number))
+        elif stage.width > 1 and num <= finalists:  # all are among the last
+            counts.append(0)
+        else:
+            counts.append(min(num, finalists * stage.width))
+    return counts
 
 
 def interleave(ranked: Sequence[T], kinds: Sequence[str]) -> list[T]:

@@ -47,6 +47,9 @@ def test_times_follow_from_what_is_done():
     by_size = replace(CONFIG, importance=ImportanceConfig(criterion="l1"))
     assert seconds(by_size)["search"] == pytest.approx(expected["search"] - ranking)
     assert seconds(processes=8)["fine-tuning"] == pytest.approx(expected["fine-tuning"] / 8)
+    launched = plan.ONCE[True] + 100 * plan.EACH[True] + (24 * few + 8 * more) * plan.EACH_STEP[True]
+    work = (100 + 24 * (1 + few * STEP) + 8 * (1 + more * STEP)) * 100 * 0.01 * plan.OVERHEAD
+    assert seconds(rates=replace(RATES, whole=True))["search"] == pytest.approx(work + launched), "on a GPU"
     slow = seconds(rates=replace(RATES, decode=0.4))
     assert slow["fine-tuning"] == pytest.approx(10 * (1000 * 0.1 + 50 * 0.01)), "decoding bounds training, or overlaps"
 
