@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.runtimes.runtime import Runtime, find_runtime
 from eagleeye_hf.runtimes.timing import StrategyTimer
 from eagleeye_hf.strategies.strategy import Strategy, as_strategy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 NO_MEMORY_TO_MATCH = (
     f"matching needs more than {PART:.0%} of the GPU's memory, even by {SMALLEST_STEP} images a step: score unmatched "
@@ -130,9 +133,9 @@ class AdaptiveBNScore:
         weights = sum(tensor.numel() for _, tensor in named_tensors(self.model))
         return batch * activation_bytes(self.model, self.graph.input_size) + 4 * weights
 
-    def unit_scores(self) -> list[np.ndarray]:
-        """The importance of each unit, one array per prunable group."""
-        self.builder.importance.prepare()
+    def unit_scores(self, accelerator: Accelerator | None = None) -> list[np.ndarray]:
+        """The importance of each unit, one array per prunable group; the main process's for all of an accelerator."""
+        self.builder.importance.prepare(accelerator)
         groups = enumerate(self.graph.groups)
         return [self.builder.importance.unit_scores(i) for i, group in groups if group.prunable]
 

@@ -90,10 +90,12 @@ class Importance:
         """Score all groups now, where that takes time. In several processes all go by the main one's scores: sums over
         images may differ in the last digit from one device to another, and all have to keep the same channels."""
         prunable = [number for number, group in enumerate(self.graph.groups) if group.prunable]
-        if self.criterion not in NEED_IMAGES or len(self._units) == len(prunable):
+        if self.criterion not in NEED_IMAGES:
             return
 
         def score_groups() -> dict[int, np.ndarray]:
+            if len(self._units) == len(prunable):
+                return self._units
             known = self._invert_moments()
             bar = {"total": len(prunable), "desc": "ranking channels", "unit": " groups", "delay": 2, "leave": False}
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -72,7 +72,7 @@ def run_search(
     check_scorer(score)
     accelerator = accelerator or Accelerator()
     check_reach(graph, config)  # by every process
-    units = score.unit_scores() if "width" in config.dimensions else None
+    units = score.unit_scores(accelerator) if "width" in config.dimensions else None
     if config.method == "global" and units is None:
         raise EagleEyeError("`method=global` needs a score that has `unit_scores`, as AdaptiveBNScore does")
     settings = flat_dict(config) | {"seed": seed} | _describe_graph(graph, config) | dict(fingerprint or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from eagleeye_hf.evaluation.objective import Score, Seen
 from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.runtimes.latency import Latency
 from eagleeye_hf.strategies.strategy import Strategy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @runtime_checkable
@@ -48,8 +51,12 @@ class Scorer(Protocol):
     def adopt(self, prepared: Preparation) -> None:
         """Take what `prepare` found; called in every process, in every life."""
 
-    def unit_scores(self) -> list[np.ndarray] | None:
-        """The importance of each unit, one array per prunable group, where channels can be ranked across groups."""
+    def unit_scores(self, accelerator: Accelerator | None = None) -> list[np.ndarray] | None:
+        """The importance of each unit, one array per prunable group, where channels can be ranked across groups.
+
+        Args:
+            accelerator: where given, every process of it calls this, and all get the same.
+        """
 
     def measure_latency(self, strategies: Sequence[Strategy]) -> list[Latency]:
         """Milliseconds of each; an empty list where they can't be measured."""
@@ -80,7 +87,7 @@ class FunctionScorer:
     def adopt(self, prepared: Preparation) -> None:
         """There is nothing to take."""
 
-    def unit_scores(self) -> list[np.ndarray] | None:
+    def unit_scores(self, accelerator: Accelerator | None = None) -> list[np.ndarray] | None:
         return None
 
     def measure_latency(self, strategies: Sequence[Strategy]) -> list[Latency]:
