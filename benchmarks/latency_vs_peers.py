@@ -8,9 +8,9 @@
 Tasks: `imagenette` (EfficientNet-Lite0 with a head of ten classes, 160 px) and `cifar10` (ResNet-56). Every arm gets
 the same trained network, one core, and the same budget: half of the full network's milliseconds, one image, one thread.
 
-- `ours`: `run_search` under `latency=0.5`, compensated scores, widths alone; `ours_blocks` may remove blocks, too, which
-  these peers don't; `ours_same` and `ours_fastnas` under what
-  `torch_pruning` and `fastnas` reach, where these can't reach half.
+- `ours`: `run_search` under `latency=0.5`, compensated scores, widths alone; `ours_blocks` may remove blocks, too,
+  which these peers don't; `ours_same` and `ours_fastnas` under what `torch_pruning` and `fastnas` reach, where these
+  can't reach half.
 - `torch_pruning`: Torch-Pruning, the same ratio everywhere, L1, `round_to=8`; the ratio that gives the time.
 - `paper`: EagleEye's procedure by MACs (any width, random ratios, rejection, statistics in the momentum form; run by
   this package's code), at the MACs that take half the time on average; scored as long as `ours` took.
