@@ -36,7 +36,7 @@ def example():
     images = nn.functional.interpolate(torch.randn(192, 3, 4, 4, generator=generator), 32, mode="bilinear")
     with torch.no_grad():
         batches = [(part, model(part)) for part in images.split(32)]
-    strategies = sample_strategies(graph, Budget(macs=0.6), 8, seed=1, dimensions=("width", "depth", "size"))
+    strategies = sample_strategies(graph, Budget(macs=0.6), 6, seed=1, dimensions=("width", "depth", "size"))
     return model, graph, batches[:4], batches[4:], strategies
 
 
@@ -114,7 +114,7 @@ def test_a_training_that_diverges_counts_for_nothing(example, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"compensate": True, "momentum": 0.9}], ids=["exact", "repaired, paper"])
 def test_in_the_full_networks_shapes_they_score_the_same(example, options):
     """Removed blocks and smaller images among them; what was removed stays so while the rest is trained."""
-    score, strategies = score_of(example, **options), example[-1][:4]
+    score, strategies = score_of(example, **options), example[-1][:3]
     plain = [score(strategy) for strategy in strategies]
     expected = [score(strategy, matched=16) for strategy in strategies]
     assert sum(found.loss for found in expected) < 0.9 * sum(found.loss for found in plain)

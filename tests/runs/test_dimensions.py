@@ -16,7 +16,10 @@ SIZED = SearchConfig(dimensions=("width", "size"))
         ("resnet20_cifar", (16, 20, 24, 28, 32), ""),
         ("inception_v3", (160, 192, 224, 256, 288, 299), ""),  # its own size is no multiple of its stride
         ("coatnet_nano_rw_224", (224,), "the image size stays: the network is built for 224 x 224 pixels"),
-        ("mobilevit_xxs", (160, 192, 224, 256), "does not run there, or as another one: 128 px"),
+        pytest.param(
+            *("mobilevit_xxs", (160, 192, 224, 256), "does not run there, or as another one: 128 px"),
+            marks=pytest.mark.slow,
+        ),
         (
             "halonet26t",
             None,

@@ -222,7 +222,7 @@ def test_statistics_come_from_enough_images_and_not_from_more(data):
 @pytest.fixture(scope="module")
 def trained(data):
     """A network that knows the digits, and its metrics on the holdout images."""
-    model = finetune_model(new_model(), data.train, replace(CONFIG, epochs=30, warmup=0))
+    model = finetune_model(new_model(), data.train, replace(CONFIG, epochs=12, warmup=0))
     return model, evaluate_model(model, data.holdout.cached_batches())
 
 
