@@ -15,7 +15,7 @@ from eagleeye_hf.channels.cut import clear_caches
 from eagleeye_hf.evaluation.batchnorm import batch_norms, unsynchronised
 from eagleeye_hf.evaluation.layers import LayerOutputs, matching_loss
 from eagleeye_hf.networks.depthwise import Float32Depthwise
-from eagleeye_hf.networks.running import device_of, run_model
+from eagleeye_hf.networks.running import device_of, in_float32, run_model
 from eagleeye_hf.pruning.config import MatchConfig
 
 LIKE = MatchConfig()
@@ -51,10 +51,11 @@ def match_briefly(
         autocast: makes a context of the precision of passes.
         mask: called once there are gradients.
     """
-    device, teacher = device_of(thin), copy.deepcopy(full).eval()  # its hooks are this candidate's
+    device = device_of(thin)
+    teacher = copy.deepcopy(in_float32(full)).eval()  # its hooks are this candidate's
     ours, theirs = LayerOutputs(thin, kept), LayerOutputs(teacher, kept)
     pairs = [
-        (part.to(device), small.to(device))
+        (part, part if smaller is batch else small)
         for batch, smaller in zip(images, seen, strict=True)
         for part, small in zip(batch.chunk(parts), smaller.chunk(parts), strict=True)
         if len(part) > 1
@@ -65,20 +66,25 @@ def match_briefly(
     for layer in layers:
         layer.training = True  # not `train()`: some layers hold an activation or dropout
     steps = min(steps, len(pairs) * math.ceil(steps / PER_PASS))
-    for step, (part, small) in enumerate(islice(cycle(pairs), steps)):
-        rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        clear_caches(thin)  # of the weights before
-        with torch.no_grad(), autocast():
-            wanted = run_model(teacher, part)
-        with autocast(), Float32Depthwise(), unsynchronised(layers):
-            outputs = run_model(thin, small)
-            loss = matching_loss(ours.taken, theirs.taken, kept, outputs, wanted)
-        optimizer.zero_grad()
-        loss.backward()
-        mask()
-        nn.utils.clip_grad_norm_(thin.parameters(), MAX_NORM)
-        optimizer.step()
-    ours.remove()
-    return thin.eval()
+    try:
+        for step, pair in enumerate(islice(cycle(pairs), steps)):
+            part = pair[0].to(device)
+            small = part if pair[1] is pair[0] else pair[1].to(device)
+            rate = LIKE.match_lr * len(part) / LIKE.match_batch_size * (1 + math.cos(math.pi * step / steps)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            clear_caches(thin)  # of the weights before
+            with torch.no_grad(), autocast():
+                wanted = run_model(teacher, part)
+            with autocast(), Float32Depthwise(), unsynchronised(layers):
+                outputs = run_model(thin, small)
+                loss = matching_loss(ours.taken, theirs.taken, kept, outputs, wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            mask()
+            nn.utils.clip_grad_norm_(thin.parameters(), MAX_NORM)
+            optimizer.step()
+    finally:
+        ours.remove()
+        thin.eval()
+    return thin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import psutil
@@ -22,7 +23,7 @@ BOUND = 400e6
 LARGEST, SMALLEST = 128, 32
 """Images of a batch; fewer would tell their statistics worse."""
 PART = 0.5
-"""Of the memory that is left, which scoring threads may take; of a GPU's memory, what matching may."""
+"""Of the memory that is left, which scoring threads may take; of a GPU's, what matching may."""
 PARTS = 2
 """Steps of matching that a batch of calibration images makes, where a GPU has memory enough."""
 SMALLEST_STEP = 8
@@ -67,21 +68,19 @@ def scoring_batch(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return batch
 
 
-def matching_parts(image_bytes: int, batch: int, device: torch.device) -> int | None:
+def matching_parts(image_bytes: int, batch: int, taken: int, device: torch.device) -> int | None:
     """How many steps a batch of images makes where candidates are matched; None: a GPU has no memory for that. It
-    depends on the GPU alone, not on what else is in its memory, so that a search can go on elsewhere.
+    depends on the GPU and the images alone, not on what else is in its memory, so that a search can go on elsewhere.
 
     Args:
         image_bytes: `training_bytes`.
+        taken: bytes of the images that score.
     """
     if device.type != "cuda":
         return PARTS
-    memory, parts = torch.cuda.get_device_properties(device).total_memory, PARTS
-    while batch / parts * image_bytes > PART * memory:
-        parts *= 2
-        if batch / parts < SMALLEST_STEP:
-            return None
-    return parts
+    left = torch.cuda.get_device_properties(device).total_memory - taken
+    fitting = int(PART * left / image_bytes)
+    return None if fitting < min(SMALLEST_STEP, batch) else max(PARTS, math.ceil(batch / fitting))
 
 
 def affordable_threads(thread_bytes: int) -> int:

@@ -88,12 +88,12 @@ def record_passes(score: AdaptiveBNScore, examples: Sequence[Strategy]) -> bool:
     score.recorded = True
     try:
         found = [score.score_part(example, LEAST, format).loss for example in examples]
-    except RuntimeError as error:  # what can't be recorded, as a pass that waits for the CPU
+    except (RuntimeError, FloatingPointError) as error:  # a pass waits for the CPU, or divides by what was removed
         say(f"passes are not recorded: {str(error).splitlines()[0]}")
         found = []
     score.recorded = len(found) > 0 and np.allclose(found, expected, rtol=SAME_SCORE[format.bfloat16], atol=0)
     if not score.recorded:
-        score.network = None
+        score.close_network()
     return score.recorded
 
 

@@ -36,7 +36,7 @@ from eagleeye_hf.evaluation.preparation import Draws, Preparation
 from eagleeye_hf.evaluation.prepare import prepare_scoring
 from eagleeye_hf.evaluation.recorded import RecordedNetwork
 from eagleeye_hf.networks.description import unwrap_model
-from eagleeye_hf.networks.running import Batch, bytes_of, channels_last, device_of
+from eagleeye_hf.networks.running import Batch, bytes_of, channels_last, device_of, in_float32
 from eagleeye_hf.networks.threads import one_thread
 from eagleeye_hf.pruning.builder import Builder
 from eagleeye_hf.pruning.config import Criterion, ImportanceConfig
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 NO_MEMORY_TO_MATCH = (
     f"matching needs more than {PART:.0%} of the GPU's memory, even by {SMALLEST_STEP} images a step: score unmatched "
-    "(`matched=0`), or take a larger GPU"
+    "(`matched=0`; in a search `--matched False`), or take a larger GPU"
 )
 NAMED_FORMATS = {
     "float32": Format(channels_last=True),
@@ -175,7 +175,7 @@ class AdaptiveBNScore:
                 return self._score_matched(as_strategy(strategy), matched, self.format or Format())
             return self.score_part(as_strategy(strategy), fraction, self.format or Format(), before)
         except RuntimeError:  # maybe there was no memory: give back what the recorded passes hold
-            self.network = None
+            self.close_network()
             raise
 
     def score_part(self, strategy: Strategy, fraction: float, format: Format, before: Seen | None = None) -> Score:
@@ -190,9 +190,9 @@ class AdaptiveBNScore:
 
     def _score_matched(self, strategy: Strategy, steps: int, format: Format) -> Score:
         """The better one of before and after: training goes back to its start, too, where that was better."""
-        before = self.score_part(strategy, 1.0, format)
         if self.matching_parts is None:
             raise EagleEyeError(NO_MEMORY_TO_MATCH)
+        before = self.score_part(strategy, 1.0, format)
         with self._matching, one_thread():
             images, _ = self.images.take(format)
             seen, holdout = self.images.take(format, size=strategy.image_size)
@@ -216,7 +216,8 @@ class AdaptiveBNScore:
     def _match_thin(
         self, strategy: Strategy, seen: Sequence[Tensor], match: Callable[..., object], format: Format
     ) -> nn.Module:
-        thin = self.builder.build(strategy, self.wanted_compensation is not False)
+        thin = in_float32(self.builder.build(strategy, self.wanted_compensation is not False))
+        thin.requires_grad_(True)
         if format.channels_last:
             thin = channels_last(thin)
         with format.autocast(self.device):
@@ -242,7 +243,7 @@ class AdaptiveBNScore:
     @cached_property
     def matching_parts(self) -> int | None:
         """Steps that a batch of calibration images makes where candidates are matched; None: no memory for that."""
-        return matching_parts(self._training_bytes, self._calibration_batch, self.device)
+        return matching_parts(self._training_bytes, self._calibration_batch, self.images.num_bytes, self.device)
 
     @cached_property
     def _training_bytes(self) -> int:
@@ -281,8 +282,15 @@ class AdaptiveBNScore:
 
     def _open_network(self, format: Format) -> RecordedNetwork:
         if self.network is None or self.network.format != format:
+            self.close_network()
             self.network = RecordedNetwork(self.model, self.graph, format)
         return self.network
+
+    def close_network(self) -> None:
+        """Give back what recorded passes hold: they and their network know each other."""
+        if self.network is not None:
+            self.network.passes.clear()
+        self.network = None
 
     def measure_alignment(self) -> int:
         """The multiple of channels at which the runtime is fast, on one thread: so it does not depend on how processes

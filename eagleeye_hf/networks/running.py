@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ AnyBatch = Tensor | Batch | Mapping[str, Any]
 
 Network = TypeVar("Network", bound=nn.Module)
 
+HALF = (torch.float16, torch.bfloat16)
 IMAGES, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
 """Names in a batch that is a dictionary."""
 
@@ -58,6 +60,16 @@ def device_of(model: nn.Module) -> torch.device:
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The floating-point type of its first parameter; float32 where it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def half_of(model: nn.Module) -> torch.dtype | None:
+    """The half precision in which some of a network is, if any."""
+    return next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF), None)
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """The network itself, or a copy where some of it is in half precision."""
+    return model if half_of(model) is None else copy.deepcopy(model).float()
 
 
 def images_of(batch: AnyBatch) -> Tensor:

@@ -36,7 +36,7 @@ from eagleeye_hf.strategies.keeping import largest_ratios, spared_blocks
 from eagleeye_hf.strategies.strategy import Strategy, widths_from_ratios
 from eagleeye_hf.telling import warn
 
-RULES = 7
+RULES = 8
 """How scores come about, and candidates follow from them; a journal of other rules can't be gone on with."""
 EXAMPLES = 6
 """Random strategies on which formats are compared."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
@@ -12,7 +9,6 @@ from torch import nn
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.networks.description import describe_model
 
-HALF = (torch.float16, torch.bfloat16)
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 """Ways to run in which no process has the whole network, which is scored and saved here."""
 
@@ -55,13 +51,3 @@ def check_teacher(teacher: nn.Module, model: nn.Module) -> None:
             raise EagleEyeError(
                 f"`teacher` has `{what}={theirs[what]}`, but `model` has {value}; give the network it was pruned from"
             )
-
-
-def half_of(model: nn.Module) -> torch.dtype | None:
-    """The half precision in which some of a network is, if any."""
-    return next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF), None)
-
-
-def in_float32(model: nn.Module) -> nn.Module:
-    """The network itself, or a copy where some of it is in half precision."""
-    return model if half_of(model) is None else copy.deepcopy(model).float()

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from eagleeye_hf.data.pairs import TrainingImages
 from eagleeye_hf.errors import EagleEyeError
 from eagleeye_hf.evaluation.objective import TrainingObjective
+from eagleeye_hf.networks.running import half_of, in_float32
 from eagleeye_hf.telling import say, warn
-from eagleeye_hf.training.checks import check_accelerator, check_teacher, half_of, in_float32
+from eagleeye_hf.training.checks import check_accelerator, check_teacher
 from eagleeye_hf.training.config import FinetuneConfig
 from eagleeye_hf.training.loop import Training
 from eagleeye_hf.training.selection import Selection
@@ -199,8 +200,9 @@ class _Teller:
             f"{accelerator.mixed_precision} mixed precision): {config.batch_size} images a step "
             f"({part} per process{micro}), {training.steps} steps an epoch, highest learning rate {config.lr:g}"
         )
-        normalized = any(isinstance(layer, _BatchNorm) for layer in training.network.modules())
-        if normalized and parts > 1 and config.batch_size < FEW * parts and accelerator.is_main_process:
+        layers = [layer for layer in training.network.modules() if isinstance(layer, _BatchNorm)]
+        alone = any(not isinstance(layer, nn.SyncBatchNorm) for layer in layers)
+        if alone and parts > 1 and config.batch_size < FEW * parts and accelerator.is_main_process:
             setting = "batch_size" if training.matched is None else "match_batch_size"
             warn(
                 f"each part of a step has only {part} images, whose BatchNorm statistics are noisy: raise `{setting}` "

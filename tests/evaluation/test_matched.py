@@ -102,6 +102,37 @@ def test_a_candidate_that_training_harms_counts_as_it_was(example, monkeypatch):
     assert after.loss == before.loss
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_frozen_and_half_precise_networks_are_matched_as_others(example, recorded):
+    model, graph, calibration, holdout, strategies = example
+    options = {"objective": Agreement(), "format": Format(bfloat16=True)}
+    losses = []
+    for change in (lambda model: model, lambda model: model.requires_grad_(False), lambda model: model.half()):
+        score = AdaptiveBNScore(change(copy.deepcopy(model)), graph, calibration, holdout, **options)
+        score.recorded = recorded
+        losses.append(score(strategies[0], matched=8).loss)
+    plain = score(strategies[0]).loss
+    assert losses[0] < 0.9 * plain
+    assert losses[1] == losses[0]
+    assert losses[2] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_an_interrupted_match_leaves_nothing_behind(example, monkeypatch):
+    score, strategy = score_of(example), example[-1][0]
+    score.recorded = True
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "backward", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            score(strategy, matched=8)
+    network = score.network.network
+    assert not any(module._forward_hooks or module.training for module in network.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_training_that_diverges_counts_for_nothing(example, monkeypatch):
     def explode(thin, **others):
         nn.init.constant_(next(thin.parameters()), float("inf"))
@@ -134,11 +165,12 @@ def test_memory_counts_every_layer():
 
 def test_a_gpu_matches_by_as_few_images_as_it_has_memory_for(monkeypatch, example, capsys):
     gpu = torch.device("cuda")
-    for gigabytes, parts in ((80, 2), (1.9, 4), (0.9, 8), (0.4, None)):  # half is for a step
+    for gigabytes, parts in ((80, 2), (2.9, 3), (1.5, 8), (1.3, None)):  # one for images, half of the rest for a step
         found = SimpleNamespace(total_memory=gigabytes * 1e9)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
-        assert matching_parts(int(30e6), 64, gpu) == parts
-    assert matching_parts(int(30e6), 64, torch.device("cpu")) == 2
+        assert matching_parts(int(30e6), 64, int(1e9), gpu) == parts
+    assert matching_parts(int(30e6), 4, 0, gpu) == 2, "there are no more images"
+    assert matching_parts(int(30e6), 64, int(1e9), torch.device("cpu")) == 2
     score = score_of(example)
     score.matching_parts = None
     with pytest.raises(EagleEyeError, match="score unmatched"):

@@ -1,5 +1,9 @@
 """Candidates in the full network's shapes score as thin ones do."""
 
+import gc
+import weakref
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,6 +52,37 @@ def test_scores_are_those_of_thin_networks(name, options):
     assert again.loss == pytest.approx(found[0].loss, rel=1e-6)
 
 
+def test_networks_that_divide_by_what_is_removed_stay_thin(capsys):
+    model = make_model("resnet20_cifar")
+    for block in (*model.layer1, *model.layer2):
+        nn.utils.parametrizations.weight_norm(block.conv1)
+    graph, batches = trace_model(model), make_batches(32)
+    score = AdaptiveBNScore(model, graph, batches[:2], batches[2:], format=Format())
+    assert not record_passes(score, sample_strategies(graph, Budget(macs=0.5), 3))
+    assert "passes are not recorded: the statistics of" in capsys.readouterr().err
+
+
+def test_what_was_removed_is_not_trained():
+    model = make_model("resnet20_cifar")
+    graph = trace_model(model)
+    block = next(block for block in graph.blocks if block.removable)
+    group = next(group for group in graph.prunable if group.name not in block.groups)
+    network = RecordedNetwork(model, graph, Format()).fill({group.name: np.arange(8)}, {}, [block.name])
+    member = next(m for m in group.members if m.tensor.endswith("weight") and m.dim == 0)
+    parameters = dict(network.network.named_parameters())
+    with network.trained() as mask:
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        mask()
+        rows = parameters[member.tensor].grad.flatten(1).sum(1)
+        assert torch.equal(rows.nonzero().flatten(), torch.arange(8))
+        assert all(parameters[name].grad is None for name in block.zeroed)
+    layer = member.tensor.removesuffix(".weight").replace("conv", "bn")
+    kept = network.channels_of([layer])[layer]
+    assert kept.sum() == 8
+    assert kept[:8].all()
+
+
 def test_what_fails_keeps_no_memory(monkeypatch):
     """A pool then tries once more, alone."""
     model = make_model("resnet20_cifar")
@@ -60,11 +95,16 @@ def test_what_fails_keeps_no_memory(monkeypatch):
     def fails(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(RecordedNetwork, "recalibrate", fails)
-        with pytest.raises(torch.OutOfMemoryError):
-            score(Strategy(graph.widths))
-    assert score.network is None
+    held = weakref.ref(score.network)
+    gc.disable()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(RecordedNetwork, "recalibrate", fails)
+            with pytest.raises(torch.OutOfMemoryError):
+                score(Strategy(graph.widths))
+        assert held() is None
+    finally:
+        gc.enable()
     assert score(Strategy(graph.widths)) == expected
 
 

@@ -119,6 +119,12 @@ def test_the_loss_is_the_same_in_both_memory_formats(layout):
         (ours - theirs).square().mean() / theirs.var(over, correction=0).mean() for ours, theirs, over in parts
     )
     assert found.item() == pytest.approx(float(wanted), rel=1e-4)
+    whole, stays = torch.zeros_like(goal), torch.zeros(7, dtype=torch.bool)
+    whole[:, kept], stays[kept] = output, True  # in the full network's shapes
+    outputs = output[:, :, 0, 0], goal[:, :3, 0, 0]
+    whole, goal = whole.to(memory_format=layout), goal.to(memory_format=layout)
+    masked = matching_loss({"a": whole}, {"a": goal}, {"a": stays}, *outputs)
+    assert masked.item() == pytest.approx(found.item(), rel=1e-4)
 
 
 def test_the_loss_of_large_maps_is_precise():
