@@ -236,7 +236,7 @@ def test_kinds_take_turns_in_the_order_of_their_best():
 
 def test_baselines(graph):
     class WithUnits(FunctionScorer):
-        def unit_scores(self):
+        def unit_scores(self, accelerator=None):
             return [np.arange(len(group.units), dtype=float) for group in graph.prunable]
 
     result = run_search(WithUnits(by_sum), graph, replace(CONFIG, method="global"))
