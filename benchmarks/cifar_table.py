@@ -8,8 +8,7 @@ Three seeds of every arm, the last epoch's weights, no choice by the test images
 each on a stream of its own: a step of one is a graph of small kernels that leaves some of a GPU idle (an epoch of the
 full network takes 1.35 s of an H100, of three together 2.8 s). The time of the whole is an estimate from such epochs,
 on a machine that does nothing else (tests beside it made a step a third longer); `distilled` among the `--arms` takes
-five minutes more. Images and crops stay on the device; convolutions are in
-bfloat16.
+five minutes more. Images and crops stay on the device; convolutions are in bfloat16.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from torch import nn
 
 from benchmarks import cifar_tensors as cifar
 from benchmarks import imagenette_tensors as imagenette
+from benchmarks.pages import sections_of
 from benchmarks.peers import count_macs
 from eagleeye_hf import (
     AdaptiveBNScore,
@@ -346,7 +347,7 @@ def train(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def write_table(folder: Path, page: Path) -> None:
     """A task that was not run here stays as it is."""
-    before = {part.split("\n")[0]: part.rstrip() for part in page.read_text().split("\n## ")[1:]}
+    before = sections_of(page.read_text().partition(REMARKS)[0])
     lines = [
         "# Half the milliseconds, against peers",
         "",
@@ -378,7 +379,7 @@ def write_table(folder: Path, page: Path) -> None:
             lines += ["| choice | time | MACs | parameters | before training | after, by seed | mean | search |"]
             lines += ["|---|---:|---:|---:|---:|---:|---:|---:|", *rows, ""]
         elif title in before:
-            lines += [f"## {before[title].split(REMARKS[:20])[0].rstrip()}", ""]
+            lines += [f"## {title}", "", before[title], ""]
     lines += [REMARKS]
     page.write_text("\n".join(lines).rstrip() + "\n")
     print(page.read_text())

@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from benchmarks.imagenette_tensors import CLASSES
+from benchmarks.pages import sections_of
 from eagleeye_hf import SearchConfig
 from eagleeye_hf.networks.description import describe_input
 from eagleeye_hf.pruning.builder import Builder
@@ -198,8 +199,8 @@ def draw(networks: dict[str, list[tuple[str, float, str, float, float]]], file: 
 
 def told_rows(page: str) -> dict[tuple[str, ...], str]:
     """Of a network, a budget and what may change: the line of a page."""
-    sections = [section.partition("\n") for section in page.partition(PICTURE)[0].split("\n## ")[1:]]
-    rows = [(name, line) for name, _, text in sections for line in text.splitlines() if line.startswith("| 0")]
+    sections = sections_of(page.partition(PICTURE)[0])
+    rows = [(name, line) for name, text in sections.items() for line in text.splitlines() if line.startswith("| 0")]
     return {(name, *line.strip("| ").split(" | ")[:2]): line for name, line in rows}
 
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from benchmarks import cifar_tensors as cifar
 from benchmarks import imagenette_tensors as imagenette
 from benchmarks.matching import TensorImages
+from benchmarks.pages import sections_of
 from eagleeye_hf import (
     AdaptiveBNScore,
     MatchConfig,
@@ -302,7 +303,7 @@ def run(name: str, output: Path) -> None:
 
 def table(output: Path) -> None:
     markdown = Path(__file__).with_suffix(".md")
-    before = dict(part.split("\n", 1) for part in markdown.read_text().split("\n## ")[1:])
+    before = sections_of(markdown.read_text())
     lines = ["# How a pruned network is trained", "", (__doc__ or "").split("\n\n")[2].replace("\n", " ")]
     for name in ("resnet20_cifar", "tf_efficientnet_lite0"):
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -310,7 +311,7 @@ def table(output: Path) -> None:
             files = [output / name / f"{choice}-{seed}.json" for seed in SEEDS]
             rows[choice] = [json.loads(file.read_text()) for file in files if file.exists()]
         if not all(rows.values()):  # not run here
-            lines += ["", f"## {name}\n{before[name].rstrip()}"] if name in before else []
+            lines += ["", f"## {name}", "", before[name]] if name in before else []
             continue
         default = rows[f"rate {RATE:g}"]
         lines += ["", f"## {name}", "", *_head("learning rate (64 images a step)")]

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eagleeye_hf.errors import EagleEyeError, NotFiniteError
 from eagleeye_hf.networks.running import (
+    HALF,
     AnyBatch,
     device_of,
     dtype_of,
@@ -94,7 +95,7 @@ def recalibrate_bn(
         raise EagleEyeError(
             f"`momentum={momentum}` goes by the order of batches, which processes can't share; give None"
         )
-    if dtype_of(model) in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(device_of(model).type):
+    if dtype_of(model) in HALF and not torch.is_autocast_enabled(device_of(model).type):
         precise = recalibrate_bn(copy.deepcopy(model).float(), batches, momentum, accelerator)
         with _restored_on_error(layers):
             for layer, same in zip(layers, batch_norms(precise), strict=True):
